@@ -1,0 +1,108 @@
+"""What the machine wants done. An action that fails comes back as an `ActionFailed` event."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+Field: TypeAlias = str | int | float | bool | None
+
+
+class Level(StrEnum):
+    """How loud a notice is."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Base of all actions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn(Action):
+    """Start a worker, `generation` being one more than any before it.
+
+    `batch_size`: samples in memory at once; None leaves the choice to the worker (the task's own configuration).
+    `effective_batch`: samples of one update; None likewise.
+    `checkpoint_every_steps`: a tighter checkpoint interval than the settings', after a life that saved nothing.
+    """
+
+    generation: int
+    batch_size: int | None
+    effective_batch: int | None
+    checkpoint_every_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestClearCache(Action):
+    """Ask the worker to clear its caches and say so (`Cleared`)."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStop(Action):
+    """Ask the worker to checkpoint after the update in hand, and exit."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestResize(Action):
+    """Ask the worker to go on with another number of samples in memory, from its next update."""
+
+    generation: int
+    batch_size: int
+    effective_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class DumpStacks(Action):
+    """Have the worker write every thread's stack to its stderr (before a hung one is killed)."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate(Action):
+    """SIGTERM to the worker."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill(Action):
+    """SIGKILL to the worker's whole process group."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Persist(Action):
+    """Append to the journal, the log and the display: something happened, in one sentence."""
+
+    kind: str
+    text: str
+    level: Level = Level.INFO
+    generation: int = 0
+    fields: Mapping[str, Field] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveHistory(Action):
+    """Make the run's history durable before anything else is done; it outlives the supervisor."""
+
+    snapshot: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Action):
+    """The run has ended for now: write the summary."""
+
+    outcome: str
+    reason: str

@@ -1,0 +1,175 @@
+"""What the machine is told. Every event carries its own time, `at_s`, in seconds of a monotonic clock."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What the worker is doing; memory means something different in each."""
+
+    LOAD = "load"
+    TRAIN = "train"
+    EVAL = "eval"
+    CHECKPOINT = "checkpoint"
+
+
+class Outcome(StrEnum):
+    """How a worker says that its life ended."""
+
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+class CommandKind(StrEnum):
+    """What a person can ask of one run."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    KILL = "kill"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events: when it happened."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEvent(Event):
+    """An event about one incarnation of the worker; older generations are ignored."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Event):
+    """A person's wish."""
+
+    kind: CommandKind
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick(Event):
+    """The deadline that `next_deadline` named has come (or time merely passed)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActionFailed(Event):
+    """The world refused an action of ours."""
+
+    action: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned(WorkerEvent):
+    """The process exists; it is not ready."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(WorkerEvent):
+    """The model is loaded, the checkpoint restored: the next thing is a step.
+
+    `batch_size` is what is in memory at once, in samples; `effective_batch` the samples of one update.
+    """
+
+    step: int
+    target_steps: int
+    batch_size: int
+    effective_batch: int
+    checkpoint: str | None = None
+    passed_over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport(WorkerEvent):
+    """One optimizer update. Memory in bytes, as MLX counts it; `resident_bytes` as the worker sees itself."""
+
+    step: int
+    loss: float
+    tokens: int
+    samples: int
+    learning_rate: float
+    seconds: float
+    batch_size: int
+    accumulation: int
+    active_bytes: int
+    cache_bytes: int
+    peak_bytes: int
+    resident_bytes: int
+    phase: Phase = Phase.TRAIN
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseChange(WorkerEvent):
+    """The worker went on to something else, or says where it stands in it (which counts as progress)."""
+
+    phase: Phase
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointReport(WorkerEvent):
+    """A checkpoint is durable (`ok`), or could not be written and the run goes on without it."""
+
+    step: int
+    ok: bool
+    seconds: float
+    stall_s: float
+    size_bytes: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared(WorkerEvent):
+    """The worker's answer to a request to clear its caches."""
+
+    active_bytes: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bye(WorkerEvent):
+    """The worker's last word; the exit status has the final say."""
+
+    outcome: Outcome
+    reason: str
+    step: int
+    loss: float | None
+    weights_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample(WorkerEvent):
+    """Memory as the operating system charges it to the worker's whole process group, and the machine's own."""
+
+    footprint_bytes: int
+    available_bytes: int
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleMissing(WorkerEvent):
+    """A sample that could not be had. Never read as zero."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited(WorkerEvent):
+    """The worker's leader was reaped and nothing of its group is left.
+
+    Exactly one of `exit_code` and `signal` is set, unless the process was not ours to reap (both None).
+    `stderr_tail` is the end of what it wrote, bounded by the adapter.
+    """
+
+    exit_code: int | None
+    signal: int | None
+    stderr_tail: str = ""
