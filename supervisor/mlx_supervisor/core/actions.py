@@ -94,6 +94,14 @@ class Persist(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class CloseGeneration(Action):
+    """A life is over: its record for the journal and the summary."""
+
+    generation: int
+    record: Mapping[str, Field]
+
+
+@dataclass(frozen=True, slots=True)
 class SaveHistory(Action):
     """Make the run's history durable before anything else is done; it outlives the supervisor."""
 

@@ -167,9 +167,22 @@ class Exited(WorkerEvent):
     """The worker's leader was reaped and nothing of its group is left.
 
     Exactly one of `exit_code` and `signal` is set, unless the process was not ours to reap (both None).
-    `stderr_tail` is the end of what it wrote, bounded by the adapter.
+    `stderr_tail` is the end of what it wrote, bounded by the adapter. `oom_killed`: whether the kernel counted an
+    out-of-memory kill during this life; None where it can't tell.
     """
 
     exit_code: int | None
     signal: int | None
     stderr_tail: str = ""
+    oom_killed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered(WorkerEvent):
+    """A supervisor that took over from a dead one has made sure that this generation's worker is gone.
+
+    `last_step`: the highest step that the journal knows of, 0 for none.
+    """
+
+    machine_restarted: bool
+    last_step: int = 0

@@ -1,0 +1,66 @@
+"""How many samples are in memory at once, and how many make an update."""
+
+from mlx_supervisor.core.policy import BatchPolicy
+
+
+class BatchPlan:
+    """The size in force. Halved by memory trips; grown back after good steps, never onto a size that tripped."""
+
+    def __init__(self, policy: BatchPolicy, size: int | None = None, tripped: frozenset[int] = frozenset()) -> None:
+        self._policy = policy
+        self.asked = policy.size
+        self.asked_effective = None if policy.size is None else policy.size * policy.accumulation
+        self.size = size if size is not None else (policy.start or policy.size)
+        if self.size is not None and self.asked is not None:
+            self.size = max(min(self.size, self.asked), self.minimum)
+        self.tripped = tripped
+        self._good_steps = 0
+
+    @property
+    def minimum(self) -> int:
+        """The smallest size allowed, in samples."""
+        return self._policy.minimum
+
+    def adopt(self, size: int, effective: int) -> None:
+        """The worker chose by its own configuration: that is what was asked."""
+        if self.asked is None:
+            self.asked = size
+            self.asked_effective = effective
+        if self.size is None:
+            self.size = size
+
+    @property
+    def effective(self) -> int | None:
+        """Samples of one update: as asked, or shrunk with the size where `preserve_effective` is off."""
+        if self.size is None or self.asked is None or self.asked_effective is None:
+            return None
+        if self._policy.preserve_effective:
+            return self.asked_effective
+        return max(1, self.asked_effective * self.size // self.asked)
+
+    @property
+    def at_minimum(self) -> bool:
+        """Whether the size can't be halved any more."""
+        return self.size is not None and self.size <= self.minimum
+
+    def halve(self, for_pressure: bool) -> bool:
+        """Half the size, at least the minimum. False when it was there already."""
+        self._good_steps = 0
+        if self.size is None or self.size <= self.minimum:
+            return False
+        if for_pressure:
+            self.tripped |= {self.size}
+        self.size = max(self.size // 2, self.minimum)
+        return True
+
+    def good_step(self) -> int | None:
+        """A healthy step; the size to grow to when it is time, else None."""
+        if self.size is None or self.asked is None or self.size >= self.asked:
+            return None
+        self._good_steps += 1
+        larger = min(self.size * 2, self.asked)
+        if self._good_steps < self._policy.grow_after_steps or any(larger >= tripped for tripped in self.tripped):
+            return None
+        self._good_steps = 0
+        self.size = larger
+        return larger

@@ -1,0 +1,148 @@
+"""The memory circuit breaker: what each sample and step means for it.
+
+closed → open → half-open → closed. A trip opens it; the restarted worker runs half-open until it has made enough
+healthy steps.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from math import ceil
+
+from mlx_supervisor.core.causes import Cause
+from mlx_supervisor.core.leak import LeakDetector
+from mlx_supervisor.core.policy import MIB, MemoryPolicy
+from mlx_supervisor.core.pressure import Level, Overrun
+
+HORIZON_STEPS = (4, 50)
+"""Least and most steps before a projected crossing at which a leak trips the breaker."""
+
+
+class BreakerState(StrEnum):
+    """Of the breaker, not of the run."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """Why the breaker opens. `hard`: there is no time to ask."""
+
+    hard: bool
+    cause: Cause
+    text: str
+    relievable: bool = False
+
+
+class Breaker:
+    """Judges one life of a worker at a time; `begin_life` starts the next."""
+
+    def __init__(self, policy: MemoryPolicy, close_after_steps: int) -> None:
+        self._policy = policy
+        self._close_after_steps = close_after_steps
+        self.state = BreakerState.CLOSED
+        self._forget()
+
+    def _forget(self) -> None:
+        self._overrun = Overrun(self._policy.limit_bytes, self._policy.confirm_samples)
+        self._level = Level(self._policy.limit_bytes, self._policy.soft_share)
+        self._leak = LeakDetector(self._policy.min_slope_bytes)
+        self._healthy_steps = 0
+        self._fresh = False
+        self._end_bytes = 0
+        self._peak_bytes = 0
+        self._cache_bytes = 0
+        self._commit_s = 0.0
+
+    def begin_life(self) -> None:
+        """A worker is about to start: half-open after a trip."""
+        self._forget()
+        if self.state is BreakerState.OPEN:
+            self.state = BreakerState.HALF_OPEN
+
+    def open(self) -> None:
+        """A trip has been decided."""
+        self.state = BreakerState.OPEN
+
+    def sample(self, footprint_bytes: int) -> Trip | None:
+        """A sample from outside: the only thing that can trip hard."""
+        self._fresh = True
+        self._end_bytes = footprint_bytes
+        self._peak_bytes = max(self._peak_bytes, footprint_bytes)
+        if not self._overrun.add(footprint_bytes):
+            return None
+        cause = Cause.LEAK if self._leak.verdict_bytes else Cause.PRESSURE
+        text = f"{_mib(footprint_bytes)} is over the limit of {_mib(self._policy.limit_bytes)}"
+        return Trip(hard=True, cause=cause, text=text)
+
+    def checkpoint(self, seconds: float) -> None:
+        """How long a checkpoint takes here: a soft trip must leave time for one."""
+        self._commit_s = seconds
+
+    def step(self, step: int, seconds: float, cache_bytes: int, at_minimum: bool) -> Trip | None:
+        """The end of a training step. `at_minimum`: the batch can't shrink, so only growth justifies a restart."""
+        self._healthy_steps += 1
+        if self._fresh:
+            self._level.add(self._end_bytes, self._peak_bytes)
+            self._leak.add(step, self._end_bytes - cache_bytes)
+            self._fresh = False
+            self._peak_bytes = 0
+        self._cache_bytes = cache_bytes
+        trip = self._projected(seconds) or self._near(at_minimum)
+        if trip is None and self.state is BreakerState.HALF_OPEN and self._healthy_steps >= self._close_after_steps:
+            self.state = BreakerState.CLOSED
+        return trip
+
+    def _projected(self, step_s: float) -> Trip | None:
+        slope = self._leak.verdict_bytes
+        if slope is None:
+            return None
+        least, most = HORIZON_STEPS
+        horizon = min(most, least + ceil(2 * self._commit_s / max(step_s, 1e-3)))
+        room = self._policy.limit_bytes - self._level.level_bytes
+        if room > horizon * slope:
+            return None
+        text = (
+            f"memory grows by {slope / MIB:.1f} MiB a step and would pass the limit of "
+            f"{_mib(self._policy.limit_bytes)} in {max(room, 0) / slope:.0f} steps"
+        )
+        return Trip(hard=False, cause=Cause.LEAK, text=text, relievable=self._cache_bytes > horizon * slope)
+
+    def _near(self, at_minimum: bool) -> Trip | None:
+        if not self._level.near or (at_minimum and not self._level.grown):
+            return None
+        text = (
+            f"memory with its usual spikes stands at {_mib(self._level.level_bytes)}, "
+            f"near the limit of {_mib(self._policy.limit_bytes)}"
+        )
+        excess = self._level.level_bytes - self._policy.soft_share * self._policy.limit_bytes
+        return Trip(hard=False, cause=Cause.PRESSURE, text=text, relievable=self._cache_bytes > excess)
+
+    def relieved(self, footprint_bytes: int) -> bool:
+        """After the caches were cleared: did that make room? If so, the life is judged afresh."""
+        if footprint_bytes > 0.9 * self._policy.soft_share * self._policy.limit_bytes:
+            return False
+        healthy = self._healthy_steps
+        self._forget()
+        self._healthy_steps = healthy
+        return True
+
+    @property
+    def healthy_steps(self) -> int:
+        """Steps of this life."""
+        return self._healthy_steps
+
+    @property
+    def leak_bytes_per_step(self) -> float | None:
+        """The floor's slope, for display; None while too little is known."""
+        return self._leak.slope_bytes
+
+    @property
+    def leaking(self) -> bool:
+        """Whether there is a leak beyond doubt."""
+        return self._leak.verdict_bytes is not None
+
+
+def _mib(size_bytes: float) -> str:
+    return f"{size_bytes / MIB:,.0f} MiB"

@@ -1,0 +1,45 @@
+"""Is the worker getting anywhere? Judged by its progress, never by its being alive."""
+
+from mlx_supervisor.core.events import Phase
+
+LEAST_S = 60.0
+"""However fast the steps, silence shorter than this is no hang."""
+SLOWEST_TIMES = 20.0
+"""Silence of this many of the slowest step seen is a hang."""
+FIRST_STEP_S = 300.0
+"""Before a step's duration is known: compilation, and a first step of unknown length."""
+OTHER_PHASE_S = 600.0
+"""Without a sign of progress inside an evaluation or a checkpoint."""
+
+
+class Heartbeat:
+    """One life of a worker. All times in seconds of the events' clock."""
+
+    def __init__(self, hang_timeout_s: float | None) -> None:
+        self._fixed_s = hang_timeout_s
+        self._slowest_s: float | None = None
+        self._phase = Phase.TRAIN
+        self._last_s: float | None = None
+
+    def progress(self, at_s: float, phase: Phase, step_s: float | None = None) -> None:
+        """The worker got somewhere; `step_s` is how long the step took, where it was one."""
+        self._last_s = at_s
+        self._phase = phase
+        if step_s is not None:
+            self._slowest_s = max(step_s, self._slowest_s or 0.0)
+
+    @property
+    def allowance_s(self) -> float:
+        """How long silence is accepted now."""
+        if self._fixed_s is not None:
+            return self._fixed_s
+        if self._phase is not Phase.TRAIN:
+            return OTHER_PHASE_S
+        if self._slowest_s is None:
+            return FIRST_STEP_S
+        return max(LEAST_S, SLOWEST_TIMES * self._slowest_s)
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When the worker counts as hung; None before its first sign of life."""
+        return None if self._last_s is None else self._last_s + self.allowance_s

@@ -1,0 +1,65 @@
+"""How near is the limit? Single samples over it (hard), and the floor plus the usual spikes (soft)."""
+
+from collections import deque
+
+FLOOR_STEPS = 8
+"""Steps whose lowest footprint is the floor."""
+SPIKE_STEPS = 250
+"""Steps whose highest rise above the floor is held in reserve."""
+SETTLING_STEPS = 10
+"""First steps of a life whose spikes don't count: loading and compilation."""
+CONFIRM_STEPS = 2
+"""Steps in a row that must be near the limit."""
+GROWN_SHARE = 0.1
+"""Share of the limit by which the level must have risen in a life for a restart to be worth it."""
+
+
+class Overrun:
+    """Samples in a row over the limit."""
+
+    def __init__(self, limit_bytes: int, confirm_samples: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._confirm_samples = confirm_samples
+        self._over = 0
+
+    def add(self, footprint_bytes: int) -> bool:
+        """True when this sample confirms that the limit is passed."""
+        self._over = self._over + 1 if footprint_bytes > self._limit_bytes else 0
+        return self._over >= self._confirm_samples
+
+
+class Level:
+    """The floor of the last steps plus the largest spike seen lately, in bytes. One per life of a worker."""
+
+    def __init__(self, limit_bytes: int, soft_share: float) -> None:
+        self._soft_bytes = soft_share * limit_bytes
+        self._grown_bytes = GROWN_SHARE * limit_bytes
+        self._ends: deque[int] = deque(maxlen=FLOOR_STEPS)
+        self._spikes: deque[int] = deque(maxlen=SPIKE_STEPS)
+        self._steps = 0
+        self._near = 0
+        self._first_bytes: int | None = None
+        self.level_bytes = 0
+
+    def add(self, end_bytes: int, peak_bytes: int) -> None:
+        """One training step: the footprint at its end, and the highest sampled during it."""
+        self._steps += 1
+        self._ends.append(end_bytes)
+        floor = min(self._ends)
+        if self._steps > SETTLING_STEPS:
+            self._spikes.append(max(peak_bytes, end_bytes) - floor)
+        self.level_bytes = floor + max(self._spikes, default=0)
+        if self._steps == SETTLING_STEPS:
+            self._first_bytes = self.level_bytes
+        near = self._steps >= FLOOR_STEPS and self.level_bytes > self._soft_bytes
+        self._near = self._near + 1 if near else 0
+
+    @property
+    def near(self) -> bool:
+        """True when the limit is near, for long enough to believe it."""
+        return self._near >= CONFIRM_STEPS
+
+    @property
+    def grown(self) -> bool:
+        """True when the level has risen much in this life, so that a fresh process would stand lower."""
+        return self._first_bytes is not None and self.level_bytes - self._first_bytes > self._grown_bytes

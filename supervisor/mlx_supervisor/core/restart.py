@@ -1,0 +1,27 @@
+"""When a restart is worth it: a limit on lives in a row that add nothing durable."""
+
+from mlx_supervisor.core.causes import MEMORY_CAUSES, Cause
+from mlx_supervisor.core.policy import RestartPolicy
+
+
+class RestartBudget:
+    """Counts lives without progress. Progress is a durable checkpoint beyond every earlier one."""
+
+    def __init__(self, policy: RestartPolicy, barren_lives: int = 0) -> None:
+        self._policy = policy
+        self.barren_lives = barren_lives
+
+    def life_ended(self, *, progress: bool, shrunk: bool) -> bool:
+        """True when another life is allowed. A life that ended in a smaller batch is not held against the run."""
+        if progress:
+            self.barren_lives = 0
+        elif not shrunk:
+            self.barren_lives += 1
+        return self.barren_lives < self._policy.max_without_progress
+
+    def delay_s(self, cause: Cause) -> float:
+        """How long to wait before the next life. Memory restarts are at once: the cause has been dealt with."""
+        if cause in MEMORY_CAUSES or cause in (Cause.ASKED, Cause.SUPERVISOR_LOST, Cause.HOST_LOST):
+            return 0.0
+        doublings = max(self.barren_lives - 1, 0)
+        return float(min(self._policy.backoff_s * 2.0 ** min(doublings, 30), self._policy.backoff_max_s))

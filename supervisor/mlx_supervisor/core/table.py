@@ -1,0 +1,98 @@
+"""The states of a run, which events mean anything in each, and where each event may lead.
+
+`machine.py` has the handlers. Whatever is not in the table is ignored; a handler that goes where the table doesn't
+allow is our bug, and asserts.
+"""
+
+from enum import StrEnum
+
+from mlx_supervisor.core import events as ev
+
+
+class State(StrEnum):
+    """Where a run is."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    RELIEVING = "relieving"
+    DRAINING = "draining"
+    TERMINATING = "terminating"
+    KILLING = "killing"
+    BACKOFF = "backoff"
+    COMPLETED = "completed"
+    FATAL = "fatal"
+
+
+S = State
+
+Rule = tuple[str, tuple[State, ...]]
+AFTER_EXIT = (S.STARTING, S.BACKOFF, S.STOPPED, S.COMPLETED, S.FATAL)
+_OBSERVE: dict[type[ev.Event], Rule] = {
+    ev.Spawned: ("_on_spawned", ()),
+    ev.Bye: ("_on_bye", ()),
+    ev.CheckpointReport: ("_on_checkpoint", ()),
+    ev.PhaseChange: ("_on_phase", ()),
+    ev.Exited: ("_on_exited", AFTER_EXIT),
+}
+_START: dict[type[ev.Event], Rule] = {
+    ev.Command: ("_on_command_at_rest", (S.STARTING,)),
+    ev.Recovered: ("_on_recovered", ()),
+}
+
+TABLE: dict[State, dict[type[ev.Event], Rule]] = {
+    S.STOPPED: _START,
+    S.COMPLETED: _START,
+    S.FATAL: _START,
+    S.BACKOFF: {
+        ev.Command: ("_on_command_in_backoff", (S.STARTING, S.STOPPED)),
+        ev.Tick: ("_on_backoff_over", (S.STARTING,)),
+    },
+    S.STARTING: _OBSERVE
+    | {
+        ev.Ready: ("_on_ready", (S.RUNNING, S.KILLING)),
+        ev.Sample: ("_on_sample", (S.KILLING,)),
+        ev.SampleMissing: ("_on_sample_missing", (S.TERMINATING,)),
+        ev.Tick: ("_on_start_timeout", (S.TERMINATING,)),
+        ev.Command: ("_on_command_before_ready", (S.TERMINATING, S.KILLING)),
+        ev.ActionFailed: ("_on_spawn_failed", (S.STARTING, S.BACKOFF, S.FATAL)),
+    },
+    S.RUNNING: _OBSERVE
+    | {
+        ev.StepReport: ("_on_step", (S.RELIEVING, S.DRAINING)),
+        ev.Sample: ("_on_sample", (S.KILLING,)),
+        ev.SampleMissing: ("_on_sample_missing", (S.DRAINING,)),
+        ev.Tick: ("_on_hang", (S.TERMINATING,)),
+        ev.Command: ("_on_command_running", (S.DRAINING, S.KILLING)),
+    },
+    S.RELIEVING: _OBSERVE
+    | {
+        ev.Cleared: ("_on_cleared", ()),
+        ev.StepReport: ("_on_step_recorded", ()),
+        ev.Sample: ("_on_sample_relieving", (S.RUNNING, S.KILLING)),
+        ev.Tick: ("_on_no_relief", (S.DRAINING,)),
+        ev.Command: ("_on_command_running", (S.DRAINING, S.KILLING)),
+    },
+    S.DRAINING: _OBSERVE
+    | {
+        ev.StepReport: ("_on_step_recorded", ()),
+        ev.Sample: ("_on_sample", (S.KILLING,)),
+        ev.Tick: ("_on_drain_timeout", (S.TERMINATING,)),
+        ev.Command: ("_on_command_ending", (S.KILLING,)),
+    },
+    S.TERMINATING: _OBSERVE
+    | {
+        ev.StepReport: ("_on_step_recorded", ()),
+        ev.Sample: ("_on_sample", (S.KILLING,)),
+        ev.Tick: ("_on_term_timeout", (S.KILLING,)),
+        ev.Command: ("_on_command_ending", (S.KILLING,)),
+    },
+    S.KILLING: _OBSERVE
+    | {
+        ev.StepReport: ("_on_step_recorded", ()),
+        ev.Tick: ("_on_kill_timeout", (S.FATAL,)),
+        ev.Command: ("_on_command_ending", ()),
+    },
+}
+
+AT_REST = frozenset({S.STOPPED, S.COMPLETED, S.FATAL})
