@@ -86,6 +86,7 @@ class Ready(WorkerEvent):
     effective_batch: int
     checkpoint: str | None = None
     passed_over: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

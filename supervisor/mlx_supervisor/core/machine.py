@@ -222,6 +222,8 @@ class RunMachine:
         self.history.durable_step = max(self.history.durable_step, event.step)
         for each in event.passed_over:
             self._say("checkpoint_passed_over", f"Checkpoint passed over: {each}", Level.WARNING)
+        for each in event.notes:
+            self._say("note", each)
         if ordered is not None and event.batch_size != ordered:
             text = f"the worker holds {event.batch_size} samples at once, {ordered} were ordered"
             self._say("batch_mismatch", f"Bug: {text}.", Level.ERROR)
@@ -382,6 +384,17 @@ class RunMachine:
         text = f"The worker did not exit in {self.policy.restart.stop_grace_s:.0f} s; it gets SIGTERM."
         self._say("term", text, Level.WARNING)
         self._terminate(event.at_s, self._ending, self.policy.restart.term_grace_s)
+
+    def _on_request_failed(self, event: ev.ActionFailed) -> None:
+        """The worker can't be asked: it hears SIGTERM all the same."""
+        ending = self._ending or self._unheard_trip()
+        self._say("unheard", f"The worker could not be asked to stop ({event.error}); it gets SIGTERM.", Level.WARNING)
+        self._terminate(event.at_s, ending, self.policy.restart.stop_grace_s)
+
+    def _unheard_trip(self) -> Ending:
+        assert self._relief is not None
+        self._count_trip(self._relief)
+        return Ending(self._relief.cause, self._relief.text, restart=True)
 
     def _on_term_timeout(self, event: ev.Tick) -> None:
         assert self._ending is not None

@@ -71,6 +71,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
         ev.StepReport: ("_on_step_recorded", ()),
         ev.Sample: ("_on_sample_relieving", (S.RUNNING, S.KILLING)),
         ev.Tick: ("_on_no_relief", (S.DRAINING,)),
+        ev.ActionFailed: ("_on_request_failed", (S.TERMINATING,)),
         ev.Command: ("_on_command_running", (S.DRAINING, S.KILLING)),
     },
     S.DRAINING: _OBSERVE
@@ -78,6 +79,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
         ev.StepReport: ("_on_step_recorded", ()),
         ev.Sample: ("_on_sample", (S.KILLING,)),
         ev.Tick: ("_on_drain_timeout", (S.TERMINATING,)),
+        ev.ActionFailed: ("_on_request_failed", (S.TERMINATING,)),
         ev.Command: ("_on_command_ending", (S.KILLING,)),
     },
     S.TERMINATING: _OBSERVE

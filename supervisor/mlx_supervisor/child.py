@@ -1,0 +1,208 @@
+"""Worker processes: started in a session of their own, signalled as a group, and nothing of them left behind."""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from mlx_supervisor.wire import LIFELINE_VARIABLE, TOKEN_VARIABLE
+
+REMAINS_WAIT_S = 5.0
+"""How long to wait for killed members of the group to vanish."""
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How the leader ended; both None when it was not ours to reap. `oom_killed`: None where the kernel can't tell."""
+
+    exit_code: int | None
+    signal: int | None
+    oom_killed: bool | None
+
+
+class Child:
+    """One worker process. Its pid is also the id of its session and of its process group.
+
+    The write end of the lifeline pipe is held by this process alone: when it dies, however it dies, the worker reads
+    end of file.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
+        self._process = process
+        self._lifeline = lifeline
+        self._oom_kills = _oom_kills()
+        self.token = token
+        self.pid = process.pid
+        self.started_s = time.monotonic()
+        self.create_time_s = psutil.Process(process.pid).create_time()
+
+    @classmethod
+    def spawn(cls, command: Sequence[str], cwd: Path, stdout: int, stderr: int) -> "Child":
+        """Start `command`. Raises OSError when that fails."""
+        token = secrets.token_hex(16)
+        read_end, write_end = os.pipe()
+        environment = os.environ | {TOKEN_VARIABLE: token, LIFELINE_VARIABLE: str(read_end)}
+        environment.pop("NOTIFY_SOCKET", None)  # the service manager's socket is the supervisor's alone
+        try:
+            process = subprocess.Popen(
+                list(command),
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=[read_end],
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(write_end)
+            raise
+        finally:
+            os.close(read_end)
+        return cls(process, token, write_end)
+
+    def terminate(self) -> None:
+        """SIGTERM to the leader, who checkpoints; its helpers are its own to end."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def dump_stacks(self) -> None:
+        """Have the leader write its stacks to its stderr."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group."""
+        _kill_group(self.pid)
+
+    def signal(self, number: int) -> None:
+        """Any other signal, to the leader. Raises ProcessLookupError when it is gone."""
+        if self._process.returncode is not None:
+            raise ProcessLookupError(self.pid)
+        self._process.send_signal(number)
+
+    async def wait(self) -> ExitStatus:
+        """Reap the leader, kill what is left of its group, and say how it ended once nothing is there any more."""
+        await _readable(_pidfd(self.pid), self._process)
+        code = self._process.wait()
+        await end_remains(self.pid, self.token)
+        os.close(self._lifeline)
+        oom_kills = _oom_kills()
+        oom_killed = None if oom_kills is None or self._oom_kills is None else oom_kills > self._oom_kills
+        if code < 0:
+            return ExitStatus(None, -code, oom_killed)
+        return ExitStatus(code, None, oom_killed)
+
+
+async def end_orphan(pid: int, create_time_s: float, token: str, grace_s: float) -> bool:
+    """Make sure that a dead supervisor's worker is gone: it is given `grace_s` to checkpoint and leave, then killed.
+
+    True when it had to be killed. The pid alone proves nothing: the start time and the token have to match.
+    """
+    deadline_s = time.monotonic() + grace_s
+    while _is_ours(pid, create_time_s):
+        if time.monotonic() >= deadline_s:
+            _kill_group(pid)
+            await end_remains(pid, token)
+            return True
+        await asyncio.sleep(POLL_S)
+    return await end_remains(pid, token, group=False)
+
+
+async def end_remains(pid: int, token: str, group: bool = True) -> bool:
+    """SIGKILL all that still carries the worker's token or is in its group; True when there was something.
+
+    `group` False: the leader died long ago and its number may be another's by now, so only the token counts.
+    """
+    deadline_s = time.monotonic() + REMAINS_WAIT_S
+    found = False
+    while remains := _remains(pid, token, group):
+        found = True
+        for each in remains:
+            _kill_one(each)
+        if time.monotonic() >= deadline_s:
+            break
+        await asyncio.sleep(POLL_S)
+    return found
+
+
+def _remains(pid: int, token: str, group: bool) -> list[psutil.Process]:
+    mark = (TOKEN_VARIABLE, token)
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            in_group = group and os.getpgid(process.pid) == pid
+            if in_group or (process.uids().real == os.getuid() and mark in process.environ().items()):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def _is_ours(pid: int, create_time_s: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - create_time_s) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    except PermissionError:  # macOS says so for a group of zombies
+        pass
+
+
+def _kill_one(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.Error:
+        pass
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # macOS, old kernels
+        return None
+
+
+async def _readable(pidfd: int | None, process: subprocess.Popen[bytes]) -> None:
+    """Until the process has ended: by its pidfd where there is one, else by looking."""
+    if pidfd is None:
+        while process.poll() is None:
+            await asyncio.sleep(POLL_S)
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
+def _oom_kills() -> int | None:
+    """Out-of-memory kills that this kernel has counted; None where it doesn't."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return None

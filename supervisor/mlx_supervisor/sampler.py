@@ -1,0 +1,135 @@
+"""Samples of the workers' memory, taken in a thread of its own so that a busy event loop can't delay them.
+
+The interval follows the headroom over the fastest growth to be feared (as earlyoom does it): at rest the configured
+rate, near the limit down to `LEAST_INTERVAL_S`.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mlx_supervisor import footprint
+from mlx_supervisor.core.events import Sample, SampleMissing
+
+LEAST_INTERVAL_S = 0.002
+MEMBERS_INTERVAL_S = 1.0
+"""How often the list of processes and the machine's available memory are read anew."""
+FEARED_BYTES_PER_S = 512 * 1024 * 1024
+"""Growth that is always reckoned with, in bytes a second; faster growth once seen counts instead."""
+LOOKS = 4
+"""Samples wanted before feared growth reaches the limit."""
+PENDING_AT_MOST = 64
+"""Samples under way to a stalled event loop; further ones are dropped."""
+
+Deliver = Callable[[str, Sample | SampleMissing], None]
+
+
+@dataclass
+class _Watch:
+    run: str
+    generation: int
+    session: int
+    limit_bytes: int
+    interval_s: float
+    due_s: float = 0.0
+    members: list[int] = field(default_factory=list)
+    members_due_s: float = 0.0
+    available_bytes: int = 0
+    last_bytes: int = 0
+    last_s: float = 0.0
+    fastest_bytes_per_s: float = FEARED_BYTES_PER_S
+
+
+class Sampler:
+    """`deliver` is called in the sampler's thread; `delivered` tells it that a sample has been dealt with."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self._read = footprint.reader()
+        self._watches: dict[str, _Watch] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._pending = 0
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._loop, name="sampler", daemon=True)
+        self._thread.start()
+
+    def watch(self, run: str, generation: int, session: int, limit_bytes: int, interval_s: float) -> None:
+        """Sample the session of a worker, first at once. Replaces an earlier watch of the same run."""
+        with self._changed:
+            self._watches[run] = _Watch(run, generation, session, limit_bytes, interval_s)
+            self._changed.notify()
+
+    def unwatch(self, run: str) -> None:
+        """No more samples of this run."""
+        with self._changed:
+            self._watches.pop(run, None)
+
+    def delivered(self) -> None:
+        """A sample arrived in the event loop."""
+        with self._changed:
+            self._pending -= 1
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout=5)
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                if self._closing:
+                    return
+                now_s = time.monotonic()
+                due = [watch for watch in self._watches.values() if watch.due_s <= now_s]
+                if not due:
+                    next_s = min((watch.due_s for watch in self._watches.values()), default=None)
+                    self._changed.wait(None if next_s is None else next_s - now_s)
+                    continue
+            for watch in due:
+                self._take(watch)
+
+    def _take(self, watch: _Watch) -> None:
+        now_s = time.monotonic()
+        event: Sample | SampleMissing
+        try:
+            used_bytes = self._measure(watch, now_s)
+            event = Sample(now_s, watch.generation, used_bytes, watch.available_bytes, len(watch.members))
+            watch.due_s = now_s + self._interval_s(watch, used_bytes, now_s)
+        except Exception as error:  # whatever it is, the watching must go on, and a zero must not come of it
+            event = SampleMissing(now_s, watch.generation, f"{type(error).__name__}: {error}"[:200])
+            watch.due_s = now_s + watch.interval_s
+        with self._changed:
+            if self._pending >= PENDING_AT_MOST:
+                self.dropped += 1
+                return
+            self._pending += 1
+        self._deliver(watch.run, event)
+
+    def _measure(self, watch: _Watch, now_s: float) -> int:
+        if now_s >= watch.members_due_s:
+            watch.members = footprint.session_members(watch.session)
+            watch.available_bytes = footprint.available_bytes()
+            watch.members_due_s = now_s + MEMBERS_INTERVAL_S
+        used_bytes, gone = 0, 0
+        for pid in watch.members:
+            try:
+                used_bytes += self._read(pid)
+            except ProcessLookupError:
+                gone += 1
+        if gone:
+            watch.members_due_s = 0.0
+        if gone == len(watch.members):
+            raise ProcessLookupError(f"no process of session {watch.session} can be read")
+        return used_bytes
+
+    def _interval_s(self, watch: _Watch, used_bytes: int, now_s: float) -> float:
+        if watch.last_s:
+            growth = (used_bytes - watch.last_bytes) / max(now_s - watch.last_s, LEAST_INTERVAL_S)
+            watch.fastest_bytes_per_s = max(growth, 0.9 * watch.fastest_bytes_per_s, FEARED_BYTES_PER_S)
+        watch.last_bytes, watch.last_s = used_bytes, now_s
+        headroom_s = (watch.limit_bytes - used_bytes) / watch.fastest_bytes_per_s
+        return min(max(headroom_s / LOOKS, LEAST_INTERVAL_S), watch.interval_s)

@@ -1,0 +1,198 @@
+"""The workers' frames: received, checked, counted, and turned into events. Commands go back the same way.
+
+A frame that is no good is counted, said at a bounded rate, and dropped; nothing in it is believed.
+"""
+
+import asyncio
+import hmac
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from mlx_supervisor import wire
+from mlx_supervisor.core import events as ev
+
+MESSAGE_LIMIT_BYTES = 1024 * 1024
+"""ZeroMQ itself cuts off a peer that sends more; between this and `wire.FRAME_LIMIT_BYTES` frames are counted."""
+QUEUE_FRAMES = 1000
+TURN_FRAMES = 100
+"""Frames read before everybody else gets a turn."""
+COMPLAINT_INTERVAL_S = 10.0
+
+Receive = Callable[[str, ev.Event], None]
+Complain = Callable[[str, dict[str, int]], None]
+
+
+@dataclass
+class _Peer:
+    run: str
+    generation: int
+    next_seq: int = 0
+
+
+class Telemetry:
+    """A ROUTER at `path`. `receive(run, event)` gets what a known worker of the expected generation says.
+
+    `complain(text, counts)` is told of dropped frames, at most once in `COMPLAINT_INTERVAL_S`.
+    """
+
+    def __init__(self, path: Path, receive: Receive, complain: Complain) -> None:
+        self.address = f"ipc://{path}"
+        self._receive = receive
+        self._complain = complain
+        self._expected: dict[tuple[str, int], str] = {}
+        self._peers: dict[bytes, _Peer] = {}
+        self._complained_s = float("-inf")
+        self._seq = 0
+        self.dropped: Counter[str] = Counter()
+        self._context = zmq.asyncio.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVHWM, QUEUE_FRAMES)
+        self._socket.setsockopt(zmq.SNDHWM, QUEUE_FRAMES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_LIMIT_BYTES)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        path.unlink(missing_ok=True)
+        self._socket.bind(self.address)
+        path.chmod(0o600)
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    def expect(self, run: str, generation: int, token: str) -> None:
+        """A worker is about to start: only a hello with this token speaks for the run from now on."""
+        self.forget(run)
+        self._expected[run, generation] = token
+
+    def forget(self, run: str) -> None:
+        """Nobody speaks for this run any more."""
+        self._expected = {key: token for key, token in self._expected.items() if key[0] != run}
+        self._peers = {identity: peer for identity, peer in self._peers.items() if peer.run != run}
+
+    def send(self, run: str, kind: type[wire.Message], **fields: Any) -> str | None:
+        """Send a command to the run's worker. None when it is under way, else why it could not be sent."""
+        for identity, peer in self._peers.items():
+            if peer.run == run:
+                break
+        else:
+            return "the worker has not said hello"
+        self._seq += 1
+        frame = wire.encode(kind(run=run, generation=peer.generation, seq=self._seq, **fields))
+        try:
+            zmq.Socket.send_multipart(self._socket, [identity, frame], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            return str(error)
+        return None
+
+    async def close(self) -> None:
+        """Stop listening."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._socket.close(0)
+        self._context.term()
+
+    async def _serve(self) -> None:
+        frames = 0
+        while True:
+            parts = await self._socket.recv_multipart()
+            frames += 1
+            if frames % TURN_FRAMES == 0:
+                await asyncio.sleep(0)
+            try:
+                self._take(parts)
+            except wire.WireError as error:
+                self._drop(error.kind, str(error))
+
+    def _take(self, parts: list[bytes]) -> None:
+        if len(parts) != 2:
+            raise wire.WireError("malformed", f"{len(parts)} parts, expected 2")
+        identity, frame = parts
+        message = wire.decode_worker(frame)
+        if isinstance(message, wire.Hello):
+            self._greet(identity, message)
+            return
+        peer = self._peers.get(identity)
+        if peer is None or (peer.run, peer.generation) != (message.run, message.generation):
+            raise wire.WireError("stranger", f"{message.run!r} generation {message.generation} without a hello")
+        if message.seq < peer.next_seq:
+            raise wire.WireError("sequence", f"{message.seq} again")
+        self.dropped["lost"] += message.seq - peer.next_seq
+        peer.next_seq = message.seq + 1
+        self._receive(peer.run, _event_of(message, time.monotonic()))
+
+    def _greet(self, identity: bytes, hello: wire.Hello) -> None:
+        token = self._expected.get((hello.run, hello.generation))
+        if token is None or not hmac.compare_digest(token.encode(), hello.token.encode()):
+            raise wire.WireError("stranger", f"a hello for {hello.run!r} that was not expected")
+        self._peers = {key: peer for key, peer in self._peers.items() if peer.run != hello.run}
+        self._peers[identity] = _Peer(hello.run, hello.generation, hello.seq + 1)
+
+    def _drop(self, kind: str, text: str) -> None:
+        self.dropped[kind] += 1
+        now_s = time.monotonic()
+        if now_s - self._complained_s >= COMPLAINT_INTERVAL_S:
+            self._complained_s = now_s
+            self._complain(text[:300], dict(self.dropped))
+
+
+def _event_of(message: wire.WorkerMessage, at_s: float) -> ev.Event:
+    generation = message.generation
+    match message:
+        case wire.Ready():
+            return ev.Ready(
+                at_s,
+                generation,
+                message.step,
+                message.target_steps,
+                message.batch_size,
+                message.effective_batch,
+                message.checkpoint,
+                tuple(message.passed_over),
+                tuple(message.notes),
+            )
+        case wire.Step():
+            return _step_of(message, at_s)
+        case wire.Checkpoint():
+            return ev.CheckpointReport(
+                at_s,
+                generation,
+                message.step,
+                message.ok,
+                message.seconds,
+                message.stall_s,
+                message.size_bytes,
+                message.error,
+            )
+        case wire.PhaseChange():
+            return ev.PhaseChange(at_s, generation, ev.Phase(message.phase), message.detail)
+        case wire.Cleared():
+            return ev.Cleared(at_s, generation, message.active_bytes, message.cache_bytes)
+        case wire.Bye():
+            outcome = ev.Outcome(message.outcome)
+            return ev.Bye(at_s, generation, outcome, message.reason, message.step, message.loss, message.weights_sha256)
+        case wire.Hello():
+            raise AssertionError("a hello is no event")
+
+
+def _step_of(message: wire.Step, at_s: float) -> ev.StepReport:
+    return ev.StepReport(
+        at_s=at_s,
+        generation=message.generation,
+        step=message.step,
+        loss=message.loss,
+        tokens=message.tokens,
+        samples=message.samples,
+        learning_rate=message.learning_rate,
+        seconds=message.seconds,
+        batch_size=message.batch_size,
+        accumulation=message.accumulation,
+        active_bytes=message.active_bytes,
+        cache_bytes=message.cache_bytes,
+        peak_bytes=message.peak_bytes,
+        resident_bytes=message.resident_bytes,
+        phase=ev.Phase(message.phase),
+    )
