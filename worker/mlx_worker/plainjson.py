@@ -10,7 +10,7 @@ _DEPTH_LIMIT = 64
 
 def dumps(value: Any) -> bytes:
     """Valid JSON; tuples become lists. Raises TypeError or ValueError that names the key of what cannot be kept."""
-    return json.dumps(_tagged(value, "", 0), allow_nan=False, sort_keys=True).encode() + b"\n"
+    return json.dumps(_tagged(value, "", 0), allow_nan=False).encode() + b"\n"
 
 
 def loads(data: bytes) -> Any:
