@@ -1,5 +1,7 @@
 """What a settings file must not say although every type is right: contradictions, missing files."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
 from pathlib import Path
