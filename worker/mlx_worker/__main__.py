@@ -1,0 +1,127 @@
+"""`python -m mlx_worker JOB_FILE`: one life of a run, from its job file to its exit code."""
+
+import os
+import sys
+
+if not sys.flags.safe_path and sys.path and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109 - nothing imported yet
+    del sys.path[0]  # a file of the user's, in whatever folder this was started, must not pass for a library
+
+import argparse
+import contextlib
+import io
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from mlx_supervisor import wire
+from mlx_worker import lifeline
+from mlx_worker.errors import RefusedError
+from mlx_worker.link import Link
+
+
+def main() -> NoReturn:
+    """Parse, run, exit."""
+    _forgive_output()
+    arguments = _parse()
+    stop = lifeline.StopFlag()
+    try:
+        if arguments.data_limit_mib is not None:
+            _limit_data(arguments.data_limit_mib)
+        job = _read_job(arguments.job_file)
+    except RefusedError as error:
+        _say_refused(str(error))
+        sys.exit(wire.EXIT_REFUSED)
+    drilled = not job.drill.generations or job.generation in job.drill.generations
+    lifeline.install_signals(stop, ignore_sigterm=job.drill.ignore_sigterm and drilled)
+    if not arguments.bare:
+        lifeline.watch_supervisor(stop, job.grace_s)
+    link = Link(job.run, job.generation, None if arguments.bare else job.telemetry)
+    link.hello()
+    code = _run(job, link, stop)
+    link.close()
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _run(job: wire.Job, link: Link, stop: lifeline.StopFlag) -> int:
+    try:
+        from mlx_worker import loop  # not before the hello: MLX takes a while
+
+        ending = loop.run(job, link, stop)
+    except RefusedError as error:
+        link.send(wire.Bye, outcome="refused", reason=str(error), step=link.last_step, loss=link.last_loss)
+        _say_refused(str(error))
+        return wire.EXIT_REFUSED
+    except BaseException as error:  # whatever the user's code raises, SystemExit included
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+        link.send(wire.Bye, outcome="failed", reason=reason, step=link.last_step, loss=link.last_loss)
+        return wire.EXIT_FAILED
+    outcome = "completed" if ending.completed else "stopped"
+    link.send(
+        wire.Bye,
+        outcome=outcome, reason=ending.reason, step=ending.progress.step, loss=ending.progress.loss,
+        weights_sha256=ending.weights_sha256,
+    )  # fmt: skip
+    rate = ending.steps / ending.seconds if ending.seconds > 0 else 0.0
+    print(
+        f"{outcome}: step={ending.progress.step} steps={ending.steps} seconds={ending.seconds:.3f} "
+        f"steps_per_second={rate:.3f}"
+    )
+    return wire.EXIT_COMPLETED if ending.completed else wire.EXIT_STOPPED
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m mlx_worker", description=__doc__)
+    parser.add_argument("job_file", type=Path, help="job.json, as the supervisor writes it")
+    parser.add_argument("--bare", action="store_true", help="the same loop with nobody supervising it")
+    parser.add_argument(
+        "--data-limit-mib", type=int, metavar="N", help="allow at most N MiB of data memory (Linux: RLIMIT_DATA)"
+    )
+    return parser.parse_args()
+
+
+def _limit_data(limit_mib: int) -> None:
+    import resource
+
+    if sys.platform != "linux":
+        raise RefusedError("--data-limit-mib: only Linux enforces RLIMIT_DATA")
+    if limit_mib < 1:
+        raise RefusedError(f"--data-limit-mib: expected at least 1, found {limit_mib}")
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_mib * 2**20, limit_mib * 2**20))
+
+
+def _read_job(path: Path) -> wire.Job:
+    try:
+        return wire.load_job(path.read_bytes())
+    except (OSError, wire.WireError) as error:
+        raise RefusedError(f"{path}: {error}") from None
+
+
+def _say_refused(text: str) -> None:
+    sys.stdout.flush()
+    print("refused: " + " ".join(text.split()), file=sys.stderr, flush=True)
+
+
+class _Forgiving(io.TextIOWrapper):
+    """Output whose reader may be gone, or whose disk may be full: what cannot be written is lost, and no error."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def _forgive_output() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        setattr(sys, name, _Forgiving(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What the supervisor asks of a running worker, looked at between micro-batches."""
+
+from mlx_supervisor import wire
+from mlx_worker.lifeline import StopFlag
+from mlx_worker.link import Link
+from mlx_worker.memory import Memory
+
+
+class Control:
+    """Answers what can be answered at once, and keeps the rest for the end of the update in hand."""
+
+    def __init__(self, link: Link, stop: StopFlag, memory: Memory) -> None:
+        self.link = link
+        self.stop = stop
+        self.checkpoint_asked = False
+        self._memory = memory
+        self._resize: wire.Resize | None = None
+        self._phase: wire.PhaseName = "load"
+
+    def phase(self, name: wire.PhaseName, detail: str = "") -> None:
+        """Say where the worker stands."""
+        self._phase = name
+        self.link.send(wire.PhaseChange, phase=name, detail=detail)
+
+    def poll(self) -> None:
+        """Handle the commands that have come; never waits."""
+        for command in self.link.receive():
+            match command:
+                case wire.Ping():
+                    self.phase(self._phase)
+                case wire.ClearCache():
+                    counters = self._memory.relieve()
+                    self.link.send(wire.Cleared, active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes)
+                case wire.CheckpointNow():
+                    self.checkpoint_asked = True
+                case wire.Stop():
+                    self.stop.ask(command.reason)
+                case wire.Resize():
+                    self._resize = command
+
+    def take_resize(self) -> wire.Resize | None:
+        """The last resize that was asked for and not yet done."""
+        resize, self._resize = self._resize, None
+        return resize

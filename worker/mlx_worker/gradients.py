@@ -1,0 +1,121 @@
+"""Gradients of one update: micro-batch by micro-batch, summed by weight, divided once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from mlx_worker.errors import RefusedError
+from mlx_worker.task import Task
+
+SHAPES_LIMIT = 64
+"""mx.compile keeps a program per shape and never evicts: after so many, they are all dropped and made anew."""
+
+
+class Gradients:
+    """Computes gradients and applies them. A single micro-batch is the plain step, with no scaling at all.
+
+    Several are sums of weight x gradient in float32, divided by the sum of weights: the loss of a micro-batch that
+    has no weight (every token masked) counts for nothing, where a mean over it would be NaN.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._value_and_grad = nn.value_and_grad(task.model, self._loss)
+        self.counts_tokens = False
+        self._sums: Any = None
+        self._alone = True
+        self._shapes: set[Any] = set()
+        self._prepare()
+
+    def add(self, arrays: tuple[Any, ...], samples: int, *, alone: bool) -> None:
+        """The gradients of a micro-batch. `alone`: it is the whole update. Nothing is evaluated yet."""
+        self._bound_shapes(arrays, alone)
+        self._alone = alone
+        count = mx.array(samples, mx.float32)
+        if alone:
+            self._sums = self._plain(count, *arrays)
+        elif self._sums is None:
+            self._sums = self._first(count, *arrays)
+        else:
+            self._sums = self._further(self._sums, count, *arrays)
+
+    def evaluate(self) -> None:
+        """Evaluate what was added so far, so that its activations are dropped."""
+        mx.eval(self._sums, self._task.model.state, mx.random.state)
+
+    def apply(self) -> tuple[float, float]:
+        """Update the weights; the mean loss and the sum of weights. Evaluates everything, so that no graph piles up."""
+        sums, self._sums = self._sums, None
+        loss, weight = (self._update if self._alone else self._update_by_mean)(sums)
+        del sums
+        mx.eval(loss, weight, self._task.model.state, self._task.optimizer.state, mx.random.state)
+        return float(loss.item()), float(weight.item())
+
+    def _loss(self, count: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
+        result = self._task.loss(self._task.model, *arrays)
+        self.counts_tokens = isinstance(result, tuple | list)
+        pair = tuple(result) if self.counts_tokens else (result, count)
+        if len(pair) != 2 or not isinstance(pair[0], mx.array) or pair[0].size != 1:
+            raise RefusedError(
+                "the task's loss must return a scalar mean, or (scalar mean, weight); found " + _describe(result)
+            )
+        return pair[0].squeeze(), mx.array(pair[1]).astype(mx.float32).squeeze()
+
+    def _prepare(self) -> None:
+        model, optimizer = self._task.model, self._task.optimizer
+        forward = [model.state, mx.random.state]
+        self._plain = self._compiled(self._plain_step, forward)
+        self._first = self._compiled(self._first_step, forward)
+        self._further = self._compiled(self._further_step, forward)
+        self._update = self._compiled(self._update_step, [model.state, optimizer.state])
+        self._update_by_mean = self._compiled(self._update_by_mean_step, [model.state, optimizer.state])
+
+    def _compiled(self, function: Callable[..., Any], state: list[Any]) -> Callable[..., Any]:
+        return mx.compile(function, inputs=state, outputs=state) if self._task.compile else function
+
+    def _bound_shapes(self, arrays: tuple[Any, ...], alone: bool) -> None:
+        shapes = (alone, *((array.shape, array.dtype) for array in arrays))
+        if shapes in self._shapes:
+            return
+        if len(self._shapes) >= SHAPES_LIMIT:
+            self._shapes.clear()
+            self._prepare()
+        self._shapes.add(shapes)
+
+    def _plain_step(self, count: mx.array, *arrays: Any) -> Any:
+        (loss, weight), gradients = self._value_and_grad(count, *arrays)
+        return loss, weight, gradients
+
+    def _first_step(self, count: mx.array, *arrays: Any) -> Any:
+        (loss, weight), gradients = self._value_and_grad(count, *arrays)
+        return _weighted(loss, weight), weight, tree_map(lambda gradient: _weighted(gradient, weight), gradients)
+
+    def _further_step(self, sums: Any, count: mx.array, *arrays: Any) -> Any:
+        return tree_map(mx.add, sums, self._first_step(count, *arrays))
+
+    def _update_step(self, sums: Any) -> tuple[mx.array, mx.array]:
+        loss, weight, gradients = sums
+        self._task.optimizer.update(self._task.model, gradients)
+        return loss, weight
+
+    def _update_by_mean_step(self, sums: Any) -> tuple[mx.array, mx.array]:
+        loss, weight, gradients = sums
+        parameters = self._task.model.trainable_parameters()
+        means = tree_map(lambda total, like: (total / weight).astype(like.dtype), gradients, parameters)
+        self._task.optimizer.update(self._task.model, means)
+        return loss / weight, weight
+
+
+def _weighted(value: mx.array, weight: mx.array) -> mx.array:
+    return mx.where(weight > 0, value.astype(mx.float32) * weight, 0.0)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, mx.array):
+        return f"an array of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of " + ", ".join(_describe(item) for item in value[:4])
+    return type(value).__name__

@@ -1,0 +1,289 @@
+"""The training loop, and what stands around it: building the task, resuming, the end."""
+
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_supervisor import wire
+from mlx_worker import resume, rng
+from mlx_worker.checkpoints import CheckpointStore, weights_sha256
+from mlx_worker.control import Control
+from mlx_worker.drills import Drills
+from mlx_worker.errors import RefusedError
+from mlx_worker.gradients import Gradients
+from mlx_worker.lifeline import HangWatchdog, StopFlag
+from mlx_worker.link import Link
+from mlx_worker.memory import Memory
+from mlx_worker.sample_log import SampleLog
+from mlx_worker.saver import CHECKPOINT_BOUND_S, Saver
+from mlx_worker.stream import EffectiveBatches
+from mlx_worker.task import EvaluationContext, Task
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a life ended. `steps` and `seconds` are those of the loop in this life."""
+
+    completed: bool
+    reason: str
+    progress: resume.Progress
+    weights_sha256: str
+    steps: int
+    seconds: float
+
+
+class SaveError(RuntimeError):
+    """The last checkpoint could not be written, so the run cannot be called completed."""
+
+
+class _StopEvaluationError(Exception):
+    """Raised inside an evaluation when a stop was asked for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`size`: samples in memory at once; `effective`: samples of one update; `steps`: updates in total."""
+
+    size: int
+    effective: int
+    steps: int
+
+
+def run(job: wire.Job, link: Link, stop: StopFlag) -> Ending:
+    """Load, train until the last step or a stop, save, say how it went. Raises RefusedError, and whatever happens."""
+    memory = Memory(job.memory)
+    control = Control(link, stop, memory)
+    control.phase("load")
+    drills = Drills(job.drill, job.generation)
+    drills.slow_start(stop)
+    seed_generators(job.seed)
+    task = build_task(job)
+    if not tree_flatten(task.model.trainable_parameters()):
+        raise RefusedError("the task has no trainable parameters: there is nothing to train")
+    mx.eval(task.model.state)
+    task.optimizer.init(task.model.trainable_parameters())
+    plan = plan_of(job, task)
+    return Trainer(job, task, plan, memory, control, drills).run()
+
+
+def seed_generators(seed: int) -> None:
+    """Start MLX's, Python's and numpy's generators."""
+    mx.random.seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def build_task(job: wire.Job) -> Task:
+    """The job's task. Raises RefusedError."""
+    if job.task.kind == "python":
+        from mlx_worker import tasks_python
+
+        return tasks_python.build(job)
+    from mlx_worker import tasks_mlx_lm
+
+    return tasks_mlx_lm.build(job)
+
+
+def plan_of(job: wire.Job, task: Task) -> Plan:
+    """Batch and steps: the job's word first, the task's where it has none. Raises RefusedError."""
+    size = job.batch.size or task.batch_size
+    if size is None:
+        raise RefusedError("batch.size is missing: neither the settings nor the task name a batch size")
+    effective = job.batch.effective or size * task.accumulation
+    size = min(size, effective)
+    steps = job.steps or task.steps
+    if steps is None:
+        raise RefusedError("steps is missing: neither the settings nor the task say how long to train")
+    samples = len(task.dataset)
+    if samples == 0:
+        raise RefusedError("the dataset is empty: there is no sample to train on")
+    if effective > samples:
+        raise RefusedError(
+            f"a batch of {effective} samples (batch.size {size}) is larger than the dataset, which has {samples}"
+        )
+    return Plan(size, effective, steps)
+
+
+class Trainer:
+    """One life of a run, from its newest checkpoint on."""
+
+    def __init__(self, job: wire.Job, task: Task, plan: Plan, memory: Memory, control: Control, drills: Drills) -> None:
+        self.job, self.task, self.plan = job, task, plan
+        self.memory, self.control, self.drills = memory, control, drills
+        self.link, self.stop = control.link, control.stop
+        self.facts = resume.recipe(job, task, plan.steps, plan.size, plan.effective)
+        store = CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
+        self.progress, self.checkpoint, changes = self._restore(store)
+        self.passed_over, self.notes = store.passed_over, [*task.notes, *changes]
+        self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor)
+        self.saver = Saver(job.checkpoint, store, self.progress.step)
+        self.watchdog = HangWatchdog(job.hang_timeout_s)
+        self.sample_log = SampleLog(job)
+
+    def _restore(self, store: CheckpointStore) -> tuple[resume.Progress, str | None, list[str]]:
+        newest = store.load_newest()
+        if newest is None:
+            return resume.Progress(), None, []
+        progress, changes = resume.restore(newest, self.task, self.facts)
+        return progress, newest.path.name, changes
+
+    def run(self) -> Ending:
+        """Train, save, export."""
+        self.link.send(
+            wire.Ready,
+            step=self.progress.step, target_steps=self.plan.steps, batch_size=self.plan.size,
+            effective_batch=self.plan.effective, checkpoint=self.checkpoint,
+            passed_over=self.passed_over, notes=self.notes,
+        )  # fmt: skip
+        for note in [*self.passed_over, *self.notes]:
+            print(f"note: {note}")
+        first_step, started_s = self.progress.step, time.perf_counter()
+        self.control.phase("train")
+        self._train()
+        seconds = time.perf_counter() - started_s
+        saved = self._save()
+        completed = self.progress.step >= self.plan.steps
+        if completed and not saved:
+            raise SaveError(f"the last checkpoint could not be written: {self.saver.error}")
+        if completed:
+            self._export()
+        self.watchdog.disarm()
+        reason = "all steps done" if completed else self.stop.reason or ""
+        if not saved:
+            reason += f"; its last checkpoint failed: {self.saver.error}"
+        digest = weights_sha256(resume.trained_arrays(self.task))
+        return Ending(completed, reason, self.progress, digest, self.progress.step - first_step, seconds)
+
+    def _train(self) -> None:
+        task, progress = self.task, self.progress
+        gradients = Gradients(task)
+        task.model.train()
+        if progress.step == 0 and task.evaluate_every_steps:
+            self._evaluate()
+        self.watchdog.arm()
+        while progress.step < self.plan.steps:
+            self.control.poll()
+            self._resize()
+            if self.stop.asked:
+                break
+            started_s = time.perf_counter()
+            self.memory.start_peak()
+            epoch, ids = self.batches.epoch, self.batches.next(self.plan.effective)
+            micro_batches = [ids[i : i + self.plan.size] for i in range(0, len(ids), self.plan.size)]
+            alone = len(micro_batches) == 1
+
+            self.memory.before_gradients()
+            for chosen in micro_batches:
+                gradients.add(self._collate(chosen), len(chosen), alone=alone)
+                if not alone or self.memory.splits_update:
+                    gradients.evaluate()
+                    self.memory.after_gradients()
+                    self.control.poll()
+                    self.watchdog.arm()
+            self.drills.within_update(progress.step + 1)
+            loss, weight = gradients.apply()
+            self.memory.after_update()
+
+            tokens = int(weight) if gradients.counts_tokens else 0
+            progress.step += 1
+            progress.cursor = self.batches.cursor
+            progress.samples += len(ids)
+            progress.tokens += tokens
+            progress.loss = loss
+            seconds = time.perf_counter() - started_s
+            self.watchdog.note_update(seconds)
+            self.sample_log.write(progress.step, epoch, ids)
+            self._report(tokens, len(ids), len(micro_batches), seconds)
+            if self._evaluation_is_due():
+                self._evaluate()
+            self.control.poll()
+            if self.saver.is_due(progress.step) or self.control.checkpoint_asked:
+                self._save()
+
+    def _collate(self, ids: list[int]) -> tuple[Any, ...]:
+        arrays = self.task.collate([self.task.dataset[i] for i in ids])
+        arrays = arrays if isinstance(arrays, tuple | list) else (arrays,)
+        return tuple(array if isinstance(array, mx.array) else mx.array(array) for array in arrays)
+
+    def _resize(self) -> None:
+        resize = self.control.take_resize()
+        if resize is None:
+            return
+        if resize.effective_batch > len(self.task.dataset):
+            print(f"note: a batch of {resize.effective_batch} is larger than the dataset; it stays as it is")
+            return
+        size = min(resize.batch_size, resize.effective_batch)
+        self.plan = Plan(size, resize.effective_batch, self.plan.steps)
+        self.facts["free"] |= {"batch.size": size, "batch.effective": resize.effective_batch}
+
+    def _report(self, tokens: int, samples: int, accumulation: int, seconds: float) -> None:
+        counters = self.memory.read()
+        self.link.send(
+            wire.Step,
+            step=self.progress.step, loss=self.progress.loss, tokens=tokens, samples=samples,
+            learning_rate=_learning_rate(self.task), seconds=seconds,
+            batch_size=self.plan.size, accumulation=accumulation,
+            active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes, peak_bytes=counters.peak_bytes,
+            resident_bytes=counters.resident_bytes, dropped=self.link.dropped,
+        )  # fmt: skip
+
+    def _save(self) -> bool:
+        self.control.checkpoint_asked = False
+        saved = self.saver.save(self.progress, self.batches.epoch, self.facts, self.task, self.control, self.watchdog)
+        self.control.phase("train")
+        return saved
+
+    def _evaluation_is_due(self) -> bool:
+        every, step = self.task.evaluate_every_steps, self.progress.step
+        return every > 0 and (step % every == 0 or step == self.plan.steps)
+
+    def _evaluate(self) -> None:
+        """Report the validation loss. Training draws the same random numbers whether or not this ran."""
+        if self.task.evaluate is None:
+            return
+        state = rng.capture()
+        seed_generators(self.job.seed)
+        self.control.phase("eval", f"step {self.progress.step}")
+        self.watchdog.arm(CHECKPOINT_BOUND_S)
+        self.task.model.eval()
+        detail = "evaluation cut short by a stop"
+        try:
+            value = float(self.task.evaluate(self.task.model, EvaluationContext(self.plan.size, self._progress)))
+            detail = f"validation loss {value:.4f} at step {self.progress.step}"
+            print(detail)
+        except _StopEvaluationError:
+            pass
+        self.task.model.train()
+        rng.restore(state)
+        self.memory.after_update()
+        self.control.phase("train", detail)
+        self.watchdog.arm()
+
+    def _progress(self) -> None:
+        self.control.poll()
+        self.control.phase("eval", f"step {self.progress.step}")
+        self.watchdog.arm(CHECKPOINT_BOUND_S)
+        if self.stop.asked:
+            raise _StopEvaluationError
+
+    def _export(self) -> None:
+        if self.task.export is None:
+            return
+        folder = self.task.export_dir or Path(self.job.run_dir) / "export"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.watchdog.arm(CHECKPOINT_BOUND_S)
+        self.task.export(folder)
+        print(f"exported to {folder}")
+
+
+def _learning_rate(task: Task) -> float:
+    try:
+        return float(task.optimizer.learning_rate.item())
+    except (AttributeError, KeyError):  # Adafactor may compute its own at every step
+        return 0.0

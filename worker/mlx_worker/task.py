@@ -1,0 +1,82 @@
+"""What is trained: the interface between a task (yours, or the built-in mlx_lm one) and the training loop.
+
+A python task is a function that builds a `Task`:
+
+    # train_digits.py, next to the settings file, which says: entry = "train_digits:build", args = {hidden = 64}
+    from mlx_worker.task import Task
+
+    def build(hidden: int, seed: int) -> Task:
+        model = Network(hidden)
+        return Task(
+            model=model,
+            optimizer=optim.AdamW(learning_rate=1e-3),
+            loss=lambda model, x, y: nn.losses.cross_entropy(model(x), y, reduction="mean"),
+            dataset=samples,                                   # anything with len() and [index]
+            collate=lambda chosen: (mx.stack([x for x, _ in chosen]), mx.array([y for _, y in chosen])),
+        )
+
+`build` is called with the settings' `args`, and with `seed` if it has a parameter of that name. All random
+generators (MLX, Python, numpy) are seeded before. The folder of the settings file is first on `sys.path`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Samples(Protocol):
+    """A dataset: `len(dataset)` samples, each had by its index, the same one every time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """What an evaluation is given besides the model.
+
+    `progress()` is to be called after every batch: it tells the supervisor that the run is alive, and ends the
+    evaluation (by an exception) when a stop was asked for. `batch_size`: samples that fit in memory at once now.
+    """
+
+    batch_size: int
+    progress: Callable[[], None]
+
+
+@dataclass(kw_only=True)
+class Task:
+    """Everything the loop needs. Only the first five are required.
+
+    `loss(model, *arrays)` returns the scalar mean of a micro-batch, which then weighs as many samples as it has, or
+    `(scalar mean, weight)`, for example with the number of tokens.
+    `collate(samples)` makes the tuple of arrays that `loss` is given after the model.
+    `evaluate(model, context)` returns a number to report; called every `evaluate_every_steps` updates (0: never),
+    before the first and after the last. It runs in evaluation mode and leaves no trace in the random generators.
+    `export(folder)` writes the result for others to use, once, at completion; `export_dir` defaults to `export` in
+    the run's folder.
+    `batch_size`, `accumulation`, `steps`: used where the settings name none.
+    `compile`: False for a loss that cannot be traced by `mx.compile` (it reads values, or changes Python state).
+    `fingerprint`: names the data; a checkpoint of other data is refused.
+    `fixed`, `free`: facts kept in the checkpoint; a change of a fixed one is refused at resume, of a free one told.
+    `notes`: sentences for the person who started the run.
+    """
+
+    model: Any
+    optimizer: Any
+    loss: Callable[..., Any]
+    dataset: Samples
+    collate: Callable[[list[Any]], Any]
+    evaluate: Callable[[Any, EvaluationContext], float] | None = None
+    evaluate_every_steps: int = 0
+    export: Callable[[Path], None] | None = None
+    export_dir: Path | None = None
+    batch_size: int | None = None
+    accumulation: int = 1
+    steps: int | None = None
+    compile: bool = True
+    fingerprint: str = ""
+    fixed: dict[str, Any] = field(default_factory=dict)
+    free: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,222 @@
+"""Fine-tuning with mlx_lm: its configuration file, loader, datasets, adapters, optimizers, schedules and loss."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.trainer import default_loss, evaluate, grad_checkpoint, iterate_batches
+from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, print_trainable_parameters
+from mlx_lm.utils import load as load_mlx_lm
+from mlx_lm.utils import save_config
+
+from mlx_supervisor import wire
+from mlx_worker import mlx_lm_config, mlx_lm_data
+from mlx_worker.mlx_lm_config import LoraConfig
+from mlx_worker.task import EvaluationContext, Task
+
+_OPTIMIZERS: dict[str, Any] = {
+    "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor,
+}  # fmt: skip
+assert set(_OPTIMIZERS) == set(mlx_lm_config.OPTIMIZERS)
+
+
+def build(job: wire.Job) -> Task:
+    """Everything that `mlx_lm.lora --train` would load. Raises RefusedError."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # as mlx_lm.lora does
+    config = mlx_lm_config.load(job.task.config, job.task.base_dir)
+    values = config.values
+    optimizer = _optimizer(config)
+    source = _model_source(config)
+    data = _data_folder(config)
+    print(f"loading {source}", flush=True)
+    model, tokenizer = _load_model(config, source)
+    train, digest, valid = _load_data(config, data, tokenizer)
+    mx.random.seed(job.seed)
+    _prepare_layers(config, model)
+    print_trainable_parameters(model)
+    if values.grad_checkpoint:
+        grad_checkpoint(model.layers[0])
+    return Task(
+        model=model,
+        optimizer=optimizer,
+        loss=default_loss,
+        dataset=train,
+        collate=lambda samples: _collate(samples, values.max_seq_length),
+        evaluate=_evaluation(config, valid) if valid and values.val_batches else None,
+        evaluate_every_steps=max(1, values.steps_per_eval // values.grad_accumulation_steps),
+        export=lambda folder: export(folder, model, values),
+        export_dir=config.resolve(values.adapter_path),
+        batch_size=values.batch_size,
+        accumulation=values.grad_accumulation_steps,
+        steps=values.iters // values.grad_accumulation_steps,
+        fingerprint=digest,
+        fixed=_fixed(config, source),
+        free=_free(config),
+        notes=_notes(config, job, valid is not None),
+    )
+
+
+def export(folder: Path, model: Any, values: Any) -> None:
+    """`adapters.safetensors` and `adapter_config.json`, as `mlx_lm.load_adapters` wants them; whole or not at all."""
+    temporary = folder / ".adapters.tmp.safetensors"
+    mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())))
+    settings = dict(vars(values))
+    if values.fine_tune_type == "full":
+        settings["lora_parameters"] = None
+    temporary_config = folder / ".adapter_config.tmp.json"
+    save_config(settings, temporary_config)
+    temporary.replace(folder / "adapters.safetensors")
+    temporary_config.replace(folder / "adapter_config.json")
+
+
+def _optimizer(config: LoraConfig) -> Any:
+    values = config.values
+    name = values.optimizer.lower()
+    try:
+        rate = build_schedule(values.lr_schedule) if values.lr_schedule else values.learning_rate
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+        raise config.refuse("lr_schedule", f"{type(error).__name__}: {error}") from error
+    try:
+        return _OPTIMIZERS[name](learning_rate=rate, **(values.optimizer_config.get(name) or {}))
+    except (TypeError, ValueError) as error:
+        raise config.refuse(f"optimizer_config.{name}", str(error)) from error
+
+
+def _model_source(config: LoraConfig) -> str:
+    """A local folder that holds a model, or a name for mlx_lm to find on the hub."""
+    name = config.values.model
+    folder = config.resolve(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise config.refuse("model", f"{folder} is no model folder: it has no config.json")
+        if not list(folder.glob("model*.safetensors")):
+            raise config.refuse("model", f"{folder} is no model folder: it has no model*.safetensors")
+        return str(folder)
+    if folder.exists():
+        raise config.refuse("model", f"{folder} is a file; a folder with config.json and model*.safetensors is needed")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise config.refuse("model", f"no such folder: {folder}")
+    return str(name)
+
+
+def _data_folder(config: LoraConfig) -> Path:
+    folder = config.resolve(config.values.data)
+    if not folder.is_dir():
+        raise config.refuse(
+            "data", f"no such folder: {folder} (datasets of the hub must be saved as train.jsonl in a folder first)"
+        )
+    return folder
+
+
+def _load_model(config: LoraConfig, source: str) -> tuple[Any, Any]:
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    trust = {"trust_remote_code": config.values.trust_remote_code}
+    try:
+        model, tokenizer = load_mlx_lm(source, tokenizer_config=trust, **trust)[:2]
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise config.refuse("model", f"{source} is neither a folder nor a model of the hub: {error}") from error
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        raise config.refuse("model", f"{source} cannot be loaded: {type(error).__name__}: {error}") from error
+    except RuntimeError as error:
+        if "safetensors" not in str(error):  # a device out of memory, say, is not the folder's fault
+            raise
+        raise config.refuse("model", f"{source} cannot be loaded: {error}") from error
+    return model, tokenizer
+
+
+def _load_data(
+    config: LoraConfig, folder: Path, tokenizer: Any
+) -> tuple[mlx_lm_data.TokenizedSamples, str, mlx_lm_data.TokenizedSamples | None]:
+    train = mlx_lm_data.load(folder, "train", tokenizer, config)
+    if train is None:
+        raise config.refuse("data", f"{folder} has no train.jsonl")
+    valid = mlx_lm_data.load(folder, "valid", tokenizer, config)
+    return train[0], train[1], valid[0] if valid else None
+
+
+def _prepare_layers(config: LoraConfig, model: Any) -> None:
+    values = config.values
+    model.freeze()
+    layers = len(model.layers)
+    if values.num_layers > layers:
+        raise config.refuse("num_layers", f"the model has {layers} layers, found {values.num_layers}")
+    if values.fine_tune_type == "full":
+        for layer in model.layers[-max(values.num_layers, 0) :]:
+            layer.unfreeze()
+    else:
+        try:
+            linear_to_lora_layers(
+                model, values.num_layers, values.lora_parameters, use_dora=values.fine_tune_type == "dora"
+            )
+        except (KeyError, ValueError) as error:
+            raise config.refuse("lora_parameters", str(error)) from error
+    if not tree_flatten(model.trainable_parameters()):
+        key = "num_layers" if values.fine_tune_type == "full" else "lora_parameters.keys"
+        raise config.refuse(key, "leaves nothing to train")
+    if values.resume_adapter_file is not None:
+        path = config.resolve(values.resume_adapter_file)
+        if not path.is_file():
+            raise config.refuse("resume_adapter_file", f"no such file: {path}")
+        model.load_weights(str(path), strict=False)
+
+
+def _collate(samples: list[tuple[list[int], int]], max_seq_length: int) -> tuple[mx.array, mx.array]:
+    """Padded by mlx_lm's own batching, from exactly these samples."""
+    batch, lengths = next(iterate_batches(samples, len(samples), max_seq_length))
+    return batch, lengths
+
+
+def _evaluation(config: LoraConfig, valid: mlx_lm_data.TokenizedSamples) -> Callable[[Any, EvaluationContext], float]:
+    values = config.values
+
+    def run(model: Any, context: EvaluationContext) -> float:
+        size = min(context.batch_size, len(valid))
+        # As many samples as the file asks for, whatever fits in memory at once now.
+        batches = -1 if values.val_batches == -1 else math.ceil(values.val_batches * values.batch_size / size)
+        loss = evaluate(model, valid, size, batches, values.max_seq_length, progress_callback=context.progress)
+        return float(loss)
+
+    return run
+
+
+def _fixed(config: LoraConfig, source: str) -> dict[str, Any]:
+    values = config.values
+    description = Path(source) / "config.json"
+    full = values.fine_tune_type == "full"
+    return {
+        "model": values.model,
+        "model.config_sha256": hashlib.sha256(description.read_bytes()).hexdigest() if description.is_file() else "",
+        "fine_tune_type": values.fine_tune_type,
+        "lora_parameters": None if full else json.loads(json.dumps(values.lora_parameters)),
+        "num_layers": values.num_layers,
+        "resume_adapter_file": values.resume_adapter_file,
+        "mask_prompt": values.mask_prompt,
+        "max_seq_length": values.max_seq_length,
+    }
+
+
+def _free(config: LoraConfig) -> dict[str, Any]:
+    values = config.values
+    return {
+        "lr_schedule": values.lr_schedule,
+        "optimizer_config": values.optimizer_config.get(values.optimizer.lower()) or {},
+        "grad_checkpoint": values.grad_checkpoint,
+    }
+
+
+def _notes(config: LoraConfig, job: wire.Job, validates: bool) -> list[str]:
+    notes = []
+    seed = config.given.get("seed")
+    if seed is not None and seed != job.seed:
+        notes.append(f"{config.path.name}: seed {seed} is not used, the run's own seed is {job.seed}")
+    if not validates:
+        notes.append(f"{config.values.data} has no valid.jsonl: there is no validation")
+    return notes

@@ -1,0 +1,85 @@
+"""Tasks of the user's own: `entry = "package.module:function"`."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import mlx.nn as nn
+import mlx.optimizers as optim
+
+from mlx_supervisor import wire
+from mlx_worker.errors import RefusedError
+from mlx_worker.task import Task
+
+
+def build(job: wire.Job) -> Task:
+    """Import the entry, call it, check what it returned. Raises RefusedError; what the user's code raises passes."""
+    entry = job.task.entry or ""
+    function = _find(entry, job.task.base_dir)
+    arguments = _arguments(function, entry, job.task.args, job.seed)
+    task = function(**arguments)
+    if not isinstance(task, Task):
+        raise RefusedError(f"task.entry: {entry} must return a mlx_worker.task.Task, found {type(task).__name__}")
+    _check(task, entry)
+    task.fixed = {"entry": entry, **task.fixed}
+    task.free = {"task.args": job.task.args, **task.free}
+    return task
+
+
+def _find(entry: str, base_dir: str) -> Callable[..., Any]:
+    module_name, colon, path = entry.partition(":")
+    if not (module_name and colon and path):
+        raise RefusedError(f'task.entry: expected "package.module:function", found {entry!r:.200}')
+    # In front, as Python does for a script; what this process needs itself is imported by now.
+    sys.path.insert(0, base_dir)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise RefusedError(f"task.entry: {module_name} cannot be imported from {base_dir}: {error}") from error
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise RefusedError(f"task.entry: {module_name} cannot be imported: {type(error).__name__}: {error}") from error
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise RefusedError(f"task.entry: {module_name} ({_file_of(module_name)}) has no {path!r:.200}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise RefusedError(f"task.entry: {entry} is a {type(found).__name__}; a function that builds a Task is needed")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _file_of(module_name: str) -> str:
+    return str(getattr(sys.modules[module_name], "__file__", None) or "no file")
+
+
+def _arguments(function: Callable[..., Any], entry: str, given: dict[str, Any], seed: int) -> dict[str, Any]:
+    arguments = dict(given)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return arguments
+    if "seed" in signature.parameters:
+        arguments.setdefault("seed", seed)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise RefusedError(f"task.args: {entry}{signature} cannot be called with them: {error}") from None
+    return arguments
+
+
+def _check(task: Task, entry: str) -> None:
+    def require(holds: bool, name: str, allowed: str) -> None:
+        if not holds:
+            found = type(getattr(task, name)).__name__
+            raise RefusedError(f"task.entry: {entry}: {name} of the Task must be {allowed}, found {found}")
+
+    require(isinstance(task.model, nn.Module), "model", "an mlx.nn.Module")
+    require(isinstance(task.optimizer, optim.Optimizer), "optimizer", "an mlx.optimizers.Optimizer")
+    require(callable(task.loss), "loss", "a function")
+    require(callable(task.collate), "collate", "a function")
+    require(task.evaluate is None or callable(task.evaluate), "evaluate", "a function")
+    require(task.export is None or callable(task.export), "export", "a function")
+    sized = hasattr(task.dataset, "__len__") and hasattr(task.dataset, "__getitem__")
+    require(sized, "dataset", "a sequence with len() and [index]")
