@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-import secrets
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,8 @@ class Child:
         self.create_time_s = psutil.Process(process.pid).create_time()
 
     @classmethod
-    def spawn(cls, command: Sequence[str], cwd: Path, stdout: int, stderr: int) -> "Child":
-        """Start `command`. Raises OSError when that fails."""
-        token = secrets.token_hex(16)
+    def spawn(cls, command: Sequence[str], cwd: Path, token: str, stdout: int, stderr: int) -> "Child":
+        """Start `command`. `token` goes into its environment. Raises OSError when that fails."""
         read_end, write_end = os.pipe()
         environment = os.environ | {TOKEN_VARIABLE: token, LIFELINE_VARIABLE: str(read_end)}
         environment.pop("NOTIFY_SOCKET", None)  # the service manager's socket is the supervisor's alone
@@ -105,8 +104,11 @@ class Child:
 async def end_orphan(pid: int, create_time_s: float, token: str, grace_s: float) -> bool:
     """Make sure that a dead supervisor's worker is gone: it is given `grace_s` to checkpoint and leave, then killed.
 
-    True when it had to be killed. The pid alone proves nothing: the start time and the token have to match.
+    True when it had to be killed. The pid alone proves nothing: the start time or the token has to match. `pid` 0: the
+    supervisor died before it could note it.
     """
+    if pid == 0:
+        return await _end_by_token(token, grace_s)
     deadline_s = time.monotonic() + grace_s
     while _is_ours(pid, create_time_s):
         if time.monotonic() >= deadline_s:
@@ -115,6 +117,13 @@ async def end_orphan(pid: int, create_time_s: float, token: str, grace_s: float)
             return True
         await asyncio.sleep(POLL_S)
     return await end_remains(pid, token, group=False)
+
+
+async def _end_by_token(token: str, grace_s: float) -> bool:
+    deadline_s = time.monotonic() + grace_s
+    while _remains(0, token, group=False) and time.monotonic() < deadline_s:
+        await asyncio.sleep(10 * POLL_S)
+    return await end_remains(0, token, group=False)
 
 
 async def end_remains(pid: int, token: str, group: bool = True) -> bool:
@@ -158,19 +167,13 @@ def _is_ours(pid: int, create_time_s: float) -> bool:
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # macOS refuses permission for a group of zombies
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    except PermissionError:  # macOS says so for a group of zombies
-        pass
 
 
 def _kill_one(process: psutil.Process) -> None:
-    try:
+    with suppress(psutil.Error):
         process.kill()
-    except psutil.Error:
-        pass
 
 
 def _pidfd(pid: int) -> int | None:

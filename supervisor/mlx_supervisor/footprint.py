@@ -38,7 +38,7 @@ def parse_rusage(buffer: bytes) -> int:
 
 
 def darwin_footprint() -> Callable[[int], int]:
-    """macOS: phys_footprint through libproc; the resident set misses most Metal memory. Raises OSError without libproc."""
+    """macOS: phys_footprint through libproc (the resident set misses most Metal memory). Raises OSError without it."""
     libproc = ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True)
     libproc.proc_pid_rusage.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 

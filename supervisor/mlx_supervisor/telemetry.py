@@ -75,10 +75,8 @@ class Telemetry:
 
     def send(self, run: str, kind: type[wire.Message], **fields: Any) -> str | None:
         """Send a command to the run's worker. None when it is under way, else why it could not be sent."""
-        for identity, peer in self._peers.items():
-            if peer.run == run:
-                break
-        else:
+        identity, peer = next(((key, peer) for key, peer in self._peers.items() if peer.run == run), (b"", None))
+        if peer is None:
             return "the worker has not said hello"
         self._seq += 1
         frame = wire.encode(kind(run=run, generation=peer.generation, seq=self._seq, **fields))

@@ -1,0 +1,39 @@
+"""`mlx-supervisor run --bare`: the same worker without a supervisor, under the same limit, held by the kernel."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mlx_supervisor import wire
+from mlx_supervisor.cli.run import EXIT_WRONG_SETTINGS, choose
+from mlx_supervisor.core.policy import MIB
+from mlx_supervisor.footprint import machine_bytes
+from mlx_supervisor.settings import SettingsError, job_of, limit_bytes, read_settings
+
+
+def run_bare(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, fresh: bool) -> int:
+    """Run in a temporary folder until it ends or dies; prints how. Returns the worker's exit code, 128 + signal."""
+    try:
+        settings = read_settings(file, state_dir)
+        chosen = choose(settings, name)
+        limit = limit_bytes(settings.runs[chosen], machine_bytes(), f"runs.{chosen}")
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EXIT_WRONG_SETTINGS
+    with tempfile.TemporaryDirectory(prefix="mlx-bare-") as folder:
+        batch = settings.runs[chosen].batch
+        effective = None if batch.size is None else batch.size * batch.accumulation
+        job = job_of(settings, chosen, 1, Path(folder), None, batch.size, effective)
+        job_file = Path(folder) / "job.json"
+        job_file.write_bytes(wire.dump_json(job))
+        limit_mib = str(limit // MIB)
+        command = [sys.executable, "-m", "mlx_worker", str(job_file), "--bare", "--data-limit-mib", limit_mib]
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        code = subprocess.run(command, env=environment, check=False).returncode
+    if code < 0:
+        print(f"The unsupervised run died of signal {-code}; nothing of it is left.")
+        return 128 - code
+    print(f"The unsupervised run ended with exit code {code}.")
+    return code

@@ -1,0 +1,141 @@
+"""What a run in the foreground shows: a live picture on a terminal, plain lines elsewhere."""
+
+import asyncio
+import time
+from collections import deque
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.policy import MIB
+from mlx_supervisor.core.table import State
+from mlx_supervisor.supervised_run import Observer, SupervisedRun, step_line
+
+PLAIN_INTERVAL_S = 2.0
+REFRESH_INTERVAL_S = 0.25
+RATE_STEPS = 20
+STYLES = {act.Level.INFO: "", act.Level.WARNING: "yellow", act.Level.ERROR: "bold red"}
+QUIET_KINDS = frozenset({"checkpoint"})
+"""Notices too frequent for a terminal; the log has them."""
+
+
+class Display(Observer, AbstractContextManager["Display"]):
+    """Shows one run while the context lasts."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self.console = console
+        self.name = name
+
+    def on_notice(self, run: SupervisedRun, notice: act.Persist) -> None:
+        """Every notice but the quiet ones stays on the screen."""
+        if notice.kind not in QUIET_KINDS:
+            clock = time.strftime("%H:%M:%S")
+            self.console.print(Text.assemble((f"{clock}  ", "dim"), (notice.text, STYLES[notice.level])))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing to put back."""
+
+
+class PlainDisplay(Display):
+    """Lines for a log or a pipe: every notice, and a step now and then."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        super().__init__(console, name)
+        self._last_s = 0.0
+
+    def on_event(self, run: SupervisedRun, event: ev.Event) -> None:
+        """A step, if the last one shown is long enough ago."""
+        if not isinstance(event, ev.StepReport) or event is not run.machine.last_step:
+            return
+        if event.at_s - self._last_s >= PLAIN_INTERVAL_S or event.step >= run.machine.history.target_steps:
+            self._last_s = event.at_s
+            self.console.print(step_line(run.machine, event))
+
+
+class LiveDisplay(Display):
+    """A block at the bottom of the terminal, redrawn four times a second; notices scroll by above it."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        super().__init__(console, name)
+        self._run: SupervisedRun | None = None
+        self._steps: deque[ev.StepReport] = deque(maxlen=RATE_STEPS)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._task: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> "LiveDisplay":
+        self._live.start()
+        self._task = asyncio.get_running_loop().create_task(self._refresh())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._live.stop()
+
+    def on_event(self, run: SupervisedRun, event: ev.Event) -> None:
+        """Remember what the picture needs."""
+        self._run = run
+        if isinstance(event, ev.StepReport) and event is run.machine.last_step:
+            self._steps.append(event)
+
+    async def _refresh(self) -> None:
+        while True:
+            if self._run is not None:
+                self._live.update(self._picture(self._run), refresh=True)
+            await asyncio.sleep(REFRESH_INTERVAL_S)
+
+    def _picture(self, run: SupervisedRun) -> RenderableType:
+        machine = run.machine
+        history = machine.history
+        state = "restarting" if machine.state is State.STARTING and history.generation > 1 else machine.state.value
+        title = Text.assemble((f"{self.name} ", "bold"), f"{state}, life {history.generation}", ("", ""))
+        rows = Table.grid(padding=(0, 2))
+        rows.add_row("progress", _bar(history.highest_step, history.target_steps), self._progress(run))
+        sample = machine.last_sample
+        limit = machine.policy.memory.limit_bytes
+        used = 0 if sample is None else sample.footprint_bytes
+        rows.add_row("memory", _bar(used, limit), self._memory(run, used, limit))
+        step = machine.last_step
+        batch = "?" if step is None else f"{step.batch_size} × {step.accumulation}"
+        rows.add_row(
+            "batch",
+            Text(batch),
+            Text(f"{history.trips} trips, breaker {machine.breaker.state.value}, loss {_loss(run)}"),
+        )
+        return Group(title, rows)
+
+    def _progress(self, run: SupervisedRun) -> Text:
+        history = run.machine.history
+        seconds = sum(step.seconds for step in self._steps)
+        if not self._steps or seconds <= 0:
+            return Text(f"step {history.highest_step}/{history.target_steps or '?'}")
+        tokens = sum(step.tokens for step in self._steps) / seconds
+        left_s = (history.target_steps - history.highest_step) * seconds / len(self._steps)
+        return Text(
+            f"step {history.highest_step}/{history.target_steps}, {tokens:,.0f} tokens/s, {left_s:.0f} s of steps left"
+        )
+
+    def _memory(self, run: SupervisedRun, used: int, limit: int) -> Text:
+        leak = run.machine.breaker.leak_bytes_per_step
+        slope = "" if leak is None else f", {leak / 1e6:+.1f} MB/step"
+        return Text(f"{used / MIB:,.0f} of {limit / MIB:,.0f} MiB{slope}")
+
+
+def _bar(done: float, total: float) -> ProgressBar:
+    return ProgressBar(total=max(total, 1), completed=min(done, max(total, 1)), width=30)
+
+
+def _loss(run: SupervisedRun) -> str:
+    loss = run.machine.history.loss
+    return "?" if loss is None else f"{loss:.4f}"

@@ -1,0 +1,101 @@
+"""`mlx-supervisor run`: one run in the foreground."""
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mlx_supervisor import logs
+from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
+from mlx_supervisor.cli.report import print_summary
+from mlx_supervisor.control.socket_file import SocketFileError
+from mlx_supervisor.core.events import CommandKind
+from mlx_supervisor.daemon import Daemon
+from mlx_supervisor.journal_file import JournalError
+from mlx_supervisor.settings import Settings, SettingsError, read_settings
+from mlx_supervisor.state_dir import StateDir, StateDirError
+
+EXIT_COMPLETED = 0
+EXIT_FAILED = 1
+EXIT_WRONG_SETTINGS = 2
+EXIT_INTERRUPTED = 130
+
+
+def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, fresh: bool) -> int:
+    """Run it to its end; the exit code as DESIGN's section 11 has it. With `as_json`, people's lines go to stderr."""
+    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    try:
+        settings = read_settings(file, state_dir)
+        chosen = choose(settings, name)
+        state = StateDir(settings.state_dir)
+    except (SettingsError, StateDirError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_WRONG_SETTINGS
+    try:
+        logs.configure(state.log, console=False)
+        summary, interrupted = asyncio.run(_foreground(settings, state, chosen, console, fresh))
+    except (SettingsError, StateDirError, JournalError, SocketFileError, OSError) as error:
+        print(f"{chosen}: {error}", file=sys.stderr)
+        return EXIT_WRONG_SETTINGS if isinstance(error, (SettingsError, StateDirError)) else EXIT_FAILED
+    finally:
+        state.close()
+    folder = state.path / "runs" / chosen
+    print_summary(console, summary, folder, again=f"mlx-supervisor run {file}" + (f" {name}" if name else ""))
+    if as_json:
+        print(json.dumps(summary, allow_nan=False), flush=True)
+    return _exit_code(summary, interrupted)
+
+
+def choose(settings: Settings, name: str | None) -> str:
+    """The run meant. Raises SettingsError when there is no such run, or several and none is named."""
+    names = list(settings.runs)
+    if name is None and len(names) == 1:
+        return names[0]
+    if name in settings.runs:
+        return str(name)
+    found = "no name given" if name is None else f"no run {name!r}"
+    raise SettingsError([f"runs: {found}; allowed: {', '.join(names)}"], settings.path)
+
+
+def _exit_code(summary: dict[str, Any], interrupted: bool) -> int:
+    if summary["outcome"] == "completed":
+        return EXIT_COMPLETED
+    return EXIT_INTERRUPTED if interrupted or summary["outcome"] == "stopped" else EXIT_FAILED
+
+
+async def _foreground(
+    settings: Settings, state: StateDir, name: str, console: Console, fresh: bool
+) -> tuple[dict[str, Any], bool]:
+    display: Display = LiveDisplay(console, name) if console.is_terminal else PlainDisplay(console, name)
+    alone = Settings(settings.path, settings.state_dir, {name: settings.runs[name]})
+    daemon = Daemon(alone, state, [display])
+    await daemon.open(forget=[name] if fresh else [])
+    run = daemon.runs[name]
+    interrupted = asyncio.Event()
+
+    def interrupt(number: signal.Signals) -> None:
+        if interrupted.is_set():
+            console.print("Killing the worker; the checkpoint before this one stays.")
+            run.command(CommandKind.KILL, f"second {number.name}")
+            return
+        interrupted.set()
+        console.print("Stopping: the worker checkpoints and exits. Again to kill it.")
+        run.command(CommandKind.STOP, number.name)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, interrupt, number)
+    with display:
+        try:
+            await daemon.recovered()
+            if not interrupted.is_set():
+                run.command(CommandKind.START, "command line")
+            await run.until(lambda: run.at_rest)
+            summary = run.summary()
+        finally:
+            await daemon.close()
+    return summary, interrupted.is_set()

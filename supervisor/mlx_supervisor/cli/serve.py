@@ -1,0 +1,69 @@
+"""`mlx-supervisor serve`: the daemon in the foreground."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+
+from mlx_supervisor import logs
+from mlx_supervisor.daemon import Daemon
+from mlx_supervisor.settings import Settings, SettingsError, read_settings
+from mlx_supervisor.state_dir import StateDir, StateDirError
+
+log = structlog.get_logger()
+
+DEFAULT_FILE = Path("~/.config/mlx-supervisor/settings.toml")
+
+
+def serve(arguments: list[str]) -> int:
+    """Run until SIGTERM, SIGINT or `supervisorctl shutdown`; workers checkpoint and go on at the next start."""
+    parser = argparse.ArgumentParser(prog="mlx-supervisor serve", description="The daemon, in the foreground.")
+    parser.add_argument("-c", "--configuration", type=Path, default=DEFAULT_FILE.expanduser(), metavar="FILE")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    options = parser.parse_args(arguments)
+    try:
+        settings = read_settings(options.configuration, options.state_dir)
+        state = StateDir(settings.state_dir)
+    except (SettingsError, StateDirError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    logs.configure(state.log, console=True, level=options.log_level)
+    try:
+        restart = asyncio.run(_serve(settings, state))
+    except Exception as error:
+        log.error("the daemon could not start", error=f"{type(error).__name__}: {error}")
+        return 2 if isinstance(error, (SettingsError, StateDirError)) else 1
+    finally:
+        state.close()
+    if restart:
+        os.execv(sys.executable, [sys.executable, "-m", "mlx_supervisor", "serve", *arguments])  # noqa: S606 - no shell is meant
+    return 0
+
+
+async def _serve(settings: Settings, state: StateDir) -> bool:
+    daemon = Daemon(settings, state)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, daemon, number)
+    await daemon.open()
+    log.info("serving", socket=str(state.control_socket), runs=", ".join(daemon.runs))
+    try:
+        await daemon.serve()
+    finally:
+        await daemon.close()
+    log.info("ended")
+    return daemon.restart_wanted
+
+
+def _on_signal(daemon: Daemon, number: signal.Signals) -> None:
+    if daemon.shutdown_wanted.is_set():
+        log.warning("asked twice: workers are killed", signal=number.name)
+        daemon.kill_all(f"second {number.name}")
+    else:
+        log.info("asked to end: workers checkpoint first", signal=number.name)
+        daemon.shutdown_wanted.set()

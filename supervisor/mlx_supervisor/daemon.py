@@ -1,0 +1,193 @@
+"""The supervisor process: joins sources, machines and adapters; nothing else."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from mlx_supervisor import footprint, notify
+from mlx_supervisor.child import end_orphan
+from mlx_supervisor.control.server import ControlServer
+from mlx_supervisor.control_target import DaemonTarget
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.journal import Journal, OpenGeneration
+from mlx_supervisor.sampler import Sampler
+from mlx_supervisor.settings import Settings
+from mlx_supervisor.state_dir import StateDir, boot_id
+from mlx_supervisor.supervised_run import Observer, Shared, SupervisedRun
+from mlx_supervisor.telemetry import Telemetry
+
+HOUSEKEEPING_INTERVAL_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """All runs of one settings file. `open`, then command the runs, then `close`.
+
+    `open` raises StateDirError, JournalError, SettingsError or OSError; nothing is left half-started then.
+    """
+
+    def __init__(self, settings: Settings, state: StateDir, observers: Sequence[Observer] = ()) -> None:
+        self.settings = settings
+        self.state = state
+        self.runs: dict[str, SupervisedRun] = {}
+        self.shutdown_wanted = asyncio.Event()
+        self.restart_wanted = False
+        self._observers = observers
+        self._recoveries: set[asyncio.Task[None]] = set()
+
+    async def open(self, forget: Sequence[str] = ()) -> None:
+        """Take up the sources and the runs; begin to clear away what a dead supervisor left.
+
+        `forget`: runs to begin anew, once their last worker is sure to be gone.
+        """
+        loop = asyncio.get_running_loop()
+        self._journal = Journal(self.state.journal, lambda text: log.error("journal", error=text))
+        try:
+            self._sampler = Sampler(
+                lambda run, sample: _ignore_closed(loop, lambda: self._on_sample(run, sample)),
+            )
+            self._telemetry = Telemetry(self.state.telemetry_socket, self._on_message, self._on_bad_frames)
+            self._shared = Shared(self.state, self._journal, self._telemetry, self._sampler, footprint.machine_bytes())
+            await self._forget(forget)
+            for name in self.settings.runs:
+                self.add(name)
+            self._control = ControlServer(self.state.control_socket, DaemonTarget(self))
+            await self._control.start()
+        except BaseException:
+            await self._close_sources()
+            raise
+        self._recover()
+        self._housekeeping = loop.create_task(self._keep_house())
+
+    def add(self, name: str) -> SupervisedRun:
+        """Take a run of the settings into use."""
+        run = SupervisedRun(name, self.settings, self._shared, self._observers)
+        self.runs[name] = run
+        return run
+
+    async def remove(self, name: str) -> None:
+        """Take a run that is at rest out of use."""
+        await self.runs.pop(name).close()
+
+    async def start_wanted(self) -> None:
+        """Start what starts by itself, and what a supervisor that ended before its runs was still at."""
+        await self.recovered()
+        for name, run in self.runs.items():
+            history = run.machine.history
+            fresh = history.generation == 0 and self.settings.runs[name].autostart
+            unfinished = history.wanted or (self.settings.runs[name].autostart and history.outcome == "")
+            if run.at_rest and (fresh or unfinished):
+                run.command(ev.CommandKind.START, "autostart")
+
+    async def recovered(self) -> None:
+        """Until no worker of a dead supervisor is left."""
+        if self._recoveries:
+            await asyncio.gather(*self._recoveries)
+
+    async def _forget(self, names: Sequence[str]) -> None:
+        """Begin runs anew: the journal forgets them, their folders are set aside as `NAME.previous` (one is kept)."""
+        for left in self._journal.open_generations():
+            if left.run in names and left.boot_id == boot_id():
+                await end_orphan(left.pid, left.create_time_s, left.token, grace_s=0.0)
+        for name in names:
+            folder = self.state.run_dir(name)
+            previous = folder.with_name(f"{name}.previous")
+            if previous.exists():
+                shutil.rmtree(previous)
+            folder.rename(previous)
+            self._journal.forget_run(name)
+
+    def kill_all(self, reason: str) -> None:
+        """Every worker ends now; what is lost is at most one checkpoint interval."""
+        for run in self.runs.values():
+            if not run.at_rest:
+                run.command(ev.CommandKind.KILL, reason)
+
+    async def serve(self) -> None:
+        """Until a shutdown is wanted. Runs that are suspended then go on with the next supervisor."""
+        starting = asyncio.get_running_loop().create_task(self.start_wanted())
+        notify.ready()
+        await self.shutdown_wanted.wait()
+        notify.stopping()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await self.suspend()
+
+    async def suspend(self) -> None:
+        """Have every worker checkpoint and exit."""
+        for run in self.runs.values():
+            if not run.at_rest:
+                run.command(ev.CommandKind.SUSPEND, "the supervisor is shutting down")
+        await asyncio.gather(*(run.until(lambda run=run: run.at_rest) for run in self.runs.values()))  # type: ignore[misc]
+
+    async def close(self) -> None:
+        """Give everything back. Workers must be gone (`suspend`)."""
+        self._housekeeping.cancel()
+        for task in self._recoveries:
+            task.cancel()
+        await asyncio.gather(self._housekeeping, *self._recoveries, return_exceptions=True)
+        await self._close_sources()
+
+    async def _close_sources(self) -> None:
+        if hasattr(self, "_control"):
+            await self._control.close()
+        for run in self.runs.values():
+            await run.close()
+        if hasattr(self, "_telemetry"):
+            await self._telemetry.close()
+        if hasattr(self, "_sampler"):
+            self._sampler.close()
+        self._journal.close()
+
+    # ---- sources
+
+    def _on_sample(self, name: str, sample: ev.Sample | ev.SampleMissing) -> None:
+        self._sampler.delivered()
+        run = self.runs.get(name)
+        if run is not None:
+            run.post(sample)
+
+    def _on_message(self, name: str, event: ev.Event) -> None:
+        run = self.runs.get(name)
+        if run is not None:
+            run.post(event)
+
+    def _on_bad_frames(self, text: str, counts: dict[str, int]) -> None:
+        log.warning("telemetry frames dropped", latest=text, **{f"dropped_{kind}": n for kind, n in counts.items()})
+
+    # ---- upkeep
+
+    def _recover(self) -> None:
+        by_run: dict[str, list[OpenGeneration]] = {}
+        for left in self._journal.open_generations():
+            by_run.setdefault(left.run, []).append(left)
+        for name, lefts in by_run.items():
+            run = self.runs.get(name)
+            if run is None:
+                log.warning("a worker of a run that is not in the settings may live", run=name, pid=lefts[-1].pid)
+                continue
+            task = asyncio.get_running_loop().create_task(run.recover(lefts))
+            self._recoveries.add(task)
+            task.add_done_callback(self._recoveries.discard)
+
+    async def _keep_house(self) -> None:
+        watchdog_s = notify.watchdog_interval_s()
+        next_watchdog_s = time.monotonic()
+        while True:
+            for run in list(self.runs.values()):
+                run.tend()
+            if watchdog_s is not None and time.monotonic() >= next_watchdog_s:
+                notify.watchdog()
+                next_watchdog_s = time.monotonic() + watchdog_s / 2
+            await asyncio.sleep(min(HOUSEKEEPING_INTERVAL_S, (watchdog_s or HOUSEKEEPING_INTERVAL_S) / 2))
+
+
+def _ignore_closed(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:  # the loop ended first: nobody waits for this sample any more
+        return

@@ -1,0 +1,45 @@
+"""What is left of a run for people and programs: `summary.json`, and the last line of `run --json`."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_supervisor.core.history import RunHistory
+
+
+def summary_of(run: str, history: RunHistory, generations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary's keys, in order. `generations`: the records of all lives, oldest first."""
+    loss = history.loss
+    return {
+        "run": run,
+        "outcome": history.outcome,
+        "reason": history.reason,
+        "step": history.highest_step,
+        "target_steps": history.target_steps,
+        "loss": loss if loss is not None and math.isfinite(loss) else None,
+        "trips": history.trips,
+        "replayed_steps": history.replayed_steps,
+        "goodput": _rounded(history.goodput),
+        "checkpoint_stall_fraction": _rounded(history.checkpoint_stall_fraction),
+        "weights_sha256": history.weights_sha256,
+        "generations": [dict(record) for record in generations],
+    }
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Replace `summary.json` in one go. Raises OSError."""
+    temporary = folder / ".summary.json.tmp"
+    with temporary.open("w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        json.dump(summary, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / "summary.json")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

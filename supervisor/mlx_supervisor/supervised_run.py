@@ -1,0 +1,421 @@
+"""One run: its machine, and the adapters that carry out what the machine decides."""
+
+import asyncio
+import math
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from mlx_supervisor import wire
+from mlx_supervisor.child import Child, ExitStatus, end_orphan
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.table import AT_REST
+from mlx_supervisor.journal import Journal, OpenGeneration
+from mlx_supervisor.journal_file import JournalError
+from mlx_supervisor.logs import RunLog
+from mlx_supervisor.sampler import Sampler
+from mlx_supervisor.settings import Settings, job_of, policy_of
+from mlx_supervisor.state_dir import StateDir, StateDirError, boot_id
+from mlx_supervisor.summary import summary_of, write_summary
+from mlx_supervisor.telemetry import Telemetry
+
+WORKER_VARIABLE = "MLX_SUPERVISOR_WORKER"
+"""Environment variable with another worker's command line, for tests and benches; the job's path is appended."""
+BYE_WAIT_S = 0.5
+"""How long the last frames of a worker that has exited may still be on their way."""
+JOURNAL_SAMPLE_INTERVAL_S = 1.0
+STEP_LINE_INTERVAL_S = 1.0
+REQUESTS: dict[type[act.Action], type[wire.Message]] = {
+    act.RequestClearCache: wire.ClearCache,
+    act.RequestStop: wire.Stop,
+    act.RequestResize: wire.Resize,
+}
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all runs of a daemon use together."""
+
+    state: StateDir
+    journal: Journal
+    telemetry: Telemetry
+    sampler: Sampler
+    machine_bytes: int
+
+
+class Observer:
+    """Who wants to see a run live: a display. Called on the event loop."""
+
+    def on_event(self, run: "SupervisedRun", event: ev.Event) -> None:
+        """After the machine has dealt with it."""
+
+    def on_notice(self, run: "SupervisedRun", notice: act.Persist) -> None:
+        """Something worth a sentence happened."""
+
+
+class SupervisedRun:
+    """Events are dealt with one at a time, in order; an action that fails becomes the next event.
+
+    Raises SettingsError, StateDirError or JournalError when the run can't even be set up.
+    """
+
+    def __init__(self, name: str, settings: Settings, shared: Shared, observers: Sequence[Observer] = ()) -> None:
+        self.name = name
+        self.settings = settings
+        self.observers = list(observers)
+        self._shared = shared
+        self.folder = shared.state.run_dir(name)
+        policy = policy_of(settings.runs[name], shared.machine_bytes, f"runs.{name}")
+        self.machine = RunMachine(policy, self._load_history())
+        (self.folder / "logs").mkdir(mode=0o700, exist_ok=True)
+        self.log = RunLog(self.folder / "logs")
+        self.started_wall_s = 0.0
+        self.stopped_wall_s = 0.0
+        self.exit_status: int | None = None
+        self.recovering = False
+        self._child: Child | None = None
+        self._events: deque[ev.Event] = deque()
+        self._working = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = math.inf
+        self._changed = asyncio.Event()
+        self._bye = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stderr_offset = 0
+        self._sample_journaled_s = 0.0
+        self._step_line_s = 0.0
+
+    def _load_history(self) -> RunHistory | None:
+        snapshot = self._shared.journal.load_history(self.name)
+        try:
+            return None if snapshot is None else RunHistory.restore(snapshot)
+        except ValueError as error:
+            log.error("the run's history can't be read; it begins without one", run=self.name, error=str(error))
+            return None
+
+    # ---- for the daemon
+
+    @property
+    def pid(self) -> int | None:
+        """Of the living worker."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def at_rest(self) -> bool:
+        """No worker, and none to come."""
+        return self.machine.state in AT_REST
+
+    def command(self, kind: ev.CommandKind, reason: str = "") -> None:
+        """What somebody asks of the run."""
+        self.post(ev.Command(time.monotonic(), kind, reason))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the worker. Raises ProcessLookupError when there is none."""
+        if self._child is None:
+            raise ProcessLookupError(self.name)
+        self._child.signal(number)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Until `condition` holds; it is looked at after every event."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def recover(self, lefts: Sequence[OpenGeneration]) -> None:
+        """Make sure that no worker of a dead supervisor lives, and take note of how far it came."""
+        self.recovering = True
+        try:
+            for left in lefts:
+                await self._end_left(left)
+            newest = lefts[-1]
+            for left in lefts[:-1]:
+                self._shared.journal.close_generation(self.name, left.generation, {"ended": "lost", "cause": "unknown"})
+            last = max((row["step"] for row in self._shared.journal.steps(self.name, limit=1000)), default=0)
+            self.machine.history.generation = newest.generation
+            self.post(ev.Recovered(time.monotonic(), newest.generation, newest.boot_id != boot_id(), last))
+        finally:
+            self.recovering = False
+            self._changed.set()
+
+    async def _end_left(self, left: OpenGeneration) -> None:
+        if left.boot_id != boot_id():
+            return
+        self._notice(act.Persist("recovering", f"Making sure that no worker of generation {left.generation} lives."))
+        restart = self.machine.policy.restart
+        if await end_orphan(left.pid, left.create_time_s, left.token, restart.stop_grace_s + restart.term_grace_s):
+            text = f"Generation {left.generation} outlived its supervisor and was killed."
+            self._notice(act.Persist("orphan_killed", text, act.Level.WARNING))
+
+    def tend(self) -> None:
+        """Once a second: keep the logs within their bounds."""
+        self.log.rotate_if_needed()
+
+    def summary(self) -> dict[str, object]:
+        """As `summary.json` has it. Raises JournalError."""
+        return summary_of(self.name, self.machine.history, self._shared.journal.generations(self.name))
+
+    async def close(self) -> None:
+        """After the run has come to rest."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.log.close()
+
+    # ---- events
+
+    def post(self, event: ev.Event) -> None:
+        """Give the machine an event, and do what it wants."""
+        self._events.append(event)
+        if self._working:
+            return
+        self._working = True
+        try:
+            while self._events:
+                self._deal_with(self._events.popleft())
+        finally:
+            self._working = False
+        self._schedule()
+        self._changed.set()
+
+    def _deal_with(self, event: ev.Event) -> None:
+        for action in self.machine.apply(event):
+            try:
+                self._do(action)
+            except (OSError, StateDirError, JournalError, wire.WireError) as error:
+                name = _action_name(action)
+                log.error("an action failed", run=self.name, action=name, error=str(error))
+                self._events.append(ev.ActionFailed(time.monotonic(), name, str(error)))
+        self._note(event)
+        for observer in self.observers:
+            observer.on_event(self, event)
+
+    def _schedule(self) -> None:
+        """Have a Tick at the next deadline. A timer that comes too early does no harm: it sets the next one."""
+        deadline_s = self.machine.next_deadline()
+        if deadline_s is None or self._timer_s <= deadline_s:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_s = deadline_s
+        delay_s = max(deadline_s - time.monotonic(), 0.0)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._timer_s = None, math.inf
+        self.post(ev.Tick(time.monotonic()))
+
+    def _note(self, event: ev.Event) -> None:
+        if isinstance(event, ev.Sample):
+            self._note_sample(event)
+        elif isinstance(event, ev.StepReport) and event.generation == self.machine.history.generation:
+            self._note_step(event)
+        elif isinstance(event, ev.Bye):
+            self._bye.set()
+
+    def _note_sample(self, sample: ev.Sample) -> None:
+        if sample.at_s - self._sample_journaled_s >= JOURNAL_SAMPLE_INTERVAL_S:
+            self._sample_journaled_s = sample.at_s
+            self._shared.journal.sample(
+                self.name,
+                sample.generation,
+                sample.footprint_bytes,
+                sample.available_bytes,
+                sample.processes,
+                time.time(),
+            )
+
+    def _note_step(self, step: ev.StepReport) -> None:
+        sample = self.machine.last_sample
+        self._shared.journal.step(
+            self.name,
+            step.generation,
+            step.step,
+            step.loss,
+            step.tokens,
+            step.seconds,
+            step.batch_size,
+            step.accumulation,
+            None if sample is None else sample.footprint_bytes,
+            step.active_bytes,
+            step.cache_bytes,
+            step.learning_rate,
+            time.time(),
+        )
+        last = step.step >= self.machine.history.target_steps
+        if last or step.at_s - self._step_line_s >= STEP_LINE_INTERVAL_S:
+            self._step_line_s = step.at_s
+            self.log.line(step_line(self.machine, step))
+
+    # ---- actions
+
+    def _do(self, action: act.Action) -> None:
+        match action:
+            case act.Persist():
+                self._notice(action)
+            case act.SaveHistory():
+                self._shared.journal.save_history(self.name, action.snapshot)
+            case act.CloseGeneration():
+                self._shared.journal.close_generation(self.name, action.generation, action.record)
+            case act.Spawn():
+                self._spawn(action)
+            case act.Finish():
+                self.stopped_wall_s = time.time()
+                write_summary(self.folder, self.summary())
+            case act.RequestClearCache() | act.RequestStop() | act.RequestResize():
+                self._request(action)
+            case act.DumpStacks() | act.Terminate() | act.Kill():
+                self._signal(action)
+            case _:
+                raise AssertionError(f"nobody does {action}")
+
+    def _notice(self, notice: act.Persist) -> None:
+        now_s = time.time()
+        write = {act.Level.ERROR: log.error, act.Level.WARNING: log.warning}.get(notice.level, log.info)
+        write(notice.text, run=self.name, generation=notice.generation, kind=notice.kind, **notice.fields)
+        self._shared.journal.event(
+            self.name, notice.generation, notice.kind, notice.level, notice.text, notice.fields, now_s
+        )
+        self.log.line(f"{time.strftime('%H:%M:%S')} [supervisor] {notice.text}")
+        for observer in self.observers:
+            observer.on_notice(self, notice)
+
+    def _request(self, action: act.RequestClearCache | act.RequestStop | act.RequestResize) -> None:
+        fields: dict[str, object] = {}
+        if isinstance(action, act.RequestStop):
+            fields = {"reason": action.reason[:500]}
+        elif isinstance(action, act.RequestResize):
+            fields = {"batch_size": action.batch_size, "effective_batch": action.effective_batch}
+        problem = self._shared.telemetry.send(self.name, REQUESTS[type(action)], **fields)
+        if problem is not None:
+            raise OSError(problem)
+
+    def _signal(self, action: act.DumpStacks | act.Terminate | act.Kill) -> None:
+        if self._child is None:
+            return
+        if isinstance(action, act.DumpStacks):
+            self._child.dump_stacks()
+        elif isinstance(action, act.Terminate):
+            self._child.terminate()
+        else:
+            self._child.kill()
+
+    def _spawn(self, action: act.Spawn) -> None:
+        token = secrets.token_hex(16)
+        job = job_of(
+            self.settings,
+            self.name,
+            action.generation,
+            self.folder,
+            self._shared.telemetry.address,
+            action.batch_size,
+            action.effective_batch,
+            action.checkpoint_every_steps,
+        )
+        job_file = self.folder / "job.json"
+        _write_private(job_file, wire.dump_json(job))
+        self._stderr_offset = self.log.stderr_offset()
+        self._bye.clear()
+        self._open_generation(action, token, 0, 0.0)
+        self._shared.telemetry.expect(self.name, action.generation, token)
+        stdout, stderr = self.log.descriptors()
+        child = Child.spawn([*worker_command(), str(job_file)], self.folder, token, stdout, stderr)
+        self._child = child
+        self.started_wall_s = time.time()
+        memory = self.machine.policy.memory
+        interval_s = self.settings.runs[self.name].memory.sample_interval_s
+        self._shared.sampler.watch(self.name, action.generation, child.pid, memory.limit_bytes, interval_s)
+        self._events.append(ev.Spawned(time.monotonic(), action.generation, child.pid))
+        task = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._open_generation(action, token, child.pid, child.create_time_s)
+
+    def _open_generation(self, action: act.Spawn, token: str, pid: int, create_time_s: float) -> None:
+        """Before the start with pid 0, so that no worker can live unknown; after it with what identifies it."""
+        try:
+            self._shared.journal.open_generation(
+                self.name,
+                action.generation,
+                pid,
+                create_time_s,
+                token,
+                boot_id(),
+                action.batch_size,
+                action.effective_batch,
+                time.time(),
+            )
+        except JournalError as error:
+            log.error("the journal can't note a worker; it is started all the same", run=self.name, error=str(error))
+
+    async def _wait(self, child: Child, generation: int) -> None:
+        status = await child.wait()
+        self._shared.sampler.unwatch(self.name)
+        if status.exit_code is not None and not self._bye.is_set():
+            try:
+                async with asyncio.timeout(BYE_WAIT_S):
+                    await self._bye.wait()
+            except TimeoutError:
+                pass
+        self._shared.telemetry.forget(self.name)
+        self._child = None
+        self.stopped_wall_s = time.time()
+        self.exit_status = _exit_number(status)
+        tail = self.log.tail_since(self._stderr_offset, wire.STDERR_TAIL_LIMIT_BYTES)
+        exited = ev.Exited(
+            time.monotonic(), generation, status.exit_code, status.signal, tail, oom_killed=status.oom_killed
+        )
+        self.post(exited)
+
+
+def worker_command() -> list[str]:
+    """The worker's command line, without the job."""
+    replaced = os.environ.get(WORKER_VARIABLE)
+    return shlex.split(replaced) if replaced else [sys.executable, "-m", "mlx_worker"]
+
+
+def step_line(machine: RunMachine, step: ev.StepReport) -> str:
+    """One update in one line, with the supervisor's view of memory."""
+    mib = 1024 * 1024
+    sample = machine.last_sample
+    leak = machine.breaker.leak_bytes_per_step
+    used = "?" if sample is None else f"{sample.footprint_bytes / mib:,.0f}"
+    rate = step.tokens / step.seconds if step.seconds > 0 else 0.0
+    return (
+        f"{time.strftime('%H:%M:%S')} step {step.step}/{machine.history.target_steps} loss={step.loss:.4f} "
+        f"lr={step.learning_rate:.3g} tokens/s={rate:,.0f} batch={step.batch_size}x{step.accumulation} "
+        f"memory={used}/{machine.policy.memory.limit_bytes / mib:,.0f} MiB "
+        f"leak={'?' if leak is None else f'{leak / 1e6:.1f}'} MB/step"
+    )
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def _exit_number(status: ExitStatus) -> int:
+    return -1 if status.exit_code is None else status.exit_code
+
+
+def _action_name(action: act.Action) -> str:
+    if isinstance(action, act.Spawn):
+        return "spawn"
+    return type(action).__name__
