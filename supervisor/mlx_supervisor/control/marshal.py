@@ -1,0 +1,103 @@
+"""XML-RPC to Python and back: bounded, without document types or entities, with values that every client can read."""
+
+import math
+import re
+import xmlrpc.client
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.parsers import expat
+
+DEPTH_LIMIT = 32
+"""Nested XML elements in a request; a call of ours needs eight, a multicall sixteen."""
+ELEMENT_LIMIT = 10_000
+_ILLEGAL_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_TERMINAL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+
+
+class CallError(Exception):
+    """The request is not XML-RPC, or more of it than is allowed."""
+
+
+def load_call(body: bytes) -> tuple[str, tuple[Any, ...]]:
+    """Method name and arguments of a request. Raises CallError."""
+    unmarshaller = xmlrpc.client.Unmarshaller()
+    try:
+        _parser_into(unmarshaller).Parse(body, True)
+        arguments = unmarshaller.close()
+        method = unmarshaller.getmethodname()
+    except CallError:
+        raise
+    except Exception as error:  # the unmarshaller lets out whatever the wrong text made it stumble over
+        raise CallError(f"not an XML-RPC call: {type(error).__name__}: {error}") from None
+    if not isinstance(method, str):
+        raise CallError("no methodName")
+    return method, tuple(arguments)
+
+
+def _parser_into(unmarshaller: xmlrpc.client.Unmarshaller) -> "expat.XMLParserType":
+    depth = elements = 0
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth, elements
+        depth += 1
+        elements += 1
+        if depth > DEPTH_LIMIT or elements > ELEMENT_LIMIT:
+            raise CallError(f"more than {DEPTH_LIMIT} nested or {ELEMENT_LIMIT} elements")
+        unmarshaller.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        unmarshaller.end(tag)
+
+    def refuse(*_: object) -> None:
+        raise CallError("document types and entities are not allowed")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = unmarshaller.data
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    unmarshaller.xml("", None)  # what it gets is text already, with no encoding to undo
+    return parser
+
+
+def dump_result(value: object) -> bytes:
+    """The answer to a call."""
+    return xmlrpc.client.dumps((to_wire(value),), methodresponse=True).encode()
+
+
+def dump_fault(code: int, text: str) -> bytes:
+    """A fault as the answer to a call."""
+    return xmlrpc.client.dumps(xmlrpc.client.Fault(code, clean(text)), methodresponse=True).encode()
+
+
+def clean(text: str) -> str:
+    """The text without terminal sequences and without characters that XML 1.0 has no place for."""
+    return _ILLEGAL_IN_XML.sub("", _TERMINAL_SEQUENCE.sub("", text))
+
+
+def clip_int(value: float) -> int:
+    """A whole number that fits XML-RPC's 32 bits."""
+    if math.isnan(value):
+        return 0
+    return int(max(xmlrpc.client.MININT, min(value, xmlrpc.client.MAXINT)))
+
+
+def to_wire(value: object) -> Any:
+    """The value in XML-RPC's types: no nil, whole numbers over 32 bits as doubles, numbers that are none as text."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        fits = xmlrpc.client.MININT <= value <= xmlrpc.client.MAXINT
+        return int(value) if fits else float(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {clean(str(key)): to_wire(item) for key, item in value.items() if item is not None}
+    if isinstance(value, Sequence):
+        return [to_wire(item) for item in value]
+    return clean(str(value))

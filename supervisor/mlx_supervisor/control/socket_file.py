@@ -1,0 +1,109 @@
+"""The socket's file: whose folder it is in, whether its path fits, and whether another daemon still answers there."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+PATH_LIMIT_BYTES = 100
+"""macOS has room for 103 bytes, Linux for 107."""
+BACKLOG = 64
+PROBE_TIMEOUT_S = 2.0
+
+
+class SocketFileError(Exception):
+    """The control socket cannot be had; the text says why and what to do."""
+
+
+class SocketFile:
+    """A listening Unix socket that only its owner can reach. `close` takes away the file, if it is still ours.
+
+    That two daemons do not start in the same moment is for the lock on the state folder to see to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises SocketFileError."""
+        _check_path(path)
+        self.path = path
+        try:
+            _prepare_folder(path.parent)
+            _clear_the_way(path)
+            self.socket = _listen(path)
+            self._identity = _identity(path)
+        except OSError as error:
+            raise SocketFileError(f"{path}: cannot listen there: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Remove the file; the socket itself belongs to the server that listens on it."""
+        try:
+            if _identity(self.path) == self._identity:
+                self.path.unlink()
+        except OSError:
+            pass  # somebody removed it, or the disk is gone; the next daemon replaces what is stale
+
+
+def _check_path(path: Path) -> None:
+    length = len(os.fsencode(path))
+    if length >= PATH_LIMIT_BYTES:
+        raise SocketFileError(
+            f"{path}: {length} bytes are too long for the path of a socket, which must be under {PATH_LIMIT_BYTES}; "
+            "choose a shorter state_dir"
+        )
+
+
+def _prepare_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise SocketFileError(
+            f"{folder}: belongs to user {status.st_uid}; the control socket needs a folder of one's own"
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        folder.chmod(0o700)
+
+
+def _clear_the_way(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise SocketFileError(
+            f"{path}: is there already and is not a socket; move it away, or choose another state_dir"
+        )
+    if _answers(path):
+        raise SocketFileError(f"{path}: another daemon answers there; stop it, or choose another state_dir")
+    path.unlink()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_TIMEOUT_S)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # a full queue or a timeout: somebody is there
+        return True
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        before = os.umask(0o177)  # the file must never exist with a wider mode, however briefly
+        try:
+            listener.bind(os.fspath(path))
+        finally:
+            os.umask(before)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
