@@ -182,11 +182,8 @@ def _read(path: Path) -> str:
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of 5,000 digits; deep nesting
-        raise SettingsError([f"not TOML: {error}"], path) from None
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: 5,000 digits, deep nesting
+        raise SettingsError([f"not TOML: {error!s:.200}"], path) from None
 
 
 def _read_runs(table: object, base: Path, problems: tables.Problems) -> dict[str, RunSettings]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ARGS_LIMIT_BYTES = 256 * 1024
 RESERVED_NAMES = frozenset({"all"})
 """`supervisorctl stop all` means every run."""
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", re.ASCII)
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
 def check_name(name: str, path: str, folded: dict[str, str], problems: tables.Problems) -> None:
@@ -49,10 +49,9 @@ def check_run(run: RunSettings, path: str, base: Path, problems: tables.Problems
     if run.checkpoint.every_steps == 0 and run.checkpoint.every_seconds == 0:
         allowed = "at least one of every_steps and every_seconds above 0: a run without checkpoints cannot be resumed"
         complain("checkpoint", "both intervals 0", allowed)
-    if run.restart.backoff_s > run.restart.backoff_max_s:
-        complain(
-            "restart.backoff_s", f"{run.restart.backoff_s:g}", f"at most backoff_max_s, {run.restart.backoff_max_s:g}"
-        )
+    first_s, last_s = run.restart.backoff_s, run.restart.backoff_max_s
+    if first_s > last_s:
+        complain("restart.backoff_s", f"{first_s:g}", f"at most restart.backoff_max_s, {last_s:g}")
 
 
 def _check_args(args: dict[str, Any], path: str, problems: tables.Problems) -> None:
@@ -62,7 +61,7 @@ def _check_args(args: dict[str, Any], path: str, problems: tables.Problems) -> N
         problems.add(path, f"{size} bytes as JSON", f"at most {ARGS_LIMIT_BYTES}")
 
 
-_ENTRY = re.compile(r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*$")
+_ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def _check_task(run: RunSettings, base: Path, complain: Complain) -> None:
@@ -72,7 +71,7 @@ def _check_task(run: RunSettings, base: Path, complain: Complain) -> None:
         _check_config(task.config, base, complain)
         unused = {"entry": task.entry is not None, "args": bool(task.args)}
     else:
-        if task.entry is None or not _ENTRY.match(task.entry):
+        if task.entry is None or not _ENTRY.fullmatch(task.entry):
             found = "nothing" if task.entry is None else tables.show(task.entry)
             complain("task.entry", found, '"package.module:function" for kind "python"')
         if run.steps is None:

@@ -10,7 +10,7 @@ _UNITS = {
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", start=1)},
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", start=1)},
 }
-_SIZE = re.compile(r"^\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{1,3}|%)\s*$", re.ASCII)
+_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]{1,3}|%)\s*", re.ASCII)
 
 
 def parse_bytes(value: int | float | str, total_bytes: int | None) -> int:
@@ -23,7 +23,7 @@ def parse_bytes(value: int | float | str, total_bytes: int | None) -> int:
         allowed += ', or a share: "80%", or a number above 0 up to 1.0'
     share: float | None = None
     if isinstance(value, str):
-        match = _SIZE.match(value)
+        match = _SIZE.fullmatch(value)
         unit = match.group(2).lower() if match else ""
         if match is None or (unit != "%" and unit not in _UNITS):
             raise ValueError(f"{allowed}; units are B, KB, MB, GB, TB, KiB, MiB, GiB, TiB")

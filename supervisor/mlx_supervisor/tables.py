@@ -21,7 +21,7 @@ NESTING_LIMIT = 32
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-_BARE_KEY = re.compile(r"^[A-Za-z0-9_-]+$")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Problems:
@@ -49,7 +49,8 @@ class Problems:
 
 def join(path: str, key: str) -> str:
     """A key's full path as TOML writes it."""
-    step = key if _BARE_KEY.match(key) else json.dumps(key[:FOUND_LENGTH])
+    shown = key if len(key) <= FOUND_LENGTH else f"{key[:FOUND_LENGTH]}…"
+    step = shown if _BARE_KEY.fullmatch(key) else json.dumps(shown, ensure_ascii=False)
     return f"{path}.{step}" if path else step
 
 
@@ -134,7 +135,7 @@ def add_unknown(path: str, key: str, kind: type[msgspec.Struct], problems: Probl
     names = [field.encode_name for field in msgspec.structs.fields(kind)]
     deeper = {dotted.replace(".", "_"): dotted for dotted in leaves(kind) if "." in dotted}
     deeper.update({dotted.rpartition(".")[2]: dotted for dotted in deeper.values()})
-    near = difflib.get_close_matches(key, [*names, *deeper], n=1, cutoff=0.7)
+    near = difflib.get_close_matches(key[:FOUND_LENGTH], [*names, *deeper], n=1, cutoff=0.7)
     hint = f"did you mean {join_dotted(path, deeper.get(near[0], near[0]))}?" if near else ""
     problems.add(join(path, key), "an unknown key", ", ".join(names), hint)
 
