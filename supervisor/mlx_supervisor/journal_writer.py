@@ -60,6 +60,7 @@ class Writer:
         self._requests: deque[tuple[Work[Any], Future[Any]]] = deque()
         self._closing = False
         self._failing = False
+        self._failure_told = False
         self._retry_at_s = 0.0
         self._reported_at_s: float | None = None
         self._untrimmed: Counter[tuple[str, str]] = Counter()
@@ -110,16 +111,17 @@ class Writer:
         """Note a row that a `durably` inserted, so that it is trimmed in its time."""
         self._untrimmed[table, run] += 1
 
-    def tell(self, text: str, urgent: bool = False) -> None:
-        """Report a fault; one that is not urgent at most once a minute."""
+    def tell(self, text: str, urgent: bool = False) -> bool:
+        """Report a fault; one that is not urgent at most once a minute. Whether it was told."""
         now_s = time.monotonic()
         if not urgent and self._reported_at_s is not None and now_s - self._reported_at_s < REPORT_INTERVAL_S:
-            return
+            return False
         self._reported_at_s = now_s
         try:
             self._on_error(text)
         except Exception:
             self.failures += 1
+        return True
 
     def close(self) -> None:
         """Store what is queued and end the thread; again: nothing."""
@@ -185,8 +187,9 @@ class Writer:
             self._put_back(batch, last_try)
             self._failed(error)
             return
-        if self._failing:
-            self._failing = False
+        self._failing = False
+        if self._failure_told:
+            self._failure_told = False
             self.tell(f"{self._path} can be written again; rows lost so far: {self.dropped}", urgent=True)
 
     def _put_back(self, batch: deque[tuple[str, Row]], last_try: bool) -> None:
@@ -217,7 +220,8 @@ class Writer:
         self.failures += 1
         self._failing = True
         self._retry_at_s = time.monotonic() + RETRY_INTERVAL_S
-        self.tell(f"{self._path} cannot be written: {error}; what cannot wait is lost ({self.dropped} rows so far)")
+        text = f"{self._path} cannot be written: {error}; what cannot wait is lost ({self.dropped} rows so far)"
+        self._failure_told = self.tell(text) or self._failure_told
         damaged = journal_file.is_damage(error)
         if not damaged and not journal_file.wants_reopening(error):
             return False
