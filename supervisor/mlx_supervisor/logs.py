@@ -117,7 +117,8 @@ class RunLog:
     """`stdout.log` and `stderr.log` of one run. A worker inherits the descriptors; both sides append.
 
     Rotation copies and truncates, so a worker's descriptor stays good: every writer must append (O_APPEND). What a
-    worker writes between the copy and the truncation is lost; that is a moment in 10 MiB.
+    worker writes between the copy and the truncation is lost; that is a moment in 10 MiB. A file that grew past twice
+    `max_bytes` between two looks leaves only its last `max_bytes` behind.
     Raises OSError when the files cannot be opened.
     """
 
@@ -181,10 +182,10 @@ class RunLog:
         return rotated
 
     def _rotate(self, descriptor: int, path: Path) -> None:
-        for number in range(self._backups - 1, 0, -1):
-            with contextlib.suppress(FileNotFoundError):
-                _backup(path, number).rename(_backup(path, number + 1))
         try:
+            for number in range(self._backups - 1, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    _backup(path, number).rename(_backup(path, number + 1))
             if self._backups:
                 self._copy_end(descriptor, _backup(path, 1))
         finally:
@@ -193,7 +194,7 @@ class RunLog:
 
     def _copy_end(self, descriptor: int, target: Path) -> None:
         size = os.fstat(descriptor).st_size
-        position = max(0, size - self._max_bytes)
+        position = 0 if size <= 2 * self._max_bytes else size - self._max_bytes
         out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
         try:
             while position < size and (data := os.pread(descriptor, min(_COPY_BYTES, size - position), position)):

@@ -1,0 +1,224 @@
+"""Logs stay bounded and whole, and a full disk never reaches the caller."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from mlx_supervisor import logs
+from mlx_supervisor.logs import RunLog, configure
+
+
+@pytest.fixture(autouse=True)
+def restore() -> Iterator[None]:
+    level = logging.getLogger().level
+    yield
+    structlog.reset_defaults()
+    logs._install([], level)
+
+
+@pytest.fixture
+def run_log(tmp_path: Path) -> Iterator[RunLog]:
+    log = RunLog(tmp_path / "logs", max_bytes=1000, backups=2)
+    yield log
+    log.close()
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_lines_are_json_in_the_file_and_readable_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "state" / "supervisor.log"
+    configure(path, console=True, level="info")
+    structlog.get_logger("daemon").info("spawned", run="night", pid=42, path=Path("/x"))
+    structlog.get_logger("daemon").debug("not asked for")
+    logging.getLogger("asyncio").warning("slow %s", "callback")
+    try:
+        raise ValueError("odd")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    first, second, third = lines_of(path)
+    assert (first["event"], first["level"], first["run"], first["pid"]) == ("spawned", "info", "night", 42)
+    assert first["timestamp"].endswith("Z")
+    assert (second["event"], second["level"]) == ("slow callback", "warning")
+    assert "ValueError: odd" in third["exception"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = capsys.readouterr().err
+    assert "spawned" in text
+    assert "\x1b" not in text
+
+
+def test_configuring_again_replaces_and_the_console_is_optional(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(tmp_path / "a.log", console=True, level="info")
+    configure(tmp_path / "b.log", console=False, level="debug")
+    structlog.get_logger().debug("once")
+    assert not (tmp_path / "a.log").exists()
+    assert len(lines_of(tmp_path / "b.log")) == 1
+    assert capsys.readouterr().err == ""
+    configure(None, console=False, level="info")
+    structlog.get_logger().info("nowhere")
+    assert len(lines_of(tmp_path / "b.log")) == 1
+
+
+def test_an_unknown_level_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'loud'; allowed: debug, info"):
+        configure(tmp_path / "a.log", console=False, level="loud")
+
+
+def test_the_supervisors_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LOG_BYTES", 10_000)
+    configure(tmp_path / "a.log", console=False, level="info")
+    for number in range(1000):
+        structlog.get_logger().info("x" * 100, number=number)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["a.log", "a.log.1", "a.log.2", "a.log.3"]
+    assert all(file.stat().st_size <= 10_000 and file.stat().st_mode & 0o777 == 0o600 for file in files)
+    assert lines_of(tmp_path / "a.log")[-1]["number"] == 999
+
+
+def test_a_log_that_cannot_be_opened_stops_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    configure(tmp_path / "file" / "a.log", console=False, level="info")
+    structlog.get_logger().error("lost")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_loses_lines_and_says_how_many(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    configure(path, console=False, level="info")
+    structlog.get_logger().info("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        for number in range(100):
+            structlog.get_logger().info("x" * 100, number=number)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    structlog.get_logger().info("after")
+    text = path.read_text()
+    assert "lines of this log were lost" in text
+    assert json.loads(text.splitlines()[-1])["event"] == "after"
+
+
+def test_a_worker_and_the_supervisor_write_into_one_file(run_log: RunLog) -> None:
+    out, err = run_log.descriptors()
+    run_log.line("before")
+    program = "import sys; print('from the worker', flush=True); print('oh', file=sys.stderr)"
+    subprocess.run([sys.executable, "-c", program], stdout=out, stderr=err, check=True, timeout=30)
+    run_log.line("after")
+    assert run_log.stdout_path.read_text() == "before\nfrom the worker\nafter\n"
+    assert run_log.stderr_path.read_text() == "oh\n"
+    assert run_log.stdout_path.stat().st_mode & 0o777 == 0o600
+
+
+def test_descriptors_are_not_inherited_by_accident(run_log: RunLog) -> None:
+    assert not any(os.get_inheritable(descriptor) for descriptor in run_log.descriptors())
+
+
+def test_a_line_is_one_line_without_control_characters(run_log: RunLog) -> None:
+    run_log.line("a\nb\r\x1b[31m\tc\x00\x85é\ud800")
+    run_log.line("x" * 100_000)
+    first, second = run_log.stdout_path.read_bytes().splitlines()
+    assert first.decode() == "a b  [31m\tc  é?"
+    assert len(second) == logs.LINE_LIMIT
+
+
+def test_rotation_bounds_every_file_and_keeps_the_end(run_log: RunLog) -> None:
+    assert run_log.rotate_if_needed() is False
+    for number in range(100):
+        run_log.line(f"line {number:04d} " + "x" * 90)
+        run_log.rotate_if_needed()
+    names = sorted(path.name for path in run_log.folder.iterdir())
+    assert names == ["stderr.log", "stdout.log", "stdout.log.1", "stdout.log.2"]
+    texts = [(run_log.folder / name).read_text() for name in ("stdout.log.2", "stdout.log.1", "stdout.log")]
+    assert all(len(text) <= 1000 + 110 for text in texts)
+    numbers = [int(line.split()[1]) for line in "".join(texts).splitlines() if line.startswith("line ")]
+    assert numbers == list(range(numbers[0], 100))
+    assert all((run_log.folder / name).stat().st_mode & 0o777 == 0o600 for name in names)
+
+
+def test_a_file_grown_far_over_the_limit_leaves_its_last_part(run_log: RunLog) -> None:
+    os.write(run_log.descriptors()[1], b"old " * 10_000 + b"the end")
+    assert run_log.rotate_if_needed() is True
+    copy = (run_log.folder / "stderr.log.1").read_bytes()
+    assert len(copy) == 1000
+    assert copy.endswith(b"the end")
+    assert run_log.stderr_path.stat().st_size == 0
+
+
+def test_a_worker_that_goes_on_writing_after_rotation_writes_at_the_start(run_log: RunLog) -> None:
+    program = (
+        "import sys; sys.stderr.write('x' * 2000); sys.stderr.flush(); print('ready', flush=True);"
+        "sys.stdin.readline(); sys.stderr.write('fresh')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=run_log.descriptors()[1]
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stdin is not None
+        worker.stdout.readline()
+        run_log.rotate_if_needed()
+        worker.stdin.write(b"go\n")
+        worker.stdin.close()
+    assert run_log.stderr_path.read_text() == "fresh"
+
+
+def test_tail_is_of_one_life_and_bounded(run_log: RunLog) -> None:
+    err = run_log.descriptors()[1]
+    os.write(err, b"first life\n")
+    offset = run_log.stderr_offset()
+    os.write(err, b"second life\n" + "é".encode())
+    assert run_log.tail_since(offset) == "second life\né"
+    assert run_log.tail_since(offset, 5) == "fe\né"
+    assert run_log.tail_since(run_log.stderr_offset()) == ""
+    os.write(err, b"y" * 2000)
+    run_log.rotate_if_needed()
+    os.write(err, b"after the rotation")
+    assert run_log.tail_since(offset + 5000) == "after the rotation"
+
+
+def test_clearing_empties_files_and_removes_copies(run_log: RunLog) -> None:
+    os.write(run_log.descriptors()[0], b"x" * 2000)
+    run_log.rotate_if_needed()
+    run_log.line("more")
+    run_log.clear()
+    assert sorted(path.name for path in run_log.folder.iterdir()) == ["stderr.log", "stdout.log"]
+    assert run_log.stdout_path.read_text() == ""
+    run_log.line("again")
+    assert run_log.stdout_path.read_text() == "again\n"
+
+
+def test_a_failing_disk_is_counted_and_still_bounded(run_log: RunLog) -> None:
+    os.write(run_log.descriptors()[1], b"x" * 5000)
+    (run_log.folder / "stderr.log.1").touch()
+    (run_log.folder / "stderr.log.2" / "full").mkdir(parents=True)  # the older copies cannot move
+    run_log.rotate_if_needed()
+    assert run_log.lost == 1
+    assert run_log.stderr_path.stat().st_size == 0
+    run_log.close()
+    run_log.close()
+    run_log.line("nobody hears this")
+    assert run_log.lost == 2
+    assert "cannot be read" in run_log.tail_since(0)
+
+
+def test_a_second_log_of_the_same_run_goes_on_where_the_first_ended(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        log = RunLog(tmp_path / "logs")
+        log.line(text)
+        log.close()
+    assert (tmp_path / "logs" / "stdout.log").read_text() == "one\ntwo\n"
