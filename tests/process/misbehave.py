@@ -1,0 +1,170 @@
+"""A worker of many modes, for the supervisor's tests: speaks the protocol, trains nothing, and misbehaves on request.
+
+Run as `python misbehave.py JOB_FILE`; the job's `task.args` choose the mode. Its "checkpoint" is one number in a file.
+"""
+
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from mlx_supervisor import wire
+
+MIB = 1024 * 1024
+
+
+class Worker:
+    def __init__(self, job: wire.Job) -> None:
+        self.job = job
+        self.args: dict[str, Any] = job.task.args
+        self.mode = self.args.get("mode", "normal")
+        self.saved = Path(job.run_dir) / "saved"
+        self.step = int(self.saved.read_text()) if self.saved.exists() else 0
+        self.seq = 0
+        self.stop = False
+        self.kept: list[bytearray] = []
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 500)
+        assert job.telemetry is not None
+        self.socket.connect(job.telemetry)
+
+    def send(self, kind: type[wire.Message], **fields: Any) -> None:
+        message = kind(run=self.job.run, generation=self.job.generation, seq=self.seq, **fields)
+        self.seq += 1
+        self.socket.send(wire.encode(message))
+
+    def poll(self) -> None:
+        while self.socket.poll(0):
+            message = wire.decode_supervisor(self.socket.recv())
+            if isinstance(message, wire.Stop) and self.mode != "deaf":
+                self.stop = True
+            elif isinstance(message, wire.ClearCache):
+                self.send(wire.Cleared, active_bytes=0, cache_bytes=0)
+
+    def save(self) -> None:
+        self.saved.write_text(str(self.step))
+        self.send(wire.Checkpoint, step=self.step, ok=True, seconds=0.001, stall_s=0.0, size_bytes=3)
+
+    def report(self, seconds: float) -> None:
+        size = self.job.batch.size or 1
+        effective = self.job.batch.effective or size
+        self.send(
+            wire.Step,
+            step=self.step,
+            loss=1.0 / self.step,
+            tokens=10,
+            samples=effective,
+            learning_rate=0.1,
+            seconds=seconds,
+            batch_size=size,
+            accumulation=-(-effective // size),
+            active_bytes=0,
+            cache_bytes=0,
+            peak_bytes=0,
+            resident_bytes=0,
+        )
+
+    def bye(self, outcome: str, reason: str = "") -> None:
+        self.send(wire.Bye, outcome=outcome, reason=reason, step=self.step, loss=1.0, weights_sha256="0" * 64)
+        self.socket.close()
+        zmq.Context.instance().term()
+
+    def start(self) -> None:
+        self.send(wire.Hello, pid=os.getpid(), token=os.environ[wire.TOKEN_VARIABLE])
+        if self.mode == "ramp_loading":
+            self.ramp()
+        assert self.job.steps is not None
+        size = self.job.batch.size or 1
+        self.send(
+            wire.Ready,
+            step=self.step,
+            target_steps=self.job.steps,
+            batch_size=size,
+            effective_batch=self.job.batch.effective or size,
+        )
+
+    def ramp(self) -> None:
+        """Grow at a given rate without a word, recording what is held: the kill interrupts it."""
+        rate = self.args.get("mib_per_s", 256) * MIB
+        chunk = max(rate // 1000, 4096)
+        began_s = time.monotonic()
+        held = 0
+        while True:
+            self.kept.append(bytearray(b"x" * chunk))
+            held += chunk
+            time.sleep(max(began_s + held / rate - time.monotonic(), 0))
+
+    def misbehave(self) -> None:
+        """At the step named by `at_step`."""
+        if self.mode == "crash":
+            raise RuntimeError("the user's code is broken")
+        if self.mode == "hang":
+            time.sleep(3600)
+        if self.mode == "ramp":
+            self.ramp()
+        if self.mode == "suicide" and self.job.generation <= self.args.get("lives", 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.mode == "refuse":
+            print("refused: data/train.jsonl:3: empty line", file=sys.stderr, flush=True)
+            self.bye("refused", "data/train.jsonl:3: empty line")
+            sys.exit(wire.EXIT_REFUSED)
+        if self.mode == "flood_output":
+            for _ in range(self.args.get("lines", 1000)):
+                print("x" * 1000, flush=True)
+
+    def run(self) -> int:
+        self.start()
+        assert self.job.steps is not None
+        while self.step < self.job.steps:
+            time.sleep(self.args.get("delay_s", 0.005))
+            if self.step + 1 == self.args.get("at_step"):
+                self.misbehave()
+            self.kept.append(bytearray(b"x" * int(self.args.get("leak_mib", 0) * MIB)))
+            self.step += 1
+            self.report(0.005)
+            if self.step % self.args.get("save_every", 5) == 0:
+                self.save()
+            self.poll()
+            if self.stop:
+                self.save()
+                self.bye("stopped", "asked")
+                return wire.EXIT_STOPPED
+        self.save()
+        self.bye("completed", "all steps done")
+        return wire.EXIT_COMPLETED
+
+
+def watch_lifeline(worker: Worker) -> None:
+    """As the real worker does: the supervisor's death is a wish to stop."""
+    import threading
+
+    def wait() -> None:
+        os.read(int(os.environ[wire.LIFELINE_VARIABLE]), 1)
+        worker.stop = True
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> int:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    worker = Worker(wire.load_job(Path(sys.argv[1]).read_bytes()))
+    if worker.mode == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: setattr(worker, "stop", True))
+        watch_lifeline(worker)
+    if worker.args.get("children"):
+        hold = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(3600)"]
+        subprocess.Popen(hold)
+        subprocess.Popen(hold, start_new_session=True)
+    return worker.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

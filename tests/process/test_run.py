@@ -1,0 +1,289 @@
+"""The foreground command against workers that behave in every way but well."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.process import harness
+
+SUMMARY_KEYS = [
+    "run",
+    "outcome",
+    "reason",
+    "step",
+    "target_steps",
+    "loss",
+    "trips",
+    "replayed_steps",
+    "goodput",
+    "checkpoint_stall_fraction",
+    "weights_sha256",
+    "generations",
+]
+GENERATION_KEYS = [
+    "generation",
+    "batch_size",
+    "accumulation",
+    "first_step",
+    "last_step",
+    "seconds",
+    "peak_footprint_mib",
+    "ended",
+    "cause",
+]
+
+
+def test_completes_and_says_so_in_the_last_line(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={}, batch={"size": 4})
+    done = harness.run(settings)
+    assert done.process.returncode == 0
+    summary = done.summary()
+    assert list(summary) == SUMMARY_KEYS
+    assert [list(life) for life in summary["generations"]] == [GENERATION_KEYS]
+    assert (summary["outcome"], summary["step"], summary["target_steps"]) == ("completed", 20, 20)
+    assert (tmp_path / "state/runs/run/summary.json").read_text().startswith('{\n  "run": "run"')
+    assert oct((tmp_path / "state").stat().st_mode)[-3:] == "700"
+
+
+def test_second_run_of_a_completed_run_completes_at_once(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={})
+    harness.run(settings)
+    again = harness.run(settings)
+    assert again.process.returncode == 0
+    assert again.summary()["generations"][-1]["first_step"] is None
+
+
+def test_fresh_begins_anew_and_keeps_the_old_folder(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={})
+    harness.run(settings)
+    again = harness.run(settings, "--fresh")
+    assert [life["first_step"] for life in again.summary()["generations"]] == [1]
+    assert (tmp_path / "state/runs/run.previous/saved").read_text() == "20"
+
+
+def test_soft_trips_halve_the_batch_down_to_the_minimum_and_replay_nothing(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path,
+        args={"leak_mib": 16, "delay_s": 0.06},
+        steps=100,
+        batch={"size": 4, "minimum": 2},
+        memory={"limit": "500 MiB", "soft_share": 0.9},
+    )
+    summary = harness.run(settings).summary()
+    assert summary["outcome"] == "completed"
+    assert summary["replayed_steps"] == 0
+    assert summary["trips"] >= 2
+    sizes = [life["batch_size"] for life in summary["generations"]]
+    assert sizes[:2] == [4, 2]
+    assert set(sizes[2:]) == {2}
+    assert max(life["peak_footprint_mib"] for life in summary["generations"]) <= 500
+
+
+def test_silent_growth_over_the_limit_is_killed_and_halves_the_batch(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path,
+        args={"mode": "ramp", "at_step": 12, "mib_per_s": 512},
+        steps=20,
+        batch={"size": 4},
+        memory={"limit": "300 MiB"},
+    )
+    summary = harness.run(settings).summary()
+    assert summary["outcome"] == "failed"
+    assert "lives in a row saved nothing new" in summary["reason"]
+    lives = summary["generations"]
+    assert [life["batch_size"] for life in lives][:3] == [4, 2, 1]
+    assert {life["ended"] for life in lives} == {"signal 9"}
+    assert summary["trips"] == len(lives)
+    assert max(life["peak_footprint_mib"] for life in lives) < 450
+
+
+@pytest.mark.parametrize(("mode", "where"), [("ramp_loading", "before the model was loaded"), ("ramp", "first step")])
+def test_a_limit_below_the_need_is_said_at_once(tmp_path: Path, mode: str, where: str) -> None:
+    settings = harness.write_settings(
+        tmp_path, args={"mode": mode, "at_step": 1}, batch={"size": 2}, memory={"limit": "200 MiB"}
+    )
+    done = harness.run(settings)
+    summary = done.summary()
+    assert done.process.returncode == 1
+    assert "the limit of 200 MiB is below what this run needs" in summary["reason"]
+    assert where in summary["reason"]
+    assert len(summary["generations"]) <= 2
+
+
+def test_ctrl_c_checkpoints_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={"delay_s": 0.01, "save_every": 1000}, steps=300)
+    with harness.Foreground(settings) as foreground:
+        foreground.until("step ")
+        harness.interrupt(foreground)
+        assert foreground.wait() == 130
+    stopped = foreground.summary()
+    assert stopped["outcome"] == "stopped"
+    assert 0 < stopped["step"] < 300
+    assert f"Go on with: mlx-supervisor run {settings}" in foreground.stderr
+    summary = harness.run(settings).summary()
+    assert summary["outcome"] == "completed"
+    assert summary["replayed_steps"] == 0
+    assert summary["generations"][1]["first_step"] == stopped["step"] + 1
+
+
+def test_second_ctrl_c_kills_a_deaf_worker(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path, args={"mode": "deaf", "children": True}, steps=100_000, restart={"stop_grace_s": 600}
+    )
+    with harness.Foreground(settings) as foreground:
+        foreground.until("step ")
+        tokens = harness.tokens_of(foreground.process.pid)
+        harness.interrupt(foreground)
+        foreground.until("Stopping: the worker checkpoints")
+        harness.interrupt(foreground)
+        assert foreground.wait() == 130
+        assert harness.carriers(tokens) == []
+    assert foreground.summary()["generations"][0]["ended"] == "signal 9"
+
+
+def test_sigterm_then_sigkill_to_a_deaf_worker_and_its_children(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path,
+        args={"mode": "deaf", "children": True},
+        steps=100_000,
+        restart={"stop_grace_s": 0.2, "term_grace_s": 0.2},
+    )
+    with harness.Foreground(settings) as foreground:
+        foreground.until("step ")
+        tokens = harness.tokens_of(foreground.process.pid)
+        assert len(harness.carriers(tokens)) == 3
+        harness.interrupt(foreground)
+        foreground.wait()
+        assert harness.carriers(tokens) == []
+    assert "it gets SIGTERM" in foreground.stderr
+    assert "its process group is killed" in foreground.stderr
+    assert foreground.summary()["outcome"] == "stopped"
+
+
+def test_children_of_a_worker_that_completed_are_not_left_behind(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={"children": True, "delay_s": 0.05})
+    with harness.Foreground(settings) as foreground:
+        foreground.until("Ready")
+        tokens = harness.tokens_of(foreground.process.pid)
+        assert foreground.wait() == 0
+        assert tokens
+        assert harness.carriers(tokens) == []
+
+
+def test_a_hang_is_found_by_missing_progress_and_shows_its_stacks(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path, args={"mode": "hang", "at_step": 7}, restart={"hang_timeout_s": 0.5, "max_without_progress": 2}
+    )
+    done = harness.run(settings)
+    summary = done.summary()
+    assert (done.process.returncode, summary["outcome"]) == (1, "failed")
+    assert {life["cause"] for life in summary["generations"]} == {"hang"}
+    assert "misbehave" in (tmp_path / "state/runs/run/logs/stderr.log").read_text()
+    assert summary["trips"] == 0
+
+
+def test_a_crash_is_retried_a_bounded_number_of_times_and_named(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={"mode": "crash", "at_step": 8}, batch={"size": 4})
+    done = harness.run(settings)
+    summary = done.summary()
+    assert done.process.returncode == 1
+    assert "RuntimeError: the user's code is broken" in summary["reason"]
+    assert len(summary["generations"]) == 4  # one that saved step 5, then three that saved nothing new
+    assert {life["batch_size"] for life in summary["generations"]} == {4}
+
+
+def test_a_refusal_is_final(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={"mode": "refuse", "at_step": 1})
+    done = harness.run(settings)
+    assert done.process.returncode == 1
+    assert done.summary()["reason"] == "data/train.jsonl:3: empty line"
+    assert len(done.summary()["generations"]) == 1
+
+
+def test_killed_from_outside_it_goes_on_at_the_same_batch(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path, args={"mode": "suicide", "at_step": 13, "lives": 2}, batch={"size": 4}
+    )
+    summary = harness.run(settings).summary()
+    assert summary["outcome"] == "completed"
+    assert [life["cause"] for life in summary["generations"]] == ["killed by somebody else"] * 2 + ["completed"]
+    assert {life["batch_size"] for life in summary["generations"]} == {4}
+    assert summary["replayed_steps"] == 4  # 11 and 12, twice
+
+
+def test_supervisor_killed_the_worker_checkpoints_and_the_next_supervisor_goes_on(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={"delay_s": 0.01, "save_every": 10_000}, steps=200)
+    with harness.Foreground(settings) as foreground:
+        foreground.until("step ")
+        tokens = harness.tokens_of(foreground.process.pid)
+        os.kill(foreground.process.pid, signal.SIGKILL)
+        foreground.process.wait()
+        harness.eventually(lambda: harness.carriers(tokens) == [])
+    saved = int((tmp_path / "state/runs/run/saved").read_text())
+    summary = harness.run(settings).summary()
+    assert summary["outcome"] == "completed"
+    assert summary["replayed_steps"] == 0
+    first, second = summary["generations"]
+    assert (first["cause"], first["ended"]) == ("the supervisor died", "lost")
+    assert second["first_step"] == saved + 1
+
+
+def test_next_supervisor_kills_a_deaf_worker_before_it_starts_one(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path,
+        args={"mode": "deaf", "children": True, "delay_s": 0.01},
+        steps=400,
+        restart={"stop_grace_s": 0.2, "term_grace_s": 0.2},
+    )
+    with harness.Foreground(settings) as foreground:
+        foreground.until("step ")
+        tokens = harness.tokens_of(foreground.process.pid)
+        os.kill(foreground.process.pid, signal.SIGKILL)
+        foreground.process.wait()
+        assert len(harness.carriers(tokens)) == 3
+        with harness.Foreground(settings) as second:
+            second.until("outlived its supervisor and was killed")
+            second.until("Ready")
+            assert harness.carriers(tokens) == []
+
+
+def test_floods_of_output_are_kept_within_bounds(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path, args={"mode": "flood_output", "at_step": 5, "lines": 30_000, "delay_s": 0.12}, steps=30
+    )
+    assert harness.run(settings).process.returncode == 0
+    logs = tmp_path / "state/runs/run/logs"
+    assert sum(file.stat().st_size for file in logs.iterdir()) < 45 * 2**20
+
+
+def test_two_supervisors_cannot_have_one_state_folder(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={}, steps=100_000)
+    with harness.Foreground(settings) as first:
+        first.until("Ready")
+        (tmp_path / "second").mkdir()
+        other = tmp_path / "second/settings.toml"
+        other.write_text(settings.read_text().replace('"state"', '"../state"'))
+        second = harness.run(other)
+        assert second.process.returncode == 2
+        assert f"is owned by a running supervisor (process {first.process.pid})" in second.stderr
+
+
+@pytest.mark.parametrize(("state", "words"), [("a/file", "can't be used"), ("x" * 90, "at most 100 are allowed")])
+def test_a_state_folder_that_cannot_be_is_refused(tmp_path: Path, state: str, words: str) -> None:
+    (tmp_path / "a").write_text("not a folder")
+    settings = harness.write_settings(tmp_path, args={})
+    settings.write_text(settings.read_text().replace('"state"', f'"{state}"'))
+    done = harness.run(settings)
+    assert done.process.returncode == 2
+    assert re.search(f"state_dir .*{words}", done.stderr)
+    assert done.stdout == ""
+
+
+def test_unknown_run(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={})
+    done = harness.run(settings, "walk")
+    assert done.process.returncode == 2
+    assert "no run 'walk'; allowed: run" in done.stderr
