@@ -1,0 +1,1 @@
+"""The command lines. What is slow to import stays in here."""

@@ -1,0 +1,78 @@
+"""One line of `supervisorctl status`: Supervisord's three columns, and after them what only a training run has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+NAME_WIDTH = 30
+STATE_WIDTH = 9
+RUNNING = 20
+ACTIVE_STATES = frozenset({10, 20, 30, 40})
+MIB = 1024.0 * 1024.0
+
+
+def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
+    """The line for one run. `info` is Supervisord's struct, `extra` that of `training.getRunInfo`, {} when unknown."""
+    columns = f"{info['name']:<{width}} {info['statename']:<{STATE_WIDTH}} {info['description']}"
+    details = ", ".join(details_of(extra)) if info["state"] in ACTIVE_STATES else ""
+    return f"{columns}  {details}".rstrip()
+
+
+def details_of(extra: Mapping[str, Any]) -> list[str]:
+    """What is known of: step, loss, batch, memory against its limit, leak, trips, breaker."""
+    parts = [
+        _step(extra),
+        _loss(extra.get("loss")),
+        _batch(extra),
+        _memory(extra),
+        _leak(extra),
+        _trips(extra),
+    ]
+    return [part for part in parts if part]
+
+
+def _step(extra: Mapping[str, Any]) -> str:
+    step, target, phase = extra.get("step"), extra.get("target_steps"), extra.get("phase")
+    shown = "" if step is None else f"step {step:.0f}/{target:.0f}" if target else f"step {step:.0f}"
+    if phase and phase != "train":
+        return f"{shown} ({phase})".lstrip()
+    return shown
+
+
+def _loss(loss: Any) -> str:
+    if loss is None:
+        return ""
+    return f"loss {loss:.4g}" if isinstance(loss, int | float) else f"loss {loss}"
+
+
+def _batch(extra: Mapping[str, Any]) -> str:
+    size, accumulation = extra.get("batch_size"), extra.get("accumulation")
+    if not size:
+        return ""
+    return f"batch {size:.0f}×{accumulation:.0f}" if accumulation and accumulation > 1 else f"batch {size:.0f}"
+
+
+def _memory(extra: Mapping[str, Any]) -> str:
+    used, limit = extra.get("footprint_bytes"), extra.get("limit_bytes")
+    if used is None:
+        return ""
+    return f"memory {_size(used)} of {_size(limit)}" if limit else f"memory {_size(used)}"
+
+
+def _size(value_bytes: float) -> str:
+    mib = value_bytes / MIB
+    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
+
+
+def _leak(extra: Mapping[str, Any]) -> str:
+    slope, verdict = extra.get("leak_bytes_per_step"), extra.get("leak")
+    if slope:
+        return f"LEAK {slope / MIB:.1f} MiB/step"
+    return f"LEAK {verdict}" if verdict else ""
+
+
+def _trips(extra: Mapping[str, Any]) -> str:
+    trips, breaker = extra.get("trips"), extra.get("breaker")
+    parts = [f"{trips:.0f} trip{'s' if trips != 1 else ''}"] if trips else []
+    if breaker and breaker != "closed":
+        parts.append(f"breaker {breaker}")
+    return ", ".join(parts)
