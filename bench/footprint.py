@@ -1,0 +1,94 @@
+"""What the daemon itself costs: its resident memory and its share of a core, with one run sampled at 20 Hz.
+
+Measured from outside, once a second, of the daemon's own process (its worker not included), after a minute's warm-up
+unless the measurement is shorter. The slope is a least-squares line through the resident set of the whole measurement.
+"""
+
+import contextlib
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import common
+import psutil
+
+START_DEADLINE_S = 60.0
+
+
+def wait_for_worker(daemon: psutil.Process) -> None:
+    """Raises RuntimeError when no worker comes."""
+    deadline_s = time.monotonic() + START_DEADLINE_S
+    while not daemon.children():
+        if time.monotonic() > deadline_s or not daemon.is_running():
+            raise RuntimeError("the daemon started no worker")
+        time.sleep(0.1)
+
+
+def follow(daemon: psutil.Process, seconds: float) -> list[tuple[float, float, float, float]]:
+    """Seconds, resident MiB, MiB that are its own alone (USS), CPU seconds; once a second."""
+    rows = []
+    start_s = time.monotonic()
+    while (now_s := time.monotonic() - start_s) < seconds:
+        memory, cpu = daemon.memory_full_info(), daemon.cpu_times()
+        rows.append((now_s, memory.rss / common.MIB, memory.uss / common.MIB, cpu.user + cpu.system))
+        time.sleep(max(0.0, start_s + len(rows) - time.monotonic()))
+    if not daemon.children():
+        raise RuntimeError("the worker was gone before the end: nothing was sampled")
+    return rows
+
+
+def main() -> None:
+    parser = common.parser(__doc__, Path(__file__).stem)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    options = parser.parse_args()
+    settings = common.llama(
+        steps=10_000_000, batch=8, length=64, extra="[runs.bench.memory]\nsample_interval_s = 0.05\n"
+    )
+    with common.workplace(settings) as folder, (folder / "daemon.log").open("wb") as log:
+        common.with_examples(folder)
+        command = [
+            *common.SUPERVISOR,
+            "serve",
+            "-c",
+            str(folder / "settings.toml"),
+            "--state-dir",
+            str(folder / "state"),
+        ]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            daemon = psutil.Process(process.pid)
+            wait_for_worker(daemon)
+            time.sleep(min(60.0, options.minutes * 60 / 10))
+            rows = follow(daemon, options.minutes * 60)
+        except (RuntimeError, psutil.Error) as error:
+            sys.exit(f"{error}\n{(folder / 'daemon.log').read_text()[-2000:]}")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            process.wait()
+    seconds, rss, uss, cpu = zip(*rows, strict=True)
+    slope = statistics.linear_regression(seconds, rss).slope * 3600
+    cpu_share = 100 * (cpu[-1] - cpu[0]) / (seconds[-1] - seconds[0])
+    result = {
+        "minutes": options.minutes,
+        "rss_mib": common.spread(rss),
+        "uss_mib": common.spread(uss),
+        "rss_slope_mib_per_hour": slope,
+        "cpu_percent_of_a_core": cpu_share,
+        "cpu_seconds_per_minute": cpu_share * 0.6,
+    }
+    common.table(
+        ["the daemon", "min", "median", "p95", "max"],
+        [["resident MiB", *result["rss_mib"].values()], ["of its own, MiB", *result["uss_mib"].values()]],
+    )
+    print(
+        f"resident slope {slope:+.2f} MiB per hour; {cpu_share:.2f} % of a core, {cpu_share * 0.6:.2f} CPU s a minute"
+    )
+    common.write(options.json, result)
+
+
+if __name__ == "__main__":
+    main()

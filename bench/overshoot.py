@@ -1,0 +1,70 @@
+"""How far past its limit a run gets before it is dead, when memory grows without a word of telemetry.
+
+Measured: what the ramp (bench/ramp.py) itself noted in a mapped file, its resident bytes at the start plus all it had
+touched since, minus the limit, at its death. It is exact to a chunk of 256 KiB, which counts as held once it is begun.
+The time is from the chunk that reached the limit to the last one. Sampler, machine and kill path are the real ones, by
+`mlx-supervisor run`; the supervisor's own last sample is shown beside.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import common
+from ramp import RECORD
+
+RAMPS = ((128, 512), (1024, 2048))
+"""Rate in MiB/s and limit in MiB: about four, and two, seconds of ramp."""
+
+
+def settings(limit_mib: int) -> str:
+    return (
+        '[runs.ramp]\nsteps = 1\ntask = { kind = "python", entry = "ramp:main" }\n'
+        f'[runs.ramp.memory]\nlimit = "{limit_mib} MiB"\n'
+        "[runs.ramp.restart]\nmax_without_progress = 1\n"
+    )
+
+
+def ramp(rate_mib_per_s: int, limit_mib: int) -> dict[str, Any]:
+    """One ramp to its death."""
+    worker = shlex.join([sys.executable, str(common.BENCH / "ramp.py"), str(rate_mib_per_s), str(limit_mib)])
+    with common.workplace(settings(limit_mib)) as folder:
+        summary = common.run(folder, {"MLX_SUPERVISOR_WORKER": worker})
+        numbers = RECORD.unpack((folder / "state" / "runs" / "ramp" / "ramp.bin").read_bytes())
+    base, asked, touched, start_ns, crossed_ns, last_ns = numbers
+    life = summary["generations"][-1]
+    if not crossed_ns:
+        raise RuntimeError(f"killed before the limit was reached: {summary}")
+    if "signal 9" not in life["ended"].lower() and "sigkill" not in life["ended"].lower():
+        raise RuntimeError(f"not killed: {summary}")
+    return {
+        "overshoot_mib": (base + asked) / common.MIB - limit_mib,
+        "last_sample_over_limit_mib": life["peak_footprint_mib"] - limit_mib,
+        "limit_to_last_chunk_ms": (last_ns - crossed_ns) / 1e6,
+        "achieved_mib_per_s": touched / common.MIB / ((last_ns - start_ns) / 1e9),
+        "cause": life["cause"],
+    }
+
+
+def main() -> None:
+    parser = common.parser(__doc__, Path(__file__).stem)
+    parser.add_argument("--ramps", type=int, default=20, help="of each rate")
+    options = parser.parse_args()
+    rows, rates = [], []
+    for rate, limit in RAMPS:
+        ramps = []
+        for number in range(options.ramps):
+            ramps.append(ramp(rate, limit))
+            print(f"{rate} MiB/s, {number + 1}/{options.ramps}: {ramps[-1]}", file=sys.stderr)
+        names = ("overshoot_mib", "last_sample_over_limit_mib", "limit_to_last_chunk_ms", "achieved_mib_per_s")
+        spreads = {name: common.spread([each[name] for each in ramps]) for name in names}
+        rows += [[f"{rate} MiB/s: {name}", *spread.values()] for name, spread in spreads.items()]
+        rates.append({"rate_mib_per_s": rate, "limit_mib": limit, "spread": spreads, "ramps": ramps})
+    print()
+    common.table(["past the limit", "min", "median", "p95", "max"], rows)
+    common.write(options.json, {"rates": rates})
+
+
+if __name__ == "__main__":
+    main()
