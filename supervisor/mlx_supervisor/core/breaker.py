@@ -42,6 +42,7 @@ class Breaker:
         self._policy = policy
         self._close_after_steps = close_after_steps
         self.state = BreakerState.CLOSED
+        self._commit_s = 0.0
         self._forget()
 
     def _forget(self) -> None:
@@ -53,7 +54,6 @@ class Breaker:
         self._end_bytes = 0
         self._peak_bytes = 0
         self._cache_bytes = 0
-        self._commit_s = 0.0
 
     def begin_life(self) -> None:
         """A worker is about to start: half-open after a trip."""
@@ -99,7 +99,12 @@ class Breaker:
         if slope is None:
             return None
         least, most = HORIZON_STEPS
-        horizon = min(most, least + ceil(2 * self._commit_s / max(step_s, 1e-3)))
+        step_s = max(step_s, 1e-3)
+        horizon = min(most, least + ceil(2 * self._commit_s / step_s))
+        patient = min(most, horizon + ceil(self._policy.relief_wait_s / step_s))
+        relievable = self._cache_bytes > patient * slope
+        if relievable:  # ask early enough to ask for the checkpoint as well, should clearing not help
+            horizon = patient
         room = self._policy.limit_bytes - self._level.level_bytes
         if room > horizon * slope:
             return None
@@ -107,7 +112,7 @@ class Breaker:
             f"memory grows by {slope / MIB:.1f} MiB a step and would pass the limit of "
             f"{_mib(self._policy.limit_bytes)} in {max(room, 0) / slope:.0f} steps"
         )
-        return Trip(hard=False, cause=Cause.LEAK, text=text, relievable=self._cache_bytes > horizon * slope)
+        return Trip(hard=False, cause=Cause.LEAK, text=text, relievable=relievable)
 
     def _near(self, at_minimum: bool) -> Trip | None:
         if not self._level.near or (at_minimum and not self._level.grown):
@@ -120,12 +125,11 @@ class Breaker:
         return Trip(hard=False, cause=Cause.PRESSURE, text=text, relievable=self._cache_bytes > excess)
 
     def relieved(self, footprint_bytes: int) -> bool:
-        """After the caches were cleared: did that make room? If so, the life is judged afresh."""
+        """After the caches were cleared: did that make room? If so, the level is judged afresh."""
         if footprint_bytes > 0.9 * self._policy.soft_share * self._policy.limit_bytes:
             return False
-        healthy = self._healthy_steps
-        self._forget()
-        self._healthy_steps = healthy
+        self._level = Level(self._policy.limit_bytes, self._policy.soft_share)
+        self._fresh = False
         return True
 
     @property

@@ -29,6 +29,8 @@ class Cause(StrEnum):
 MEMORY_CAUSES = frozenset({Cause.PRESSURE, Cause.LEAK, Cause.OOM_KILL, Cause.DEVICE_OOM})
 
 SIGKILL = 9
+POLITE_SIGNALS = frozenset({1, 2, 15})
+"""SIGHUP, SIGINT, SIGTERM: somebody asked for the end, before the worker could answer in its own way."""
 
 STDERR_MARKS = (
     ("kIOGPUCommandBufferCallbackErrorOutOfMemory", Cause.DEVICE_OOM),
@@ -56,6 +58,8 @@ def cause_of_exit(
         if oom_killed:
             return Cause.OOM_KILL
         return Cause.PRESSURE if oom_killed is None and near_limit else Cause.KILLED
+    if signal in POLITE_SIGNALS:
+        return Cause.INTERRUPTED
     if exit_code is None and signal is None:
         return Cause.KILLED
     for mark, cause in STDERR_MARKS:

@@ -23,10 +23,11 @@ class Outcome(StrEnum):
 
 
 class CommandKind(StrEnum):
-    """What a person can ask of one run."""
+    """What can be asked of one run. SUSPEND is a stop because the supervisor itself ends: the run is still wanted."""
 
     START = "start"
     STOP = "stop"
+    SUSPEND = "suspend"
     RESTART = "restart"
     KILL = "kill"
 
@@ -60,7 +61,7 @@ class Tick(Event):
 
 @dataclass(frozen=True, slots=True)
 class ActionFailed(Event):
-    """The world refused an action of ours."""
+    """The world refused an action of ours: `action` is "spawn", or its class's name."""
 
     action: str
     error: str
@@ -182,8 +183,15 @@ class Exited(WorkerEvent):
 class Recovered(WorkerEvent):
     """A supervisor that took over from a dead one has made sure that this generation's worker is gone.
 
-    `last_step`: the highest step that the journal knows of, 0 for none.
+    What the journal knows of that life: its first and last step (0 for none), the batch, the seconds that its steps
+    took (`train_s`), from start to last sign of life (`lived_s`), and the highest footprint sampled.
     """
 
     machine_restarted: bool
+    first_step: int = 0
     last_step: int = 0
+    batch_size: int | None = None
+    accumulation: int | None = None
+    train_s: float = 0.0
+    lived_s: float = 0.0
+    peak_footprint_bytes: int = 0

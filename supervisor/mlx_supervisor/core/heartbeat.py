@@ -23,10 +23,14 @@ class Heartbeat:
 
     def progress(self, at_s: float, phase: Phase, step_s: float | None = None) -> None:
         """The worker got somewhere; `step_s` is how long the step took, where it was one."""
-        self._last_s = at_s
+        self._last_s = max(at_s, self._last_s or at_s)
         self._phase = phase
         if step_s is not None:
             self._slowest_s = max(step_s, self._slowest_s or 0.0)
+
+    def checkpointed(self, at_s: float) -> None:
+        """A checkpoint is done. It may have been written beside an evaluation, which then still goes on."""
+        self.progress(at_s, Phase.TRAIN if self._phase is Phase.CHECKPOINT else self._phase)
 
     @property
     def allowance_s(self) -> float:

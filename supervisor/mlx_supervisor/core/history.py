@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
+from types import NoneType, UnionType
 from typing import Any
 
-from mlx_supervisor.core.events import StepReport
+from mlx_supervisor.core.events import Recovered, StepReport
 
 
 @dataclass(slots=True)
@@ -29,6 +30,9 @@ class RunHistory:
     active_s: float = 0.0
     loss: float | None = None
     weights_sha256: str | None = None
+    durable_before: int = 0
+    tighter_steps: int | None = None
+    limit_bytes: int = 0
     breaker_open: bool = False
     wanted: bool = False
     outcome: str = ""
@@ -43,6 +47,24 @@ class RunHistory:
         else:
             self.highest_step = report.step
             self.useful_s += report.seconds
+
+    def forget_trips_below(self, limit_bytes: int) -> None:
+        """Sizes that tripped under a lower limit may be tried again under the present one."""
+        if limit_bytes > self.limit_bytes:
+            self.tripped_sizes = []
+        self.limit_bytes = limit_bytes
+
+    def add_lost_life(self, lost: Recovered) -> None:
+        """Count the updates that a dead supervisor saw and could not count any more."""
+        self.active_s += lost.lived_s
+        if lost.last_step == 0:
+            return
+        steps = lost.last_step - lost.first_step + 1
+        new_steps = max(min(lost.last_step - self.highest_step, steps), 0)
+        self.train_s += lost.train_s
+        self.useful_s += lost.train_s * new_steps / steps
+        self.replayed_steps += steps - new_steps
+        self.highest_step = max(self.highest_step, lost.last_step)
 
     @property
     def goodput(self) -> float | None:
@@ -68,12 +90,23 @@ class RunHistory:
         for each in fields(cls):
             if each.name not in snapshot:
                 continue
-            value, default = snapshot[each.name], getattr(history, each.name)
-            expected = (float, int) if isinstance(default, float) else type(default)
-            if default is not None and not isinstance(value, expected):
-                raise ValueError(f"history: {each.name} is {value!r}, expected {type(default).__name__}")
-            setattr(history, each.name, value)
+            value = snapshot[each.name]
+            if not _fits(value, each.type):
+                raise ValueError(f"history: {each.name} is {value!r:.80}, expected {each.type}")
+            setattr(history, each.name, list(value) if isinstance(value, list | tuple) else value)
         return history
+
+
+def _fits(value: object, kind: object) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, each) for each in kind.__args__)
+    if kind is NoneType:
+        return value is None
+    if kind == list[int]:
+        return isinstance(value, list | tuple) and all(_fits(each, int) for each in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
@@ -89,6 +122,19 @@ class Life:
     peak_footprint_bytes: int = 0
     durable_before: int = 0
     pid: int | None = None
+
+    @classmethod
+    def recovered(cls, lost: Recovered, batch_size: int | None) -> "Life":
+        """The life of a worker whose supervisor died, as far as the journal knows it."""
+        return cls(
+            lost.generation,
+            lost.at_s - lost.lived_s,
+            batch_size=lost.batch_size or batch_size,
+            accumulation=lost.accumulation,
+            first_step=lost.first_step or None,
+            last_step=lost.last_step or None,
+            peak_footprint_bytes=lost.peak_footprint_bytes,
+        )
 
     def add_step(self, report: StepReport) -> None:
         """Note the update; the batch is that of the latest one."""

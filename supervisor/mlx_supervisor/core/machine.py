@@ -22,7 +22,7 @@ from mlx_supervisor.core.actions import (
 from mlx_supervisor.core.batch import BatchPlan
 from mlx_supervisor.core.breaker import Breaker, BreakerState, Trip
 from mlx_supervisor.core.causes import MEMORY_CAUSES, Cause, cause_of_exit, last_line
-from mlx_supervisor.core.events import CommandKind, Phase
+from mlx_supervisor.core.events import CommandKind, Outcome, Phase
 from mlx_supervisor.core.heartbeat import Heartbeat
 from mlx_supervisor.core.history import Life, RunHistory
 from mlx_supervisor.core.policy import MIB, RunPolicy
@@ -31,6 +31,9 @@ from mlx_supervisor.core.table import AT_REST, TABLE, S, State
 
 KILLS_AT_MOST = 3
 DUMP_WAIT_S = 2.0
+NEAR_SHARE = 0.85
+"""Share of the limit above which a death that nobody explains is put down to memory."""
+REASON_LIMIT_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class RunMachine:
         self.last_step: ev.StepReport | None = None
         self.reason = self.history.reason
         past = self.history
+        past.forget_trips_below(policy.memory.limit_bytes)
         self.batch = BatchPlan(policy.batch, past.batch_size, frozenset(past.tripped_sizes))
         if past.asked_size is not None and past.asked_effective is not None:
             self.batch.adopt(past.asked_size, past.asked_effective)
@@ -69,8 +73,9 @@ class RunMachine:
         self._cleared = False
         self._missing = 0
         self._kills = 0
-        self._tighter_steps: int | None = None
         self._accounted_s: float | None = None
+        self._survivor: int | None = None
+        self._suspending = False
         self._out: list[Action] = []
         self._allowed: tuple[State, ...] = ()
 
@@ -84,9 +89,16 @@ class RunMachine:
         if rule is None or stale or (isinstance(event, ev.Tick) and not self._due(event.at_s)):
             return []
         self._account(event.at_s)
+        if isinstance(event, ev.Command):
+            self._suspending = event.kind is CommandKind.SUSPEND
         handler, self._allowed = rule
         getattr(self, handler)(event)
         return self._out
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the present life is being ended for good, as somebody asked."""
+        return self._ending is not None and not self._ending.restart
 
     def next_deadline(self) -> float | None:
         """When a `Tick` is wanted, in seconds of the events' clock; None when nothing is waited for."""
@@ -108,7 +120,7 @@ class RunMachine:
     def _account(self, at_s: float) -> None:
         if self._accounted_s is not None and self.state not in AT_REST:
             self.history.active_s += max(at_s - self._accounted_s, 0.0)
-        self._accounted_s = at_s
+        self._accounted_s = max(at_s, self._accounted_s or at_s)
 
     def _say(self, kind: str, text: str, level: Level = Level.INFO, **fields: Field) -> None:
         self._out.append(Persist(kind, text, level, self.history.generation, fields))
@@ -127,6 +139,7 @@ class RunMachine:
         past = self.history
         past.generation += 1
         past.wanted, past.outcome = True, ""
+        past.durable_before = past.durable_step
         self.reason = ""
         self.breaker.begin_life()
         self._heartbeat = Heartbeat(self.policy.restart.hang_timeout_s)
@@ -135,11 +148,11 @@ class RunMachine:
         self._missing = self._kills = 0
         self._go(S.STARTING, at_s + self.policy.restart.start_timeout_s)
         self._save()
-        self._out.append(Spawn(past.generation, self.batch.size, self.batch.effective, self._tighter_steps))
+        self._out.append(Spawn(past.generation, self.batch.size, self.batch.effective, past.tighter_steps))
 
     def _drain(self, at_s: float, ending: Ending) -> None:
         self._ending = ending
-        self._out.append(RequestStop(self.history.generation, ending.text))
+        self._out.append(RequestStop(self.history.generation, ending.text[:REASON_LIMIT_CHARS]))
         self._go(S.DRAINING, at_s + self.policy.restart.stop_grace_s)
 
     def _terminate(self, at_s: float, ending: Ending, grace_s: float) -> None:
@@ -157,16 +170,26 @@ class RunMachine:
 
     def _on_command_at_rest(self, event: ev.Command) -> None:
         if event.kind in (CommandKind.START, CommandKind.RESTART):
-            self._budget.barren_lives = 0
+            if self._survivor is not None:
+                text = f"Not started: a process of generation {self._survivor} is still there, unkillable."
+                self._say("start_refused", text, Level.ERROR)
+                return
+            if not self.history.wanted:
+                self._budget.barren_lives = 0
             self._say("start", "Starting.", batch_size=self.batch.size)
             self._spawn(event.at_s)
+
+    def _on_survivor_gone(self, event: ev.Exited) -> None:
+        if self._survivor is not None:
+            self._say("survivor_gone", f"The unkillable process of generation {self._survivor} is gone.")
+            self._survivor = None
 
     def _on_command_in_backoff(self, event: ev.Command) -> None:
         if event.kind in (CommandKind.START, CommandKind.RESTART):
             self._spawn(event.at_s)
         else:
             self._go(S.STOPPED)
-            self._finish(S.STOPPED, event.reason or "stopped while waiting to restart")
+            self._finish(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped while waiting to restart")
 
     def _on_command_before_ready(self, event: ev.Command) -> None:
         if event.kind is not CommandKind.START:
@@ -176,12 +199,12 @@ class RunMachine:
         if event.kind is CommandKind.KILL:
             self._end_on_command(event, 0.0)
         elif event.kind is not CommandKind.START:
-            ending = Ending(Cause.ASKED, event.reason or event.kind.value, event.kind is CommandKind.RESTART)
+            ending = Ending(Cause.ASKED, _why(event), event.kind is CommandKind.RESTART)
             self._say(event.kind.value, f"{_asked(event)}; the worker checkpoints and exits.")
             self._drain(event.at_s, ending)
 
     def _end_on_command(self, event: ev.Command, grace_s: float) -> None:
-        ending = Ending(Cause.ASKED, event.reason or event.kind.value, event.kind is CommandKind.RESTART)
+        ending = Ending(Cause.ASKED, _why(event), event.kind is CommandKind.RESTART)
         if event.kind is CommandKind.KILL:
             self._say("kill", f"{_asked(event)}; the worker is killed.", Level.WARNING)
             self._kill(event.at_s, ending)
@@ -192,21 +215,28 @@ class RunMachine:
     def _on_command_ending(self, event: ev.Command) -> None:
         assert self._ending is not None
         if event.kind is CommandKind.KILL and self.state is not S.KILLING:
-            self._end_on_command(event, 0.0)
+            self._say("kill", f"{_asked(event)}; the worker is killed.", Level.WARNING)
+            self._kill(event.at_s, Ending(self._ending.cause, _asked(event), restart=False))
         elif event.kind is CommandKind.START:
             self._ending = Ending(self._ending.cause, self._ending.text, restart=True)
         else:
             restart = event.kind is CommandKind.RESTART
-            self._ending = Ending(self._ending.cause, self._ending.text, restart)
-            self.reason = event.reason
+            self._ending = Ending(self._ending.cause, self._ending.text if restart else _asked(event), restart)
 
     def _on_recovered(self, event: ev.Recovered) -> None:
         past = self.history
-        past.highest_step = max(past.highest_step, event.last_step)
+        past.add_lost_life(event)
         cause = Cause.HOST_LOST if event.machine_restarted else Cause.SUPERVISOR_LOST
         self._say("recovered", f"Took over generation {event.generation}: {cause.value}.", Level.WARNING)
-        life = Life(event.generation, event.at_s, batch_size=self.batch.size, last_step=event.last_step or None)
+        life = Life.recovered(event, self.batch.size)
         self._out.append(CloseGeneration(event.generation, life.record(event.at_s, "lost", cause.value)))
+        progress = past.durable_step > past.durable_before
+        if event.machine_restarted and not self._budget.life_ended(progress=progress, shrunk=False):
+            self._go(S.FATAL)
+            self._finish(
+                S.FATAL, f"{self._budget.barren_lives} lives in a row saved nothing new; the last: {cause.value}"
+            )
+            return
         self._save()
 
     # ---- a worker starts
@@ -224,10 +254,7 @@ class RunMachine:
             self._say("checkpoint_passed_over", f"Checkpoint passed over: {each}", Level.WARNING)
         for each in event.notes:
             self._say("note", each)
-        if ordered is not None and event.batch_size != ordered:
-            text = f"the worker holds {event.batch_size} samples at once, {ordered} were ordered"
-            self._say("batch_mismatch", f"Bug: {text}.", Level.ERROR)
-            self._kill(event.at_s, Ending(Cause.REFUSED, text, restart=False))
+        if not self._obeys(event.at_s, ordered, event.batch_size):
             return
         origin = f"from {event.checkpoint}" if event.checkpoint else "from the beginning"
         text = (
@@ -238,6 +265,24 @@ class RunMachine:
         self._heartbeat.progress(event.at_s, Phase.TRAIN)
         self._go(S.RUNNING)
 
+    def _obeys(self, at_s: float, ordered: int | None, batch_size: int) -> bool:
+        if ordered is None or batch_size == ordered:
+            return True
+        text = f"the worker holds {batch_size} samples at once, {ordered} were ordered"
+        self._say("batch_mismatch", f"Bug: {text}.", Level.ERROR)
+        self._kill(at_s, Ending(Cause.REFUSED, text, restart=False))
+        return False
+
+    def _on_step_unready(self, event: ev.StepReport) -> None:
+        """Telemetry may be lost, `Ready` too: a worker that makes steps is ready."""
+        ordered = self.batch.size
+        self.batch.adopt(event.batch_size, max(event.samples, event.batch_size))
+        if self._obeys(event.at_s, ordered, event.batch_size):
+            self._say("ready", f"Ready, as its step {event.step} tells: its own word was lost.", Level.WARNING)
+            self._go(S.RUNNING)
+            self._heartbeat.progress(event.at_s, Phase.TRAIN, event.seconds)
+            self._on_step_recorded(event)
+
     def _on_start_timeout(self, event: ev.Tick) -> None:
         text = f"not ready after {self.policy.restart.start_timeout_s:.0f} s"
         self._say("start_timeout", f"The worker is {text}; it is stopped.", Level.ERROR)
@@ -245,7 +290,7 @@ class RunMachine:
         self._terminate(event.at_s, ending, self.policy.restart.term_grace_s)
 
     def _on_spawn_failed(self, event: ev.ActionFailed) -> None:
-        if event.action == "spawn":
+        if event.action == "spawn" and self.life is not None and self.life.pid is None:
             self._say("spawn_failed", f"The worker could not be started: {event.error}", Level.ERROR)
             self._after_life(event.at_s, Cause.SPAWN_FAILED, event.error, "not started")
 
@@ -288,12 +333,13 @@ class RunMachine:
     def _on_checkpoint(self, event: ev.CheckpointReport) -> None:
         self.history.stall_s += event.stall_s
         if self.state is S.RUNNING:
-            self._heartbeat.progress(event.at_s, Phase.TRAIN)
+            self._heartbeat.checkpointed(event.at_s)
         if event.ok:
             self.history.durable_step = max(self.history.durable_step, event.step)
             self.breaker.checkpoint(event.seconds)
             text = f"Checkpoint of step {event.step}: {event.size_bytes / MIB:.1f} MiB in {event.seconds:.2f} s."
             self._say("checkpoint", text, step=event.step, seconds=event.seconds)
+            self._save()
         else:
             text = f"No checkpoint of step {event.step}: {event.error}; the run goes on with the one before."
             self._say("checkpoint_failed", text, Level.ERROR, step=event.step)
@@ -387,6 +433,8 @@ class RunMachine:
 
     def _on_request_failed(self, event: ev.ActionFailed) -> None:
         """The worker can't be asked: it hears SIGTERM all the same."""
+        if event.action not in ("RequestStop", "RequestClearCache"):
+            return
         ending = self._ending or self._unheard_trip()
         self._say("unheard", f"The worker could not be asked to stop ({event.error}); it gets SIGTERM.", Level.WARNING)
         self._terminate(event.at_s, ending, self.policy.restart.stop_grace_s)
@@ -414,6 +462,7 @@ class RunMachine:
             f"the machine has to be restarted"
         )
         self._close_life(event.at_s, "not killable", self._ending.cause)
+        self._survivor = self.history.generation
         self._go(S.FATAL)
         self._finish(S.FATAL, text)
 
@@ -421,7 +470,7 @@ class RunMachine:
 
     def _on_exited(self, event: ev.Exited) -> None:
         ended = _ended(event)
-        if event.exit_code == 0:
+        if event.exit_code == 0 and self._all_done():
             self._completed(event.at_s, ended)
             return
         ending = self._ending
@@ -429,7 +478,16 @@ class RunMachine:
             ending = self._unasked_ending(event)
         self._after_life(event.at_s, ending.cause, ending.text, ended, ending.restart)
 
+    def _all_done(self) -> bool:
+        """An exit status of 0 alone proves nothing: code of the user's may have called `sys.exit`."""
+        past = self.history
+        if self._bye is not None:
+            return self._bye.outcome is Outcome.COMPLETED
+        return max(past.highest_step, past.durable_step) >= past.target_steps > 0
+
     def _unasked_ending(self, event: ev.Exited) -> Ending:
+        if event.exit_code == 0:
+            return Ending(Cause.CRASH, "it exited as if all was done, before the last step", restart=True)
         said = self._bye.reason if self._bye else last_line(event.stderr_tail)
         if event.exit_code == EXIT_REFUSED_CODE:
             return Ending(Cause.REFUSED, said.removeprefix("refused: ") or "no reason given", restart=False)
@@ -445,9 +503,8 @@ class RunMachine:
         return Ending(cause, said or _ended(event), restart=True)
 
     def _near_limit(self) -> bool:
-        memory = self.policy.memory
         sample = self.last_sample
-        return sample is not None and sample.footprint_bytes > 0.9 * memory.soft_share * memory.limit_bytes
+        return sample is not None and sample.footprint_bytes > NEAR_SHARE * self.policy.memory.limit_bytes
 
     def _completed(self, at_s: float, ended: str) -> None:
         self._close_life(at_s, ended, Cause.COMPLETED)
@@ -463,26 +520,29 @@ class RunMachine:
         assert life is not None
         if self._bye is not None:
             past.weights_sha256 = self._bye.weights_sha256
-        progress = past.durable_step > life.durable_before and cause is not Cause.BLIND
+        saved = past.durable_step > life.durable_before
+        progress = saved and cause is not Cause.BLIND
         self._close_life(at_s, ended, cause)
+        size = self.batch.size
+        shrunk = cause in MEMORY_CAUSES and self.batch.halve(for_pressure=cause is not Cause.LEAK)
         if not restart:
             self._come_to_rest(cause, text)
             return
-        size = self.batch.size
-        shrunk = cause in MEMORY_CAUSES and self.batch.halve(for_pressure=cause is not Cause.LEAK)
         hopeless = self._hopeless(cause, shrunk)
         if hopeless is not None:
             self._go(S.FATAL)
             self._finish(S.FATAL, hopeless)
             return
-        self._tighter_steps = self._tighter(life, progress)
-        if cause is not Cause.ASKED and not self._budget.life_ended(progress=progress, shrunk=shrunk):
+        past.tighter_steps = self._tighter(life, saved)
+        if cause is Cause.ASKED:
+            self._budget.barren_lives = 0
+        elif not self._budget.life_ended(progress=progress, shrunk=shrunk):
             self._go(S.FATAL)
             self._finish(S.FATAL, f"{self._budget.barren_lives} lives in a row saved nothing new; the last: {text}")
             return
         what = f"The worker ended ({ended}): {cause.value}"
         change = f"; the batch goes from {size} to {self.batch.size}" if shrunk else ""
-        delay_s = self._budget.delay_s(cause)
+        delay_s = self._budget.delay_s(cause, dealt_with=shrunk or progress)
         wait = f"; next start in {delay_s:.0f} s" if delay_s else "; it is started again"
         self._say("restart", f"{what}{change}{wait}.", Level.WARNING, cause=cause.value, batch_size=self.batch.size)
         if delay_s:
@@ -496,7 +556,8 @@ class RunMachine:
         if cause not in MEMORY_CAUSES or self.history.highest_step > 0 or self.life is None:
             return None
         before_ready = self.history.target_steps == 0
-        if shrunk and not before_ready:
+        by_our_limit = self.life.peak_footprint_bytes > NEAR_SHARE * self.policy.memory.limit_bytes
+        if (shrunk and not before_ready) or not by_our_limit:
             return None
         peak = self.life.peak_footprint_bytes / MIB
         limit = self.policy.memory.limit_bytes / MIB
@@ -506,12 +567,12 @@ class RunMachine:
             f"raise memory.limit or choose a smaller model"
         )
 
-    def _tighter(self, life: Life, progress: bool) -> int | None:
+    def _tighter(self, life: Life, saved: bool) -> int | None:
         """A life that ended before its first checkpoint: let the next one save sooner."""
-        if progress or life.first_step is None or life.last_step is None:
-            return self._tighter_steps
+        if saved or life.first_step is None or life.last_step is None:
+            return self.history.tighter_steps
         half = max(1, (life.last_step - life.first_step + 1) // 2)
-        return min(half, self._tighter_steps or half)
+        return min(half, self.history.tighter_steps or half)
 
     def _close_life(self, at_s: float, ended: str, cause: Cause) -> None:
         if self.life is not None:
@@ -525,7 +586,8 @@ class RunMachine:
 
     def _finish(self, state: State, reason: str) -> None:
         outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[state]
-        self.history.outcome, self.history.wanted = outcome, False
+        self.history.outcome = outcome
+        self.history.wanted = self._suspending and state is S.STOPPED
         self.reason = reason
         level = Level.ERROR if state is S.FATAL else Level.INFO
         self._say("finish", f"{outcome.capitalize()} at step {self.history.highest_step}: {reason}.", level)
@@ -540,8 +602,14 @@ EXIT_STOPPED_CODE = 75
 EXIT_REFUSED_CODE = 78
 
 
+def _why(event: ev.Command) -> str:
+    return event.reason[:REASON_LIMIT_CHARS] or event.kind.value
+
+
 def _asked(event: ev.Command) -> str:
-    return f"{event.kind.value.capitalize()} asked for" + (f" ({event.reason})" if event.reason else "")
+    return f"{event.kind.value.capitalize()} asked for" + (
+        f" ({event.reason[:REASON_LIMIT_CHARS]})" if event.reason else ""
+    )
 
 
 def _ended(event: ev.Exited) -> str:

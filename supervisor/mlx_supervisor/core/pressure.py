@@ -11,7 +11,8 @@ SETTLING_STEPS = 10
 CONFIRM_STEPS = 2
 """Steps in a row that must be near the limit."""
 GROWN_SHARE = 0.1
-"""Share of the limit by which the level must have risen in a life for a restart to be worth it."""
+"""Share of the limit by which the floor must have risen in a life for a restart to be worth it. Spikes don't count:
+an evaluation would come again in every life."""
 
 
 class Overrun:
@@ -38,6 +39,7 @@ class Level:
         self._spikes: deque[int] = deque(maxlen=SPIKE_STEPS)
         self._steps = 0
         self._near = 0
+        self._floor_bytes = 0
         self._first_bytes: int | None = None
         self.level_bytes = 0
 
@@ -50,7 +52,8 @@ class Level:
             self._spikes.append(max(peak_bytes, end_bytes) - floor)
         self.level_bytes = floor + max(self._spikes, default=0)
         if self._steps == SETTLING_STEPS:
-            self._first_bytes = self.level_bytes
+            self._first_bytes = floor
+        self._floor_bytes = floor
         near = self._steps >= FLOOR_STEPS and self.level_bytes > self._soft_bytes
         self._near = self._near + 1 if near else 0
 
@@ -61,5 +64,5 @@ class Level:
 
     @property
     def grown(self) -> bool:
-        """True when the level has risen much in this life, so that a fresh process would stand lower."""
-        return self._first_bytes is not None and self.level_bytes - self._first_bytes > self._grown_bytes
+        """True when the floor has risen much in this life, so that a fresh process would stand lower."""
+        return self._first_bytes is not None and self._floor_bytes - self._first_bytes > self._grown_bytes

@@ -19,9 +19,9 @@ class RestartBudget:
             self.barren_lives += 1
         return self.barren_lives < self._policy.max_without_progress
 
-    def delay_s(self, cause: Cause) -> float:
-        """How long to wait before the next life. Memory restarts are at once: the cause has been dealt with."""
-        if cause in MEMORY_CAUSES or cause in (Cause.ASKED, Cause.SUPERVISOR_LOST, Cause.HOST_LOST):
+    def delay_s(self, cause: Cause, *, dealt_with: bool) -> float:
+        """How long to wait before the next life. Memory restarts are at once where the cause has been dealt with."""
+        if cause is Cause.ASKED or (cause in MEMORY_CAUSES and dealt_with):
             return 0.0
         doublings = max(self.barren_lives - 1, 0)
         return float(min(self._policy.backoff_s * 2.0 ** min(doublings, 30), self._policy.backoff_max_s))

@@ -27,7 +27,7 @@ class State(StrEnum):
 S = State
 
 Rule = tuple[str, tuple[State, ...]]
-AFTER_EXIT = (S.STARTING, S.BACKOFF, S.STOPPED, S.COMPLETED, S.FATAL)
+AFTER_EXIT = (S.STARTING, S.BACKOFF, S.COMPLETED, S.FATAL)
 _OBSERVE: dict[type[ev.Event], Rule] = {
     ev.Spawned: ("_on_spawned", ()),
     ev.Bye: ("_on_bye", ()),
@@ -35,15 +35,16 @@ _OBSERVE: dict[type[ev.Event], Rule] = {
     ev.PhaseChange: ("_on_phase", ()),
     ev.Exited: ("_on_exited", AFTER_EXIT),
 }
+_ENDING = _OBSERVE | {ev.Exited: ("_on_exited", (*AFTER_EXIT, S.STOPPED))}
 _START: dict[type[ev.Event], Rule] = {
     ev.Command: ("_on_command_at_rest", (S.STARTING,)),
-    ev.Recovered: ("_on_recovered", ()),
+    ev.Recovered: ("_on_recovered", (S.FATAL,)),
 }
 
 TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     S.STOPPED: _START,
     S.COMPLETED: _START,
-    S.FATAL: _START,
+    S.FATAL: _START | {ev.Exited: ("_on_survivor_gone", ())},
     S.BACKOFF: {
         ev.Command: ("_on_command_in_backoff", (S.STARTING, S.STOPPED)),
         ev.Tick: ("_on_backoff_over", (S.STARTING,)),
@@ -51,6 +52,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     S.STARTING: _OBSERVE
     | {
         ev.Ready: ("_on_ready", (S.RUNNING, S.KILLING)),
+        ev.StepReport: ("_on_step_unready", (S.RUNNING, S.KILLING)),
         ev.Sample: ("_on_sample", (S.KILLING,)),
         ev.SampleMissing: ("_on_sample_missing", (S.TERMINATING,)),
         ev.Tick: ("_on_start_timeout", (S.TERMINATING,)),
@@ -74,7 +76,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
         ev.ActionFailed: ("_on_request_failed", (S.TERMINATING,)),
         ev.Command: ("_on_command_running", (S.DRAINING, S.KILLING)),
     },
-    S.DRAINING: _OBSERVE
+    S.DRAINING: _ENDING
     | {
         ev.StepReport: ("_on_step_recorded", ()),
         ev.Sample: ("_on_sample", (S.KILLING,)),
@@ -82,14 +84,14 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
         ev.ActionFailed: ("_on_request_failed", (S.TERMINATING,)),
         ev.Command: ("_on_command_ending", (S.KILLING,)),
     },
-    S.TERMINATING: _OBSERVE
+    S.TERMINATING: _ENDING
     | {
         ev.StepReport: ("_on_step_recorded", ()),
         ev.Sample: ("_on_sample", (S.KILLING,)),
         ev.Tick: ("_on_term_timeout", (S.KILLING,)),
         ev.Command: ("_on_command_ending", (S.KILLING,)),
     },
-    S.KILLING: _OBSERVE
+    S.KILLING: _ENDING
     | {
         ev.StepReport: ("_on_step_recorded", ()),
         ev.Tick: ("_on_kill_timeout", (S.FATAL,)),

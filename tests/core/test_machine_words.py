@@ -1,0 +1,204 @@
+"""What the machine says and keeps: reasons, counters, and a history that outlives the supervisor."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+from tests.core.golden_ends import ENDS, RUNNING
+from tests.core.golden_memory import MEMORY
+from tests.core.timeline import Timeline, policy, show
+
+from mlx_supervisor.core import actions as ac
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.policy import MIB
+
+REASONS = {
+    "a limit that the model itself breaks": ["2,200 MiB", "2,300 MiB", "before the model was loaded", "memory.limit"],
+    "a limit that the first step breaks at every size": ["2,200 MiB", "before the first step at batch 1"],
+    "refused: at once": ["no such model"],
+    "crashes wait longer each time, and the end comes": ["3 lives", "RuntimeError"],
+    "another batch than ordered is our bug: no endless loop": ["4 samples", "8 were ordered"],
+    "nobody can stop it": ["survived 3 SIGKILLs"],
+    "a program that is not there": ["no such file"],
+    "from the start to the end": ["all steps done"],
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_the_reason_says_what_a_person_needs(name: str) -> None:
+    rules, script = (MEMORY | ENDS)[name]
+    line = Timeline(rules)
+    line.play(script)
+    reason = next(action.reason for action in reversed(line.actions) if isinstance(action, ac.Finish))
+    for word in REASONS[name]:
+        assert word in reason
+
+
+def test_the_last_word_of_a_crash_is_kept() -> None:
+    line = Timeline(policy(max_without_progress=1)).play(
+        RUNNING + "exit 1 ValueError: bad -> fatal: close crash, save, finish failed"
+    )
+    assert "ValueError: bad" in line.machine.reason
+
+
+def test_a_person_s_reason_wins_over_the_trip_s() -> None:
+    rules, script = MEMORY["a soft trip leaves time for the checkpoint that it was told takes long"]
+    line = Timeline(rules)
+    line.play(script)
+    line.play("""
+        stop going home             -> draining
+        exit 75                     -> stopped: close memory leak, save, finish stopped
+    """)
+    assert line.machine.reason == "Stop asked for (going home)"
+
+
+def test_a_reason_without_end_still_fits_a_frame() -> None:
+    line = Timeline().play(RUNNING)
+    done = line.feed(ev.Command(line.at_s, ev.CommandKind.STOP, "x" * 100_000))
+    reasons = [action.reason for action in done if isinstance(action, ac.RequestStop)]
+    assert len(reasons) == 1
+    assert len(reasons[0]) <= 512
+
+
+def test_trips_are_counted_once_each() -> None:
+    line = Timeline()
+    line.play("""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        sample 2300 2               -> killing: kill
+        exit signal=9 oom=yes       -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 15
+        ready                       -> running
+        sample 500                  -> running
+        exit signal=9 oom=yes     -> starting: close killed by the kernel for memory, save, spawn 3 batch 2 of 8 save 15
+    """)
+    assert line.machine.history.trips == 2
+
+
+def test_steps_done_again_are_counted() -> None:
+    line = Timeline()
+    line.play(
+        RUNNING
+        + """
+        saved 2                     -> running: save
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        ready step=2                -> running
+        steps 2                     -> running
+    """
+    )
+    past = line.machine.history
+    assert (past.highest_step, past.replayed_steps, past.durable_step) == (4, 1, 2)
+    assert past.goodput is not None
+    assert 0 < past.goodput < 1
+
+
+@pytest.mark.parametrize("event", [
+    ev.Exited(2000.0, 1, 1, None), ev.Sample(2000.0, 1, 2**50, 1, 1), ev.Ready(2000.0, 1, 5, 9, 1, 1),
+    ev.Bye(2000.0, 1, ev.Outcome.COMPLETED, "", 5, 1.0, None), ev.CheckpointReport(2000.0, 1, 500, True, 1, 1, 1),
+    ev.Exited(2000.0, 3, 1, None),
+])  # fmt: skip
+def test_another_generation_s_events_mean_nothing(event: ev.Event) -> None:
+    line = Timeline()
+    line.play(
+        RUNNING
+        + """
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
+        ready                       -> running
+    """
+    )
+    before = asdict(line.machine.history)
+    assert line.feed(event) == line.feed(event) == []
+    assert asdict(line.machine.history) == before
+
+
+def test_time_that_runs_backwards_is_not_counted_twice() -> None:
+    line = Timeline().play(RUNNING)
+    for at_s in (1100.0, 1050.0, 1100.0, 1050.0, 1100.0):
+        line.feed(ev.Sample(at_s, 1, MIB, 1, 1))
+    assert line.machine.history.active_s == pytest.approx(99.9, abs=0.2)
+
+
+def _restored(line: Timeline, **changes: object) -> Timeline:
+    """A supervisor that starts with what the last `SaveHistory` held, by way of JSON."""
+    snapshot = next(action.snapshot for action in reversed(line.actions) if isinstance(action, ac.SaveHistory))
+    return Timeline(policy(**changes), RunHistory.restore(json.loads(json.dumps(snapshot))))
+
+
+def test_a_new_supervisor_goes_on_where_the_old_one_stopped() -> None:
+    rules, script = MEMORY["over the limit: killed at once, at two samples"]
+    line = Timeline(rules)
+    line.play(script)
+    after = _restored(line)
+    after.play("""
+        recovered step=7            -> stopped: close the supervisor died, save
+        start                       -> starting: save, spawn 3 batch 4 of 8
+        ready step=5                -> running
+        steps 60                    -> running   # 8 tripped for pressure
+    """)
+    past = after.machine.history
+    assert (past.trips, past.tripped_sizes, past.durable_step, past.target_steps) == (1, [8], 5, 1000)
+    assert "breaker" in [action.kind for action in after.actions if isinstance(action, ac.Persist)]  # was half-open
+
+
+def test_what_was_saved_after_the_last_start_is_known_to_a_new_supervisor() -> None:
+    line = Timeline().play(RUNNING + "saved -> running: save")
+    assert _restored(line).machine.history.durable_step == 3
+
+
+def test_lives_without_progress_are_counted_across_supervisors() -> None:
+    line = Timeline().play("""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+    """)
+    after = _restored(line)
+    after.play("""
+        recovered host              -> stopped: close the machine restarted, save
+        start                       -> starting: save, spawn 3 batch 8 of 8
+        exit 1                      -> fatal: close crash, save, finish failed
+    """)
+
+
+def test_a_worker_s_own_batch_is_remembered() -> None:
+    line = Timeline(policy(size=None)).play("""
+        start                       -> starting: save, spawn 1 batch None
+        ready batch=6 effective=12  -> running
+        steps 1                     -> running
+        saved                       -> running: save
+    """)
+    _restored(line, size=None).play("start -> starting: save, spawn 2 batch 6 of 12")
+
+
+def test_a_higher_limit_gives_tripped_sizes_another_chance() -> None:
+    rules, script = MEMORY["over the limit: killed at once, at two samples"]
+    line = Timeline(rules)
+    line.play(script)
+    _restored(line, limit_bytes=4400 * MIB).play("""
+        start                       -> starting: save, spawn 3 batch 4 of 8
+        ready                       -> running
+        steps 29                    -> running: save, resize 8 of 8
+    """)
+
+
+def test_a_suspended_run_is_still_wanted_a_stopped_one_is_not() -> None:
+    for verb, wanted in (("suspend", True), ("stop", False)):
+        line = Timeline().play(
+            RUNNING
+            + f"""
+            {verb}                      -> draining: ask stop
+            exit 75                     -> stopped: close asked for, save, finish stopped
+        """
+        )
+        assert line.machine.history.wanted is wanted
+        assert _restored(line).machine.history.wanted is wanted
+
+
+def test_every_action_can_be_shown() -> None:
+    shown = {
+        type(action) for rules, script in (MEMORY | ENDS).values() for action in Timeline(rules).play(script).actions
+    }
+    assert {each.__name__ for each in shown} == {each.__name__ for each in ac.Action.__subclasses__()}
+    assert show(ac.Kill(1, "")) == "kill"

@@ -1,0 +1,208 @@
+"""Timelines: what happens to a run, line by line, and what the machine must do about it.
+
+A line is `event [key=value …] -> state[: action, action …]`. The actions are exact and in order; notes for the journal
+(`Persist`) are left out, and can be asked for by kind with `says`. Time moves by 0.1 s a line unless `after` says more;
+`tick` jumps to the machine's deadline.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mlx_supervisor.core import actions as ac
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
+from mlx_supervisor.core.table import State
+
+Arrow = tuple[State, str, State]
+
+
+def policy(**changes: Any) -> RunPolicy:
+    """Limit 2200 MiB, batch 8, quick to close and grow. Keys go to whichever part has them."""
+    wanted: dict[str, Any] = {"limit_bytes": 2200 * MIB, "size": 8, "close_after_steps": 10, "grow_after_steps": 20}
+    wanted |= changes
+    parts: list[Any] = []
+    for part in (MemoryPolicy, BatchPolicy, RestartPolicy):
+        parts.append(part(**{k: wanted.pop(k) for k in list(wanted) if k in part.__dataclass_fields__}))
+    assert not wanted, f"no such setting: {sorted(wanted)}"
+    return RunPolicy(*parts)
+
+
+class Traced(RunMachine):
+    """Notes every arrow of the table that was taken."""
+
+    def __init__(self, rules: RunPolicy, history: RunHistory | None = None) -> None:
+        super().__init__(rules, history)
+        self.arrows: set[Arrow] = set()
+        self._event = ""
+
+    def apply(self, event: ev.Event) -> list[ac.Action]:
+        self._event = type(event).__name__
+        return super().apply(event)
+
+    def _go(self, state: State, deadline_s: float | None = None) -> None:
+        self.arrows.add((self.state, self._event, state))
+        super()._go(state, deadline_s)
+
+
+def show(action: ac.Action) -> str:
+    """An action as timelines write it."""
+    match action:
+        case ac.Spawn():
+            of = "" if action.effective_batch is None else f" of {action.effective_batch}"
+            every = "" if action.checkpoint_every_steps is None else f" save {action.checkpoint_every_steps}"
+            return f"spawn {action.generation} batch {action.batch_size}{of}{every}"
+        case ac.RequestResize():
+            return f"resize {action.batch_size} of {action.effective_batch}"
+        case ac.CloseGeneration():
+            return f"close {action.record['cause']}"
+        case ac.Finish():
+            return f"finish {action.outcome}"
+    names = {
+        ac.SaveHistory: "save",
+        ac.RequestStop: "ask stop",
+        ac.RequestClearCache: "ask clear",
+        ac.DumpStacks: "dump",
+        ac.Terminate: "term",
+        ac.Kill: "kill",
+    }
+    return names[type(action)]
+
+
+class Timeline:
+    """One machine and its clock."""
+
+    def __init__(self, rules: RunPolicy | None = None, history: RunHistory | None = None) -> None:
+        self.machine = Traced(rules or policy(), history)
+        self.at_s = 1000.0
+        self.step = 0
+        self.mib = 500.0
+        self.actions: list[ac.Action] = []
+        """All that was ever ordered."""
+
+    def play(self, script: str) -> "Timeline":
+        """Every line of `script`, each checked."""
+        for line in filter(None, (line.split("#")[0].strip() for line in script.splitlines())):
+            said, arrow, expected = (part.strip() for part in line.partition("->"))
+            assert arrow, f"no expectation: {line}"
+            got = self._line(said)
+            state, _, orders = (part.strip() for part in expected.partition(":"))
+            done = ", ".join(show(action) for action in got if not isinstance(action, ac.Persist))
+            assert (self.machine.state, done) == (state, orders), f"{line}\n  at {self.at_s} got {got}"
+        return self
+
+    def says(self, kind: str) -> list[str]:
+        """The texts of all notes of this kind so far."""
+        return [action.text for action in self.actions if isinstance(action, ac.Persist) and action.kind == kind]
+
+    def feed(self, event: ev.Event) -> list[ac.Action]:
+        """One event as it is."""
+        done = self.machine.apply(event)
+        self.actions += done
+        return done
+
+    def _line(self, said: str) -> list[ac.Action]:
+        verb, *rest = said.split()
+        words = [word for word in rest if "=" not in word]
+        keys = dict(word.split("=") for word in rest if "=" in word)
+        self.at_s += float(keys.pop("after", 0.1))
+        done: list[ac.Action] = []
+        state = self.machine.state
+        for event in getattr(self, f"_{verb}")(words, keys):
+            done += self.feed(event)
+            if self.machine.state is not state:
+                break
+        assert not keys, f"not understood: {keys}"
+        return done
+
+    @property
+    def _generation(self) -> int:
+        return self.machine.history.generation
+
+    # ---- the verbs
+
+    def _command(self, kind: ev.CommandKind) -> Callable[..., Iterator[ev.Event]]:
+        return lambda words, keys: iter([ev.Command(self.at_s, kind, " ".join(words))])
+
+    def __getattr__(self, name: str) -> Callable[..., Iterator[ev.Event]]:
+        try:
+            return self._command(ev.CommandKind(name.removeprefix("_")))
+        except ValueError:
+            raise AttributeError(name) from None
+
+    def _ready(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        past = self.machine.history
+        self.step = int(keys.pop("step", past.durable_step))
+        batch = int(keys.pop("batch", self.machine.batch.size or 8))
+        effective = int(keys.pop("effective", self.machine.batch.effective or batch))
+        yield ev.Ready(self.at_s, self._generation, self.step, int(keys.pop("target", 1000)), batch, effective)
+
+    def _steps(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        """Up to `words[0]` steps, each with one sample; fewer when the state changes."""
+        self.mib = float(keys.pop("mib", self.mib))
+        grow, cache, seconds = (float(keys.pop(k, d)) for k, d in (("grow", 0), ("cache", 0), ("seconds", 0.3)))
+        batch = int(keys.pop("batch", self.machine.batch.size or 8))
+        accumulation = max((self.machine.batch.effective or batch) // batch, 1)
+        for _ in range(int(words[0])):
+            self.step += 1
+            self.mib += grow
+            self.at_s += seconds
+            yield ev.Sample(self.at_s, self._generation, int(self.mib * MIB), 2**40, 1)
+            memory = (int(self.mib * MIB), int(cache * MIB), int(self.mib * MIB), int(self.mib * MIB))
+            yield ev.StepReport(
+                self.at_s, self._generation, self.step, 1.0, 100, batch * accumulation, 1e-3, seconds, batch,
+                accumulation, *memory
+            )  # fmt: skip
+
+    def _sample(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        """`words[1]` samples of `words[0]` MiB."""
+        for _ in range(int(words[1]) if len(words) > 1 else 1):
+            yield ev.Sample(self.at_s, self._generation, int(float(words[0]) * MIB), 2**40, 1)
+
+    def _missing(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        for _ in range(int(words[0])):
+            self.at_s += 0.05
+            yield ev.SampleMissing(self.at_s, self._generation, "no such file")
+
+    def _saved(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        step = int(words[0]) if words else self.step
+        error = keys.pop("error", "")
+        seconds = float(keys.pop("seconds", 0.2))
+        yield ev.CheckpointReport(self.at_s, self._generation, step, not error, seconds, 0.1, 10 * MIB, error)
+
+    def _cleared(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        yield ev.Cleared(self.at_s, self._generation, 0, 0)
+
+    def _phase(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
+        yield ev.PhaseChange(self.at_s, self._generation, ev.Phase(words[0]))
+
+    def _bye(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
+        reason = " ".join(words[1:])
+        yield ev.Bye(self.at_s, self._generation, ev.Outcome(words[0]), reason, self.step, 1.0, None)
+
+    def _exit(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        """`exit CODE`, `exit signal=9 oom=yes` or `exit` for one that was not ours to reap."""
+        oom = {"yes": True, "no": False, "unknown": None}[keys.pop("oom", "unknown")]
+        signal = int(keys.pop("signal", 0)) or None
+        code = int(words[0]) if words else None
+        yield ev.Exited(self.at_s, self._generation, code, signal, " ".join(words[1:]), oom)
+
+    def _spawned(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        yield ev.Spawned(self.at_s, self._generation, 4711)
+
+    def _fails(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
+        yield ev.ActionFailed(self.at_s, words[0], "no such file")
+
+    def _recovered(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        yield ev.Recovered(self.at_s, self._generation, words == ["host"], int(keys.pop("step", 0)))
+
+    def _tick(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        deadline_s = self.machine.next_deadline()
+        assert deadline_s is not None, "nothing is waited for"
+        self.at_s = max(self.at_s, deadline_s)
+        yield ev.Tick(self.at_s)
+
+    def _early(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        """A tick before its time."""
+        yield ev.Tick(self.at_s)
