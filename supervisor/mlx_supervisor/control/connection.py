@@ -51,6 +51,7 @@ class Connection:
         self._interface = interface
         self._calls = calls
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_LIMIT_BYTES)
+        self._reading: asyncio.Task[bytes] | None = None
         self._leaving = False
         self._answering = False
 
@@ -128,8 +129,15 @@ class Connection:
 
     async def _event(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(await self._reader.read(READ_BYTES))
+            self._http.receive_data(await self._incoming())
+            self._reading = None
         return event
+
+    def _incoming(self) -> "asyncio.Task[bytes]":
+        """The one read under way; whoever takes its data sets `_reading` back to None."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._reader.read(READ_BYTES))
+        return self._reading
 
     # XML-RPC
 
@@ -158,17 +166,15 @@ class Connection:
 
     async def _while_connected(self, call: "asyncio.Task[object]") -> None:
         """Wait for the call. Raises _GoneError when the client leaves first; the call goes on without it."""
-        more = asyncio.create_task(self._reader.read(READ_BYTES))
-        try:
-            await asyncio.wait({call, more}, return_when=asyncio.FIRST_COMPLETED)
-            if more.done():
-                data = more.result()
-                self._http.receive_data(data)  # the next request, sent before the answer to this one
-                if not data:
-                    raise _GoneError
-                await asyncio.wait({call})
-        finally:
-            more.cancel()
+        more = self._incoming()
+        await asyncio.wait({call, more}, return_when=asyncio.FIRST_COMPLETED)
+        if more.done():
+            self._reading = None
+            data = more.result()
+            if not data:
+                raise _GoneError
+            self._http.receive_data(data)  # the next request, sent before the answer to this one
+            await asyncio.wait({call})
 
     # logs that go on
 
@@ -217,8 +223,8 @@ class Connection:
 
     async def _until_gone(self) -> None:
         with contextlib.suppress(ConnectionError):
-            while await self._reader.read(READ_BYTES):
-                pass  # Supervisord's client sends an empty line after its request
+            while await self._incoming():
+                self._reading = None  # Supervisord's client sends an empty line after its request
 
     # writing
 
@@ -252,6 +258,9 @@ class Connection:
         await self._send(h11.EndOfMessage())
 
     async def _close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         self._writer.close()
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S):

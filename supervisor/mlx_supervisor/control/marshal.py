@@ -70,7 +70,7 @@ def dump_result(value: object) -> bytes:
 
 def dump_fault(code: int, text: str) -> bytes:
     """A fault as the answer to a call."""
-    return xmlrpc.client.dumps(xmlrpc.client.Fault(code, clean(text)), methodresponse=True).encode()
+    return xmlrpc.client.dumps(xmlrpc.client.Fault(int(code), clean(text)), methodresponse=True).encode()
 
 
 def clean(text: str) -> str:
@@ -88,14 +88,14 @@ def clip_int(value: float) -> int:
 def to_wire(value: object) -> Any:
     """The value in XML-RPC's types: no nil, whole numbers over 32 bits as doubles, numbers that are none as text."""
     if isinstance(value, str):
-        return clean(value)
+        return clean(str(value))  # a plain str: the marshaller knows no subclasses
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
         fits = xmlrpc.client.MININT <= value <= xmlrpc.client.MAXINT
         return int(value) if fits else float(value)
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {clean(str(key)): to_wire(item) for key, item in value.items() if item is not None}
     if isinstance(value, Sequence):

@@ -1,0 +1,234 @@
+"""A control server with a target of our own behind it, and Supervisord's real client in a virtual environment of its own."""
+
+import asyncio
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import venv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from mlx_supervisor.control import (
+    Channel,
+    ConfigChanges,
+    ConfigInfo,
+    ControlServer,
+    Fault,
+    FaultCode,
+    ProcessInfo,
+    ProcessState,
+    RunInfo,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+STOCK = REPOSITORY / ".venv-stock"
+REQUIREMENTS = REPOSITORY / "tests" / "stock-supervisor.txt"
+DEADLINE_S = 20.0
+
+
+@dataclass
+class FakeTarget:
+    """Runs that are only names and states; every call is written down in `calls`."""
+
+    folder: Path
+    runs: dict[str, ProcessInfo] = field(default_factory=dict)
+    infos: dict[str, RunInfo] = field(default_factory=dict)
+    available: list[str] = field(default_factory=list)
+    changes: ConfigChanges = ConfigChanges()
+    reread_error: str = ""
+    shutting_down: bool = False
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+    start_fails: dict[str, Exception] = field(default_factory=dict)
+    hold_starts: asyncio.Event | None = None
+
+    def put(self, name: str, state: ProcessState = ProcessState.STOPPED, **fields: object) -> None:
+        self.runs[name] = ProcessInfo(name, state, **fields)  # type: ignore[arg-type]
+
+    def processes(self) -> Sequence[ProcessInfo]:
+        return list(self.runs.values())
+
+    def configs(self) -> Sequence[ConfigInfo]:
+        names = {*self.runs, *self.available}
+        return [ConfigInfo(name, name in self.runs, command=f"train {name}") for name in names]
+
+    def run_info(self, name: str) -> RunInfo:
+        return self.infos.get(name, RunInfo())
+
+    async def start(self, name: str) -> None:
+        self.calls.append(("start", name))
+        if name in self.start_fails:
+            self.runs[name] = replace(self.runs[name], state=ProcessState.FATAL, detail="cannot start")
+            raise self.start_fails[name]
+        self.runs[name] = replace(self.runs[name], state=ProcessState.STARTING)
+        if self.hold_starts is not None:
+            await self.hold_starts.wait()
+        self.runs[name] = ProcessInfo(name, ProcessState.RUNNING, pid=4321, started_at_s=time.time())
+        self.calls.append(("started", name))
+
+    async def stop(self, name: str) -> None:
+        self.calls.append(("stop", name))
+        self.runs[name] = replace(self.runs[name], state=ProcessState.STOPPED, pid=0, stopped_at_s=time.time())
+
+    async def restart(self, name: str) -> None:
+        self.calls.append(("restart", name))
+        await self.start(name)
+
+    def signal(self, name: str, signum: int) -> None:
+        self.calls.append(("signal", name, signum))
+
+    def log_path(self, name: str, channel: Channel) -> Path | None:
+        return self.folder / f"{name}-{channel}.log"
+
+    def main_log_path(self) -> Path | None:
+        return self.folder / "supervisor.log"
+
+    def clear_logs(self, name: str) -> None:
+        self.calls.append(("clear_logs", name))
+
+    def clear_main_log(self) -> None:
+        self.calls.append(("clear_main_log",))
+
+    def shutdown(self, restart: bool = False) -> None:
+        self.calls.append(("shutdown", restart))
+        self.shutting_down = True
+
+    def reload_config(self) -> ConfigChanges:
+        self.calls.append(("reload_config",))
+        if self.reread_error:
+            raise Fault(FaultCode.CANT_REREAD, self.reread_error)
+        return self.changes
+
+    async def add(self, name: str) -> None:
+        self.calls.append(("add", name))
+        if name in self.runs:
+            raise Fault(FaultCode.ALREADY_ADDED, name)
+        self.put(name)
+
+    async def remove(self, name: str) -> None:
+        self.calls.append(("remove", name))
+        if self.runs[name].state is ProcessState.RUNNING:
+            raise Fault(FaultCode.STILL_RUNNING, name)
+        del self.runs[name]
+
+
+class Served:
+    """A control server on a thread with an event loop of its own. `on_loop` runs something there and waits for it."""
+
+    def __init__(self, target: FakeTarget) -> None:
+        self.target = target
+        self.path = target.folder / "supervisor.sock"
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.server = ControlServer(self.path, target)
+        self.on_loop(self.server.start())
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.path}"
+
+    def on_loop(self, coroutine):  # type: ignore[no-untyped-def]
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(DEADLINE_S)
+
+    def close(self) -> None:
+        try:
+            self.on_loop(self.server.close())
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(DEADLINE_S)
+            self.loop.close()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a client printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> list[list[str]]:
+        return [line.split() for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: pytest's own folders are too deep for a socket."""
+    with tempfile.TemporaryDirectory(prefix="ctl") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def target(folder: Path) -> FakeTarget:
+    fake = FakeTarget(folder)
+    fake.put("idle")
+    fake.put("night", ProcessState.RUNNING, pid=123, started_at_s=time.time() - 62)
+    return fake
+
+
+@pytest.fixture
+def served(target: FakeTarget) -> Iterator[Served]:
+    server = Served(target)
+    yield server
+    server.close()
+
+
+def client_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run_client(command: list[str]) -> Ran:
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=DEADLINE_S, env=client_environment(), check=False
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def stock_client() -> list[str]:
+    """The command of Supervisord's own client; installed once, from a file with hashes."""
+    python, stamp = STOCK / "bin" / "python", STOCK / "installed.txt"
+    wanted = f"{sys.version}\n{REQUIREMENTS.read_text()}"
+    with STOCK.with_name(f"{STOCK.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be at it
+        if not (stamp.exists() and stamp.read_text() == wanted):
+            venv.create(STOCK, clear=True, with_pip=True)
+            install = [python, "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "-r", REQUIREMENTS]
+            subprocess.run(install, check=True, timeout=300)
+            stamp.write_text(wanted)
+    return [str(python), "-m", "supervisor.supervisorctl"]
+
+
+@pytest.fixture
+def stock_command(served: Served, stock_client: list[str]) -> list[str]:
+    """Supervisord's own client, pointed at the server under test."""
+    # its own default configuration would be found in the working folder or in /etc: -c keeps both out
+    configuration = served.path.with_name("stock.conf")
+    configuration.write_text(f"[supervisorctl]\nserverurl={served.url}\n")
+    return [*stock_client, "-c", str(configuration)]
+
+
+@pytest.fixture
+def stock(stock_command: list[str]) -> Callable[..., Ran]:
+    """Run Supervisord's own client against the server under test."""
+    return lambda *words: run_client([*stock_command, *words])
+
+
+@pytest.fixture
+def our_command(served: Served) -> list[str]:
+    """Our client, pointed at the server under test."""
+    return [sys.executable, "-m", "mlx_supervisor.cli.supervisorctl", "-s", served.url]
+
+
+@pytest.fixture
+def ours(our_command: list[str]) -> Callable[..., Ran]:
+    """Run our client against the server under test."""
+    return lambda *words: run_client([*our_command, *words])
