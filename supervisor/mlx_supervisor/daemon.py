@@ -138,7 +138,7 @@ class Daemon:
         for run in self.runs.values():
             await run.close()
         if hasattr(self, "_telemetry"):
-            await self._telemetry.close()
+            self._telemetry.close()
         if hasattr(self, "_sampler"):
             self._sampler.close()
         self._journal.close()

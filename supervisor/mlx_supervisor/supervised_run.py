@@ -143,9 +143,8 @@ class SupervisedRun:
             newest = lefts[-1]
             for left in lefts[:-1]:
                 self._shared.journal.close_generation(self.name, left.generation, {"ended": "lost", "cause": "unknown"})
-            last = max((row["step"] for row in self._shared.journal.steps(self.name, limit=1000)), default=0)
             self.machine.history.generation = newest.generation
-            self.post(ev.Recovered(time.monotonic(), newest.generation, newest.boot_id != boot_id(), last))
+            self.post(_recovered(newest, self._shared.journal, self.name))
         finally:
             self.recovering = False
             self._changed.set()
@@ -380,6 +379,25 @@ class SupervisedRun:
             time.monotonic(), generation, status.exit_code, status.signal, tail, oom_killed=status.oom_killed
         )
         self.post(exited)
+
+
+def _recovered(left: OpenGeneration, journal: Journal, run: str) -> ev.Recovered:
+    """What the journal knows of a life that its supervisor did not see the end of."""
+    steps = [row for row in journal.steps(run) if row["generation"] == left.generation]
+    samples = [row for row in journal.samples(run) if row["generation"] == left.generation]
+    last_wall_s = max((row["wall_s"] for row in steps + samples), default=left.opened_s)
+    return ev.Recovered(
+        time.monotonic(),
+        left.generation,
+        left.boot_id != boot_id(),
+        first_step=steps[0]["step"] if steps else 0,
+        last_step=steps[-1]["step"] if steps else 0,
+        batch_size=steps[-1]["batch_size"] if steps else left.batch_size,
+        accumulation=steps[-1]["accumulation"] if steps else None,
+        train_s=sum(row["seconds"] for row in steps),
+        lived_s=max(last_wall_s - left.opened_s, 0.0),
+        peak_footprint_bytes=max((row["footprint_bytes"] for row in samples), default=0),
+    )
 
 
 def worker_command() -> list[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-import zmq.asyncio
 
 from mlx_supervisor import wire
 from mlx_supervisor.core import events as ev
@@ -49,9 +48,10 @@ class Telemetry:
         self._expected: dict[tuple[str, int], str] = {}
         self._peers: dict[bytes, _Peer] = {}
         self._complained_s = float("-inf")
+        self._complained_frames = 0
         self._seq = 0
         self.dropped: Counter[str] = Counter()
-        self._context = zmq.asyncio.Context(io_threads=1)
+        self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, QUEUE_FRAMES)
@@ -61,7 +61,9 @@ class Telemetry:
         path.unlink(missing_ok=True)
         self._socket.bind(self.address)
         path.chmod(0o600)
-        self._task = asyncio.get_running_loop().create_task(self._serve())
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.FD, self._on_readable)
+        self._turn: asyncio.Handle | None = None
 
     def expect(self, run: str, generation: int, token: str) -> None:
         """A worker is about to start: only a hello with this token speaks for the run from now on."""
@@ -81,29 +83,42 @@ class Telemetry:
         self._seq += 1
         frame = wire.encode(kind(run=run, generation=peer.generation, seq=self._seq, **fields))
         try:
-            zmq.Socket.send_multipart(self._socket, [identity, frame], zmq.NOBLOCK)
+            self._socket.send_multipart([identity, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             return str(error)
+        finally:
+            self._look_again()
         return None
 
-    async def close(self) -> None:
-        """Stop listening."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+    def close(self) -> None:
+        """Stop listening; say how many frames were dropped since the last complaint."""
+        if sum(self.dropped.values()) != self._complained_frames:
+            self._complain("in all", dict(self.dropped))
+        self._loop.remove_reader(self._socket.FD)
+        if self._turn is not None:
+            self._turn.cancel()
         self._socket.close(0)
         self._context.term()
 
-    async def _serve(self) -> None:
-        frames = 0
-        while True:
-            parts = await self._socket.recv_multipart()
-            frames += 1
-            if frames % TURN_FRAMES == 0:
-                await asyncio.sleep(0)
+    def _look_again(self) -> None:
+        """The descriptor tells of changes only: whoever may have used one up has to look whether frames wait."""
+        if self._turn is None:
+            self._turn = self._loop.call_soon(self._on_readable)
+
+    def _on_readable(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        for _ in range(TURN_FRAMES):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
             try:
                 self._take(parts)
             except wire.WireError as error:
                 self._drop(error.kind, str(error))
+        self._look_again()
 
     def _take(self, parts: list[bytes]) -> None:
         if len(parts) != 2:
@@ -134,6 +149,7 @@ class Telemetry:
         now_s = time.monotonic()
         if now_s - self._complained_s >= COMPLAINT_INTERVAL_S:
             self._complained_s = now_s
+            self._complained_frames = sum(self.dropped.values())
             self._complain(text[:300], dict(self.dropped))
 
 

@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).parents[2]
 STOCK = REPOSITORY / ".venv-stock"
 REQUIREMENTS = REPOSITORY / "tests" / "stock-supervisor.txt"
 DEADLINE_S = 20.0
+OURS = [sys.executable, "-m", "mlx_supervisor.cli.supervisorctl"]
 
 
 @dataclass
@@ -47,6 +48,17 @@ class FakeTarget:
     calls: list[tuple[object, ...]] = field(default_factory=list)
     start_fails: dict[str, Exception] = field(default_factory=dict)
     hold_starts: asyncio.Event | None = None
+
+    def hold_forever(self) -> None:
+        """From now on no start comes to an end by itself."""
+        self.hold_starts = asyncio.Event()
+
+    def wait_for(self, call: tuple[object, ...]) -> None:
+        """Until this call has arrived."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while call not in self.calls:
+            assert time.monotonic() < deadline_s, f"{call} did not come, only {self.calls}"
+            time.sleep(0.01)
 
     def put(self, name: str, state: ProcessState = ProcessState.STOPPED, **fields: object) -> None:
         self.runs[name] = ProcessInfo(name, state, **fields)  # type: ignore[arg-type]
@@ -181,13 +193,10 @@ def served(target: FakeTarget) -> Iterator[Served]:
     server.close()
 
 
-def client_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def run_client(command: list[str]) -> Ran:
+def run_client(command: list[str], **variables: str) -> Ran:
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **variables}
     done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", timeout=DEADLINE_S, env=client_environment(), check=False
+        command, capture_output=True, encoding="utf-8", timeout=DEADLINE_S, env=environment, check=False
     )
     return Ran(done.returncode, done.stdout, done.stderr)
 
@@ -225,7 +234,13 @@ def stock(stock_command: list[str]) -> Callable[..., Ran]:
 @pytest.fixture
 def our_command(served: Served) -> list[str]:
     """Our client, pointed at the server under test."""
-    return [sys.executable, "-m", "mlx_supervisor.cli.supervisorctl", "-s", served.url]
+    return [*OURS, "-s", served.url]
+
+
+@pytest.fixture
+def client() -> Callable[..., Ran]:
+    """Run our client, pointed nowhere."""
+    return lambda *words, **variables: run_client([*OURS, *words], **variables)
 
 
 @pytest.fixture

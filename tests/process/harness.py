@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,12 @@ def carriers(tokens: set[str]) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def journaled_steps(folder: Path) -> int:
+    """How many step reports the journal has committed."""
+    with closing(sqlite3.connect(f"file:{folder / 'state/journal.db'}?mode=ro", uri=True)) as connection:
+        return int(connection.execute("SELECT count(*) FROM steps").fetchone()[0])
 
 
 def interrupt(foreground: Foreground) -> None:

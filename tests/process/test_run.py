@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 
 import pytest
-
 from tests.process import harness
 
 SUMMARY_KEYS = [
@@ -219,6 +218,7 @@ def test_supervisor_killed_the_worker_checkpoints_and_the_next_supervisor_goes_o
     with harness.Foreground(settings) as foreground:
         foreground.until("step ")
         tokens = harness.tokens_of(foreground.process.pid)
+        harness.eventually(lambda: harness.journaled_steps(tmp_path) > 0)
         os.kill(foreground.process.pid, signal.SIGKILL)
         foreground.process.wait()
         harness.eventually(lambda: harness.carriers(tokens) == [])
@@ -227,7 +227,9 @@ def test_supervisor_killed_the_worker_checkpoints_and_the_next_supervisor_goes_o
     assert summary["outcome"] == "completed"
     assert summary["replayed_steps"] == 0
     first, second = summary["generations"]
-    assert (first["cause"], first["ended"]) == ("the supervisor died", "lost")
+    assert (first["cause"], first["ended"], first["first_step"]) == ("the supervisor died", "lost", 1)
+    assert 0 < first["last_step"] <= saved
+    assert first["peak_footprint_mib"] > 0
     assert second["first_step"] == saved + 1
 
 

@@ -246,16 +246,16 @@ class RunMachine:
             self.life.pid = event.pid
 
     def _on_ready(self, event: ev.Ready) -> None:
-        ordered = self.batch.size
-        self.batch.adopt(event.batch_size, event.effective_batch)
         self.history.target_steps = event.target_steps
         self.history.durable_step = max(self.history.durable_step, event.step)
+        self.history.highest_step = max(self.history.highest_step, event.step)
         for each in event.passed_over:
             self._say("checkpoint_passed_over", f"Checkpoint passed over: {each}", Level.WARNING)
         for each in event.notes:
             self._say("note", each)
-        if not self._obeys(event.at_s, ordered, event.batch_size):
+        if not self._obeys(event.at_s, event.batch_size):
             return
+        self.batch.adopt(event.batch_size, event.effective_batch)
         origin = f"from {event.checkpoint}" if event.checkpoint else "from the beginning"
         text = (
             f"Ready at step {event.step} of {event.target_steps}, {origin}; "
@@ -265,7 +265,8 @@ class RunMachine:
         self._heartbeat.progress(event.at_s, Phase.TRAIN)
         self._go(S.RUNNING)
 
-    def _obeys(self, at_s: float, ordered: int | None, batch_size: int) -> bool:
+    def _obeys(self, at_s: float, batch_size: int) -> bool:
+        ordered = self.batch.size
         if ordered is None or batch_size == ordered:
             return True
         text = f"the worker holds {batch_size} samples at once, {ordered} were ordered"
@@ -275,9 +276,8 @@ class RunMachine:
 
     def _on_step_unready(self, event: ev.StepReport) -> None:
         """Telemetry may be lost, `Ready` too: a worker that makes steps is ready."""
-        ordered = self.batch.size
-        self.batch.adopt(event.batch_size, max(event.samples, event.batch_size))
-        if self._obeys(event.at_s, ordered, event.batch_size):
+        if self._obeys(event.at_s, event.batch_size):
+            self.batch.adopt(event.batch_size, max(event.samples, event.batch_size))
             self._say("ready", f"Ready, as its step {event.step} tells: its own word was lost.", Level.WARNING)
             self._go(S.RUNNING)
             self._heartbeat.progress(event.at_s, Phase.TRAIN, event.seconds)

@@ -1,0 +1,205 @@
+"""The telemetry socket against strangers, liars and floods."""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import struct
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import psutil
+import pytest
+import zmq
+from tests.process import harness
+
+from mlx_supervisor import wire
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.telemetry import Telemetry
+
+FRAMES = 100_000
+TOKEN = "a" * 32
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short enough for a socket's path, whatever the temporary folder is called."""
+    path = Path(tempfile.mkdtemp(prefix="mlxs"))
+    yield path
+    shutil.rmtree(path)
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.events: list[tuple[str, ev.Event]] = []
+        self.complaints: list[str] = []
+
+
+@asynccontextmanager
+async def listening(folder: Path) -> AsyncIterator[tuple[Telemetry, Listener]]:
+    heard = Listener()
+    telemetry = Telemetry(
+        folder / "telemetry.sock",
+        lambda run, event: heard.events.append((run, event)),
+        lambda text, _: heard.complaints.append(text),
+    )
+    try:
+        yield telemetry, heard
+    finally:
+        telemetry.close()
+
+
+class Peer:
+    """A worker, or somebody who says so."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(address)
+
+    def send(self, **fields: Any) -> None:
+        self.socket.send(msgpack.packb({"v": 1, "run": "run", "generation": 1, **fields}))
+
+    def hello(self, **fields: Any) -> None:
+        self.send(**{"type": "hello", "seq": 0, "pid": 1, "token": TOKEN, **fields})
+
+    def phase(self, seq: int, **fields: Any) -> None:
+        self.send(**{"type": "phase", "seq": seq, "phase": "train", **fields})
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_only_the_expected_worker_is_heard(folder: Path) -> None:
+    async def scenario() -> None:
+        async with listening(folder) as (telemetry, heard):
+            telemetry.expect("run", 1, TOKEN)
+            stranger, liar, worker = (Peer(telemetry.address) for _ in range(3))
+            stranger.phase(1)
+            liar.hello(token="b" * 32)
+            liar.phase(1)
+            await until(lambda: telemetry.dropped["stranger"] == 3)
+            worker.hello()
+            worker.phase(1)
+            worker.phase(1)  # the same sequence number again
+            worker.phase(2, generation=2)
+            worker.phase(3, run="other")
+            worker.phase(5)
+            await until(lambda: len(heard.events) == 2)
+            assert telemetry.dropped["sequence"] == 1
+            assert telemetry.dropped["stranger"] == 5
+            assert telemetry.dropped["lost"] == 3
+            assert heard.complaints  # said, and not once per frame
+            assert len(heard.complaints) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_new_generation_silences_the_old_one(folder: Path) -> None:
+    async def scenario() -> None:
+        async with listening(folder) as (telemetry, heard):
+            telemetry.expect("run", 1, TOKEN)
+            old = Peer(telemetry.address)
+            old.hello()
+            old.phase(1)
+            await until(lambda: len(heard.events) == 1)
+            telemetry.expect("run", 2, "c" * 32)
+            old.phase(2)
+            await until(lambda: telemetry.dropped["stranger"] == 1)
+            assert len(heard.events) == 1
+            assert telemetry.send("run", wire.ClearCache) == "the worker has not said hello"
+
+    asyncio.run(scenario())
+
+
+def test_a_command_reaches_the_worker_and_a_dead_one_is_noticed(folder: Path) -> None:
+    async def scenario() -> None:
+        async with listening(folder) as (telemetry, heard):
+            telemetry.expect("run", 1, TOKEN)
+            worker = Peer(telemetry.address)
+            worker.hello()
+            worker.phase(1)
+            await until(lambda: heard.events)
+            assert telemetry.send("run", wire.Stop, reason="because") is None
+            received = wire.decode_supervisor(await asyncio.to_thread(worker.socket.recv))
+            assert isinstance(received, wire.Stop)
+            assert received.reason == "because"
+            worker.socket.close()
+            await until(lambda: telemetry.send("run", wire.Stop) is not None)
+
+    asyncio.run(scenario())
+
+
+def test_the_socket_is_the_owners_alone(folder: Path) -> None:
+    async def scenario() -> None:
+        async with listening(folder):
+            assert oct((folder / "telemetry.sock").stat().st_mode)[-3:] == "600"
+
+    asyncio.run(scenario())
+
+
+def hostile_frames(count: int, seed: int) -> Iterator[list[bytes]]:
+    """Random, truncated, oversized, wrongly typed, badly split: what a program gone mad could send."""
+    rng = random.Random(seed)
+    good = msgpack.packb({"type": "hello", "v": 1, "run": "run", "generation": 1, "seq": 0, "pid": 1, "token": TOKEN})
+    step = {"type": "step", "v": 1, "run": "run", "generation": 1, "seq": 1, "step": 10**6, "loss": 0.0}
+    kinds = [
+        lambda: [rng.randbytes(rng.randrange(200))],
+        lambda: [good[: rng.randrange(len(good))]],
+        lambda: [msgpack.packb({**step, "step": rng.choice(["1", None, -1, 1.5, [1], {}, 2**63])})],
+        lambda: [msgpack.packb({**step, "v": rng.choice([0, 2, "1", None, 10**9])})],
+        lambda: [msgpack.packb({"type": rng.choice(["bye", "nonsense", 7]), "v": 1, "run": "x" * 1000})],
+        lambda: [b"\x91" * rng.randrange(5000)],
+        lambda: [struct.pack(">BI", 0xDD, 2**32 - 1)],
+        lambda: [good, good, good],
+        lambda: [b""],
+    ]
+    for number in range(count):
+        yield [bytes(wire.FRAME_LIMIT_BYTES + 1)] if number % 1000 == 0 else rng.choice(kinds)()
+
+
+def test_a_hundred_thousand_hostile_frames_while_a_run_goes_on(folder: Path) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=1_000_000)
+    with harness.Foreground(settings) as foreground:
+        foreground.until("Ready")
+        supervisor = psutil.Process(foreground.process.pid)
+        address = f"ipc://{folder / 'state/telemetry.sock'}"
+        _flood(address, FRAMES // 10, seed=1)
+        before_bytes = supervisor.memory_info().rss
+        before_steps = harness.journaled_steps(folder)
+        _flood(address, FRAMES, seed=2)
+        harness.eventually(lambda: harness.journaled_steps(folder) > before_steps + 20)
+        grown = supervisor.memory_info().rss - before_bytes
+        assert grown < 4 * 2**20, f"grew by {grown / 2**20:.1f} MiB"
+        assert os.kill(foreground.process.pid, 0) is None
+        harness.interrupt(foreground)
+        assert foreground.wait() == 130
+    summary = foreground.summary()
+    assert summary["outcome"] == "stopped"
+    assert summary["step"] < 1_000_000
+    assert len(summary["generations"]) == 1
+    records = [json.loads(line) for line in (folder / "state/supervisor.log").read_text().splitlines()]
+    complaints = [record for record in records if record["event"] == "telemetry frames dropped"]
+    assert 1 <= len(complaints) < 30
+    dropped = {key: value for key, value in complaints[-1].items() if key.startswith("dropped_")}
+    assert sum(dropped.values()) - dropped["dropped_lost"] == FRAMES // 10 + FRAMES
+    assert dropped["dropped_oversized"] >= FRAMES // 1000
+
+
+def _flood(address: str, count: int, seed: int) -> None:
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.SNDTIMEO, 20_000)
+    socket.connect(address)
+    for parts in hostile_frames(count, seed):
+        socket.send_multipart(parts)
+    socket.close(linger=20_000)
+    context.term()
