@@ -87,6 +87,8 @@ class Gradients:
 
     def _plain_step(self, count: mx.array, *arrays: Any) -> Any:
         (loss, weight), gradients = self._value_and_grad(count, *arrays)
+        if self.counts_tokens:  # bit for bit the gradients, unless every token is masked and they are NaN
+            gradients = tree_map(lambda gradient: mx.where(weight > 0, gradient, 0.0), gradients)
         return loss, weight, gradients
 
     def _first_step(self, count: mx.array, *arrays: Any) -> Any:
@@ -104,7 +106,8 @@ class Gradients:
     def _update_by_mean_step(self, sums: Any) -> tuple[mx.array, mx.array]:
         loss, weight, gradients = sums
         parameters = self._task.model.trainable_parameters()
-        means = tree_map(lambda total, like: (total / weight).astype(like.dtype), gradients, parameters)
+        total_weight = mx.where(weight > 0, weight, 1.0)
+        means = tree_map(lambda total, like: (total / total_weight).astype(like.dtype), gradients, parameters)
         self._task.optimizer.update(self._task.model, means)
         return loss / weight, weight
 

@@ -12,7 +12,7 @@ LINGER_MS = 500
 """At close, how long unsent frames may still go out."""
 _TEXT_LIMITS = {"reason": 4096, "error": 4096, "detail": 512, "checkpoint": 512, "versions": 512}
 _LIST_LIMIT = 16
-_ITEM_LIMIT_CHARACTERS = 512
+_ITEM_LIMIT_BYTES = 512
 
 
 class Link:
@@ -105,7 +105,8 @@ def _cut(fields: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and name in _TEXT_LIMITS:
             fields[name] = value[: _TEXT_LIMITS[name]]
         elif isinstance(value, list):
-            fields[name] = [item[:_ITEM_LIMIT_CHARACTERS] for item in value[:_LIST_LIMIT]]
+            # In bytes: 32 items of 512 characters of four bytes each would be over the frame's limit.
+            fields[name] = [item.encode()[:_ITEM_LIMIT_BYTES].decode(errors="ignore") for item in value[:_LIST_LIMIT]]
     return fields
 
 

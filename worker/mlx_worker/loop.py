@@ -164,7 +164,7 @@ class Trainer:
         task, progress = self.task, self.progress
         gradients = Gradients(task)
         task.model.train()
-        if progress.step == 0 and task.evaluate_every_steps:
+        if progress.step == 0 and task.evaluate_every_steps and not self.stop.asked:
             self._evaluate()
         self.watchdog.arm()
         while progress.step < self.plan.steps:

@@ -41,9 +41,11 @@ class Saver:
         control: Control,
         watchdog: HangWatchdog,
     ) -> bool:
-        """Save unless this step is saved already. A failure is reported, and False."""
+        """Save unless this step is saved already. A failure is reported, and False; it is not tried twice."""
         if self.saved_step == progress.step:
             return True
+        if self.error and self._last_step == progress.step:
+            return False
         control.phase("checkpoint", f"step {progress.step}")
         watchdog.arm(CHECKPOINT_BOUND_S)
         started_s = time.perf_counter()

@@ -1,10 +1,10 @@
 """Fine-tuning with mlx_lm: its configuration file, loader, datasets, adapters, optimizers, schedules and loss."""
 
 import hashlib
+import itertools
 import json
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +176,29 @@ def _collate(samples: list[tuple[list[int], int]], max_seq_length: int) -> tuple
 
 def _evaluation(config: LoraConfig, valid: mlx_lm_data.TokenizedSamples) -> Callable[[Any, EvaluationContext], float]:
     values = config.values
+    whole = min(values.batch_size, len(valid))
+    count = None if values.val_batches == -1 else values.val_batches
 
     def run(model: Any, context: EvaluationContext) -> float:
-        size = min(context.batch_size, len(valid))
-        # As many samples as the file asks for, whatever fits in memory at once now.
-        batches = -1 if values.val_batches == -1 else math.ceil(values.val_batches * values.batch_size / size)
-        loss = evaluate(model, valid, size, batches, values.max_seq_length, progress_callback=context.progress)
+        def batches(dataset: Any, **_options: Any) -> Iterator[tuple[mx.array, mx.array]]:
+            # The batches are those of the file, whatever fits in memory now: the losses of a run stay comparable.
+            for batch, lengths in itertools.islice(iterate_batches(dataset, whole, values.max_seq_length), count):
+                for start in range(0, whole, context.batch_size):
+                    chosen = slice(start, start + context.batch_size)
+                    yield batch[chosen], lengths[chosen]
+
+        loss = evaluate(
+            model, valid, whole, -1, values.max_seq_length, loss=_loss_of_any, iterate_batches=batches,
+            progress_callback=context.progress,
+        )  # fmt: skip
         return float(loss)
 
     return run
+
+
+def _loss_of_any(model: Any, batch: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
+    loss, tokens = default_loss(model, batch, lengths)
+    return mx.where(tokens > 0, loss, 0.0), tokens  # where every token is masked, the mean is NaN
 
 
 def _fixed(config: LoraConfig, source: str) -> dict[str, Any]:
