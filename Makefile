@@ -1,0 +1,79 @@
+# `make install`, `make run` and `make test` need nothing but a Python from 3.11 to 3.14; GNU make 3.81 (macOS') is enough.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := supervisor worker tests examples bench
+DEPENDENCIES := $(VENV)/.dependencies-installed
+INSTALLED := $(VENV)/.project-installed
+
+# The first of these that is new enough: macOS' own python3 is 3.9. Override with `make PYTHON=/path/to/python3.12`.
+PYTHON ?= $(shell for one in python3 python3.13 python3.12 python3.14 python3.11; do \
+	"$$one" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo "$$one" && break; done)
+
+# A virtual environment holds absolute paths: one whose Python is gone, or that was moved, is made again.
+ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null)$(shell cat $(VENV)/.made-in 2>/dev/null),1$(CURDIR))
+$(DEPENDENCIES): again
+endif
+
+.PHONY: help install run run-bare test test-long check bench lock clean again
+
+help:
+	@echo "make install    the environment in $(VENV), from the hash-pinned requirements.txt"
+	@echo "make run        a first run with a fire drill: it leaks, trips, halves its batch, and finishes"
+	@echo "make run-bare   the same drill without the supervisor: it dies"
+	@echo "make test       the default tests; make test-long the slow ones; make check ruff and mypy"
+	@echo "make bench      what supervision costs, into bench/results; make clean removes all that make made"
+
+install: $(INSTALLED)
+
+$(DEPENDENCIES): requirements.txt
+	@[ -n "$(PYTHON)" ] || { echo "mlx-supervisor needs Python 3.11 to 3.14; found: $$(python3 --version 2>&1 || true)." \
+		"Install one (macOS: brew install python@3.13), or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
+		echo "mlx-supervisor needs Python 3.11 to 3.14; $(PYTHON) is $$("$(PYTHON)" --version 2>&1)"; exit 1; }
+	@[ "$$(uname -sm)" != "Darwin x86_64" ] || { \
+		echo "MLX needs an Apple silicon Mac and a Python built for it; this one is for Intel"; exit 1; }
+	rm -rf $(VENV)
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.txt
+	printf '%s' "$(CURDIR)" > $(VENV)/.made-in
+	touch $@
+
+# the build backend is pinned in requirements.txt too: nothing is fetched here
+$(INSTALLED): $(DEPENDENCIES) pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
+	touch $@
+
+run: $(INSTALLED)
+	$(BIN)/mlx-supervisor run examples/first-run.toml --fresh
+
+# it dies: that is what it shows
+run-bare: $(INSTALLED)
+	-$(BIN)/mlx-supervisor run examples/first-run.toml --bare
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "not long"
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m long
+
+check: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/footprint.py
+	$(BIN)/python bench/overshoot.py
+	$(BIN)/python bench/overhead.py
+
+# needs uv; Linux (x86-64, aarch64) and macOS (arm64), Python 3.11 to 3.14, and no index address in the file
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --extra cpu --group dev --group build -o requirements.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV) .venv-stock .venv-stock.lock build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
