@@ -1,4 +1,4 @@
-"""A control server with a target of our own behind it, and Supervisord's real client in a virtual environment of its own."""
+"""A control server with a target of our own behind it, and Supervisord's real client in an environment of its own."""
 
 import asyncio
 import fcntl
@@ -42,7 +42,7 @@ class FakeTarget:
     runs: dict[str, ProcessInfo] = field(default_factory=dict)
     infos: dict[str, RunInfo] = field(default_factory=dict)
     available: list[str] = field(default_factory=list)
-    changes: ConfigChanges = ConfigChanges()
+    changes: ConfigChanges = field(default_factory=ConfigChanges)
     reread_error: str = ""
     shutting_down: bool = False
     calls: list[tuple[object, ...]] = field(default_factory=list)
@@ -138,6 +138,8 @@ class Served:
         self.path = target.folder / "supervisor.sock"
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
+        self.loop.set_exception_handler(lambda _, context: self.forgotten.append(context))
+        self.forgotten: list[dict[str, object]] = []
         self.thread.start()
         self.server = ControlServer(self.path, target)
         self.on_loop(self.server.start())
@@ -149,6 +151,13 @@ class Served:
     def on_loop(self, coroutine):  # type: ignore[no-untyped-def]
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(DEADLINE_S)
 
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Until the condition holds."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < deadline_s, "it did not come about"
+            time.sleep(0.01)
+
     def close(self) -> None:
         try:
             self.on_loop(self.server.close())
@@ -156,6 +165,7 @@ class Served:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join(DEADLINE_S)
             self.loop.close()
+        assert not self.forgotten, "the event loop had to report what nobody handled"
 
 
 @dataclass(frozen=True)

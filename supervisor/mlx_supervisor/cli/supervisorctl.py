@@ -83,7 +83,7 @@ def socket_path(url: str | None, configuration: Path | None) -> str:
         try:
             return str(read_settings(configuration).state_dir / SOCKET_NAME)
         except SettingsError as error:
-            raise UsageError(f"-c {configuration}: {error}") from error
+            raise UsageError(str(error)) from error
     from_environment = os.environ.get("MLX_SUPERVISOR_STATE_DIR")
     if from_environment:
         return str(Path(from_environment).expanduser().absolute() / SOCKET_NAME)

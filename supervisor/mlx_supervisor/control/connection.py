@@ -168,7 +168,7 @@ class Connection:
         """Wait for the call. Raises _GoneError when the client leaves first; the call goes on without it."""
         more = self._incoming()
         await asyncio.wait({call, more}, return_when=asyncio.FIRST_COMPLETED)
-        if more.done():
+        if not call.done():
             self._reading = None
             data = more.result()
             if not data:

@@ -1,0 +1,192 @@
+"""Our own `supervisorctl`: what Supervisord's client says, how the training goes, and errors that say what to do."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mlx_supervisor import __version__
+from mlx_supervisor.control import ConfigChanges, Fault, FaultCode, ProcessState, RunInfo
+
+GIB = 1024**3
+
+
+def test_status_without_arguments_tells_how_the_training_goes(ours, target):
+    target.infos["night"] = RunInfo(
+        step=120,
+        target_steps=1000,
+        loss=2.3456789,
+        batch_size=8,
+        accumulation=2,
+        footprint_bytes=5 * GIB + GIB // 2,
+        limit_bytes=12 * GIB,
+        leak_bytes_per_step=0.8 * 1024**2,
+        trips=1,
+        breaker="half-open",
+        phase="train",
+    )
+    ran = ours()
+    assert ran.words[0] == ["idle", "STOPPED", "Not", "started"]
+    assert ran.out.splitlines()[1].endswith(
+        "  step 120/1000, loss 2.346, batch 8×2, memory 5.5 GiB of 12.0 GiB, LEAK 0.8 MiB/step, 1 trip, "
+        "breaker half-open"
+    )
+    assert ran.code == 3
+    assert ours("status", "night").code == 0
+
+
+def test_status_of_a_run_that_has_said_nothing_yet(ours, target):
+    target.infos["night"] = RunInfo(phase="load", loss=float("nan"), step=None)
+    assert ours("status", "night").out.rstrip("\n").endswith("  (load), loss nan")
+    target.infos.clear()
+    assert len(ours("status", "night").out.splitlines()) == 1
+
+
+def test_status_of_unknown_runs_exits_4_and_still_shows_the_others(ours):
+    ran = ours("status", "nix", "idle")
+    assert ran.words[0][:2] == ["idle", "STOPPED"]
+    assert ran.out.splitlines()[1] == "nix: ERROR (no such run)"
+    assert ran.code == 4
+
+
+def test_start_stop_restart(ours, target):
+    assert ours("start", "idle").out == "idle: started\n"
+    ran = ours("start", "idle", "nix")
+    assert (ran.out, ran.code) == ("idle: ERROR (already started)\nnix: ERROR (no such run)\n", 1)
+    assert ours("start", "idle").code == 0
+    assert ours("stop", "all").out == "idle: stopped\nnight: stopped\n"
+    ran = ours("stop", "night")
+    assert (ran.out, ran.code) == ("night: ERROR (not running)\n", 0)
+    target.calls.clear()
+    assert ours("restart", "night").out == "night: restarted\n"
+    assert target.calls[0] == ("restart", "night"), "one call, so that nothing can come between"
+
+
+def test_a_failed_start_says_why_and_exits_7(ours, target):
+    target.start_fails["idle"] = Fault(FaultCode.ABNORMAL_TERMINATION, "out of memory at batch 1")
+    ran = ours("start", "idle")
+    assert (ran.out, ran.code) == ("idle: ERROR (out of memory at batch 1)\n", 7)
+
+
+def test_tail(ours, folder):
+    (folder / "night-stdout.log").write_text("x" * 3000 + "the end\n")
+    (folder / "night-stderr.log").write_text("a warning\n")
+    assert ours("tail", "-8", "night").out == "the end\n\n"
+    assert len(ours("tail", "night").out) == 1601
+    assert ours("tail", "night", "stderr").out == "a warning\n\n"
+    ran = ours("tail", "idle")
+    assert (ran.code, "idle: ERROR (no such file)" in ran.err) == (1, True)
+    ran = ours("tail", "-f", "nix")
+    assert (ran.code, "BAD_NAME: nix" in ran.err) == (1, True)
+    assert ours("tail").code == ours("tail", "night", "stdin").code == 2
+
+
+def test_tail_f_until_interrupted(our_command, folder):
+    log = folder / "night-stdout.log"
+    log.write_text("before\n")
+    with subprocess.Popen([*our_command, "tail", "-f", "night"], stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "before\n"
+        with log.open("a") as file:
+            file.write("after\n")
+        assert client.stdout.readline() == "after\n"
+        client.send_signal(signal.SIGINT)
+        assert client.wait(10) == 0
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(our_command, target):
+    for number in range(3000):
+        target.put(f"run-with-a-long-name-{number}", ProcessState.FATAL, detail="because of something long" * 3)
+    line = " ".join([*our_command, "status"])
+    ran = subprocess.run(["bash", "-c", f"{line} | head -1"], capture_output=True, text=True, timeout=20, check=False)
+    assert ran.stderr == ""
+
+
+def test_the_other_commands(ours, target, folder):
+    (folder / "supervisor.log").write_text("the supervisor speaks\n")
+    target.available = ["new"]
+    assert ours("version").out == f"{__version__}\n"
+    assert int(ours("pid").out) > 1
+    assert [ours("pid", name).code for name in ("night", "idle", "nix")] == [0, 7, 1]
+    assert ours("maintail", "-7").out == "speaks\n\n"
+    assert [words[:2] for words in ours("avail").words] == [["idle", "in"], ["new", "avail"], ["night", "in"]]
+    assert ours("signal", "USR1", "night").out == "night: signalled\n"
+    assert ours("signal", "NIX", "night").out == "night: ERROR (bad signal name)\n"
+    assert ours("clear", "night", "nix").code == 1
+    assert ours("add", "new").out == "new: added\n"
+    assert ours("remove", "new").out == "new: removed\n"
+    assert ours("remove", "night").out == "night: ERROR (still running)\n"
+    assert ours("shutdown").code == 0
+    assert ("signal", "night", signal.SIGUSR1) in target.calls
+    assert target.calls[-1] == ("shutdown", False)
+    ran = ours("reread")
+    assert (ran.code, ran.err) == (1, "ERROR (the supervisor is shutting down)\n")
+
+
+def test_info_prints_json_with_sizes_that_xmlrpc_has_no_integers_for(ours, target):
+    target.infos["night"] = RunInfo(footprint_bytes=20 * GIB, loss=float("inf"), reason="ok\x00", step=None)
+    info = json.loads(ours("info", "night").out)
+    assert info == {
+        "name": "night",
+        "statename": "RUNNING",
+        "footprint_bytes": 20 * GIB,
+        "loss": "inf",
+        "reason": "ok",
+    }
+    assert len(ours("info").out.splitlines()) == 2
+
+
+def test_update_takes_in_what_changed(ours, target):
+    target.changes = ConfigChanges(added=["new"], changed=["night"], removed=["idle"])
+    assert ours("reread").out == "idle: disappeared\nnew: available\nnight: changed\n"
+    assert ours("update", "nix").code == 1
+    ran = ours("update")
+    assert (ran.out, ran.code) == ("idle: removed\nnight: updated\nnew: added\n", 0)
+    assert sorted(target.runs) == ["new", "night"]
+    target.reread_error = "run.toml: runs.x.seed: found -1, allowed are 0 and more"
+    assert ours("reread").err == f"ERROR ({target.reread_error})\n"
+
+
+def test_no_daemon_says_which_socket_and_how_to_start_one(folder, client):
+    settings = folder / "run.toml"
+    settings.write_text(
+        'state_dir = "state"\n[runs.night]\nsteps = 1\n[runs.night.task]\nkind = "python"\nentry = "a:b"\n'
+    )
+    ran = client("-c", str(settings), "start", "night")
+    assert f"no supervisor answers at {folder}/state/supervisor.sock" in ran.err
+    assert "mlx-supervisor serve" in ran.err
+    assert ran.code == 7
+    assert client("-s", f"unix://{folder}/nix.sock", "status").code == 4
+    assert str(folder / "supervisor.sock") in client("status", MLX_SUPERVISOR_STATE_DIR=str(folder)).err
+
+
+def test_wrong_options_exit_2_and_say_what_is_allowed(folder, client):
+    ran = client("-s", "http://localhost:9001", "status")
+    assert (ran.code, "unix:///PATH" in ran.err) == (2, True)
+    settings = folder / "run.toml"
+    settings.write_text("[runs.night]\nsteps = -1\n")
+    ran = client("-c", str(settings), "status")
+    assert (ran.code, "runs.night.steps" in ran.err) == (2, True)
+    ran = client("-c", str(folder / "nix.toml"), "status")
+    assert (ran.code, "nix.toml" in ran.err) == (2, True)
+    assert client("start").code == client("dance").code == client("help", "dance").code == 2
+    assert "BYTES" in client("help", "tail").out
+
+
+def test_a_daemon_that_ends_in_the_middle_is_said_so(our_command, served, target):
+    target.hold_forever()
+    with subprocess.Popen([*our_command, "start", "idle"], stdout=subprocess.PIPE, text=True) as client:
+        target.wait_for(("start", "idle"))
+        served.on_loop(served.server.close())
+        out, _ = client.communicate(timeout=10)
+    assert out == "idle: ERROR (the supervisor is gone)\n"
+    assert client.returncode == 1
+
+
+@pytest.mark.parametrize("module", ["mlx_supervisor.cli.supervisorctl"])
+def test_the_client_imports_nothing_heavy(module):
+    code = f"import sys, {module}; print(sorted({{'rich', 'typer', 'msgspec', 'zmq', 'asyncio'}} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert ran.stdout == "[]\n"
