@@ -2,10 +2,12 @@
 
 Measured: what the ramp (bench/ramp.py) itself noted in a mapped file, its resident bytes at the start plus all it had
 touched since, minus the limit, at its death. It is exact to a chunk of 256 KiB, which counts as held once it is begun.
-The time is from the chunk that reached the limit to the last one. Sampler, machine and kill path are the real ones, by
-`mlx-supervisor run`; the supervisor's own last sample is shown beside.
+What Python itself took meanwhile (some 100 KiB) is not in it, so that a kill at the very limit can read as a little
+below 0. The time is from the chunk that reached the limit to the last one. Sampler, machine and kill path are the real
+ones, by `mlx-supervisor run`; the supervisor's own last sample is shown beside.
 """
 
+import mmap
 import shlex
 import sys
 from pathlib import Path
@@ -26,22 +28,28 @@ def settings(limit_mib: int) -> str:
     )
 
 
+def warm(size_mib: int) -> None:
+    """Touch and free memory, for a virtual machine's host to provide it: the first touch there may be too slow."""
+    with mmap.mmap(-1, size_mib * common.MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON) as room:
+        for offset in range(0, len(room), mmap.PAGESIZE):
+            room[offset] = 1
+
+
 def ramp(rate_mib_per_s: int, limit_mib: int) -> dict[str, Any]:
     """One ramp to its death."""
     worker = shlex.join([sys.executable, str(common.BENCH / "ramp.py"), str(rate_mib_per_s), str(limit_mib)])
+    warm(limit_mib * 5 // 4)
     with common.workplace(settings(limit_mib)) as folder:
         summary = common.run(folder, {"MLX_SUPERVISOR_WORKER": worker})
         numbers = RECORD.unpack((folder / "state" / "runs" / "ramp" / "ramp.bin").read_bytes())
     base, asked, touched, start_ns, crossed_ns, last_ns = numbers
     life = summary["generations"][-1]
-    if not crossed_ns:
-        raise RuntimeError(f"killed before the limit was reached: {summary}")
     if "signal 9" not in life["ended"].lower() and "sigkill" not in life["ended"].lower():
         raise RuntimeError(f"not killed: {summary}")
     return {
         "overshoot_mib": (base + asked) / common.MIB - limit_mib,
         "last_sample_over_limit_mib": life["peak_footprint_mib"] - limit_mib,
-        "limit_to_last_chunk_ms": (last_ns - crossed_ns) / 1e6,
+        "limit_to_last_chunk_ms": (last_ns - crossed_ns) / 1e6 if crossed_ns else 0.0,
         "achieved_mib_per_s": touched / common.MIB / ((last_ns - start_ns) / 1e9),
         "cause": life["cause"],
     }
