@@ -22,6 +22,7 @@ def test_status_without_arguments_tells_how_the_training_goes(ours, target):
         accumulation=2,
         footprint_bytes=5 * GIB + GIB // 2,
         limit_bytes=12 * GIB,
+        leak="leaking",
         leak_bytes_per_step=0.8 * 1024**2,
         trips=1,
         breaker="half-open",
@@ -40,6 +41,8 @@ def test_status_without_arguments_tells_how_the_training_goes(ours, target):
 def test_status_of_a_run_that_has_said_nothing_yet(ours, target):
     target.infos["night"] = RunInfo(phase="load", loss=float("nan"), step=None)
     assert ours("status", "night").out.rstrip("\n").endswith("  (load), loss nan")
+    target.infos["night"] = RunInfo(leak="", leak_bytes_per_step=9e6, phase="running")
+    assert len(ours("status", "night").words[0]) == 6, "what the detector does not call a leak is not shown as one"
     target.infos.clear()
     assert len(ours("status", "night").out.splitlines()) == 1
 
@@ -159,7 +162,13 @@ def test_no_daemon_says_which_socket_and_how_to_start_one(folder, client):
     assert "mlx-supervisor serve" in ran.err
     assert ran.code == 7
     assert client("-s", f"unix://{folder}/nix.sock", "status").code == 4
-    assert str(folder / "supervisor.sock") in client("status", MLX_SUPERVISOR_STATE_DIR=str(folder)).err
+    nobody = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "xdg")}
+    assert f"{folder}/xdg" in client("status", **nobody, MLX_SUPERVISOR_STATE_DIR="").err or sys.platform == "darwin"
+    assert str(folder / "supervisor.sock") in client("status", **nobody, MLX_SUPERVISOR_STATE_DIR=str(folder)).err
+    default = folder / ".config" / "mlx-supervisor" / "settings.toml"
+    default.parent.mkdir(parents=True)
+    settings.rename(default)
+    assert f"{default.parent}/state/supervisor.sock" in client("status", **nobody).err
 
 
 def test_wrong_options_exit_2_and_say_what_is_allowed(folder, client):

@@ -5,8 +5,8 @@ from typing import Any
 
 NAME_WIDTH = 30
 STATE_WIDTH = 9
-RUNNING = 20
 ACTIVE_STATES = frozenset({10, 20, 30, 40})
+UNREMARKABLE_PHASES = frozenset({"train", "running"})
 MIB = 1024.0 * 1024.0
 
 
@@ -33,7 +33,7 @@ def details_of(extra: Mapping[str, Any]) -> list[str]:
 def _step(extra: Mapping[str, Any]) -> str:
     step, target, phase = extra.get("step"), extra.get("target_steps"), extra.get("phase")
     shown = "" if step is None else f"step {step:.0f}/{target:.0f}" if target else f"step {step:.0f}"
-    if phase and phase != "train":
+    if phase and phase not in UNREMARKABLE_PHASES:
         return f"{shown} ({phase})".lstrip()
     return shown
 
@@ -64,10 +64,10 @@ def _size(value_bytes: float) -> str:
 
 
 def _leak(extra: Mapping[str, Any]) -> str:
-    slope, verdict = extra.get("leak_bytes_per_step"), extra.get("leak")
-    if slope:
-        return f"LEAK {slope / MIB:.1f} MiB/step"
-    return f"LEAK {verdict}" if verdict else ""
+    verdict, slope = extra.get("leak"), extra.get("leak_bytes_per_step")
+    if not verdict:
+        return ""  # a slope alone is no leak: the detector has not said so
+    return f"LEAK {slope / MIB:.1f} MiB/step" if slope else f"LEAK {verdict}"
 
 
 def _trips(extra: Mapping[str, Any]) -> str:

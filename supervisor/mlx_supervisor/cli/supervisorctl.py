@@ -7,6 +7,7 @@ import xmlrpc.client
 from collections.abc import Callable
 from pathlib import Path
 
+from mlx_supervisor.cli import DEFAULT_FILE
 from mlx_supervisor.cli import ctl_commands as commands
 from mlx_supervisor.cli.ctl_commands import (
     EXIT_FAILED,
@@ -69,14 +70,16 @@ def _unreachable(error: DaemonError, command: str) -> int:
 
 
 def socket_path(url: str | None, configuration: Path | None) -> str:
-    """The socket that the options mean, else the one in MLX_SUPERVISOR_STATE_DIR, else in the user's state folder.
+    """The socket that the options mean, else the one of the settings that `serve` would read without any.
 
-    Raises UsageError.
+    Without such a file: in the folder MLX_SUPERVISOR_STATE_DIR, else in the user's state folder. Raises UsageError.
     """
     if url is not None:
         if not url.startswith("unix://") or len(url) == len("unix://"):
             raise UsageError(f"-s {url}: the supervisor listens on a Unix socket only: unix:///PATH")
         return str(Path(url.removeprefix("unix://")).expanduser().absolute())
+    if configuration is None and DEFAULT_FILE.expanduser().exists():
+        configuration = DEFAULT_FILE
     if configuration is not None:
         from mlx_supervisor.settings import SettingsError, read_settings  # slow to import, and rarely wanted
 
