@@ -72,9 +72,8 @@ class Breaker:
         self._peak_bytes = max(self._peak_bytes, footprint_bytes)
         if not self._overrun.add(footprint_bytes):
             return None
-        cause = Cause.LEAK if self._leak.verdict_bytes else Cause.PRESSURE
         text = f"{_mib(footprint_bytes)} is over the limit of {_mib(self._policy.limit_bytes)}"
-        return Trip(hard=True, cause=cause, text=text)
+        return Trip(hard=True, cause=self._cause(), text=text)
 
     def checkpoint(self, seconds: float) -> None:
         """How long a checkpoint takes here: a soft trip must leave time for one."""
@@ -122,7 +121,11 @@ class Breaker:
             f"near the limit of {_mib(self._policy.limit_bytes)}"
         )
         excess = self._level.level_bytes - self._policy.soft_share * self._policy.limit_bytes
-        return Trip(hard=False, cause=Cause.PRESSURE, text=text, relievable=self._cache_bytes > excess)
+        return Trip(hard=False, cause=self._cause(), text=text, relievable=self._cache_bytes > excess)
+
+    def _cause(self) -> Cause:
+        """A leak is no fault of the batch size: the run may grow back onto it."""
+        return Cause.LEAK if self.leaking else Cause.PRESSURE
 
     def relieved(self, footprint_bytes: int) -> bool:
         """After the caches were cleared: did that make room? If so, the level is judged afresh."""
