@@ -29,6 +29,8 @@ from mlx_supervisor.core.policy import MIB, RunPolicy
 from mlx_supervisor.core.restart import RestartBudget
 from mlx_supervisor.core.table import AT_REST, TABLE, S, State
 
+RESTED = {"completed": State.COMPLETED, "failed": State.FATAL}
+"""Where a run stands whose history says how it ended."""
 KILLS_AT_MOST = 3
 DUMP_WAIT_S = 2.0
 NEAR_SHARE = 0.85
@@ -51,7 +53,7 @@ class RunMachine:
     def __init__(self, policy: RunPolicy, history: RunHistory | None = None) -> None:
         self.policy = policy
         self.history = history or RunHistory()
-        self.state = State.STOPPED
+        self.state = RESTED.get(self.history.outcome, State.STOPPED)
         self.breaker = Breaker(policy.memory, policy.restart.close_after_steps)
         self.life: Life | None = None
         self.last_sample: ev.Sample | None = None

@@ -1,0 +1,203 @@
+"""The daemon: driven by Supervisord's own client and by ours, ended in every way, and what the next one makes of it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.process import harness
+from tests.process.conftest import OURS, Ran, run_client
+
+
+class Service:
+    """`mlx-supervisor serve` in the background of a test."""
+
+    def __init__(self, settings: Path, **variables: str) -> None:
+        self.folder = settings.parent
+        self.socket = self.folder / "state/supervisor.sock"
+        with (self.folder / "serve.txt").open("a") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlx_supervisor", "serve", "-c", str(settings)],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=harness.environment() | variables,
+                start_new_session=True,
+            )
+
+    def ours(self, *words: str) -> Ran:
+        return run_client([*OURS, "-s", f"unix://{self.socket}", *words])
+
+    def until_state(self, state: str, run: str = "run") -> None:
+        harness.eventually(lambda: f"{state}" in self.ours("status", run).out, lambda: self.ours("status", run).out)
+
+
+@contextmanager
+def serving(settings: Path, **variables: str) -> Iterator[Service]:
+    service = Service(settings, **variables)
+    try:
+        harness.eventually(lambda: service.ours("version").code == 0, (settings.parent / "serve.txt").read_text)
+        yield service
+    finally:
+        tokens = harness.tokens_of(service.process.pid)
+        if service.process.poll() is None:
+            service.process.kill()
+            service.process.wait()
+        for process in harness.carriers(tokens):
+            process.kill()
+
+
+@pytest.fixture
+def stock_for(stock_client: list[str]) -> Callable[[Service], Callable[..., Ran]]:
+    """Supervisord's own client, pointed at a real daemon."""
+
+    def point(service: Service) -> Callable[..., Ran]:
+        configuration = service.folder / "stock.conf"
+        configuration.write_text(f"[supervisorctl]\nserverurl=unix://{service.socket}\n")
+        return lambda *words: run_client([*stock_client, "-c", str(configuration), *words])
+
+    return point
+
+
+def test_the_stock_client_drives_a_real_run(folder, stock_for) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=1_000_000)
+    with serving(settings) as service:
+        stock = stock_for(service)
+        ran = stock("status")
+        assert (ran.words[0][:2], ran.code) == (["run", "STOPPED"], 3)
+        assert stock("start", "run").out == "run: started\n"
+        ran = stock("status")
+        assert re.fullmatch(r"run +RUNNING +pid \d+, uptime 0:00:0\d\n", ran.out)
+        assert ran.code == 0
+        first = int(stock("pid", "run").out)
+        assert psutil.pid_exists(first)
+        assert stock("start", "run").out == "run: ERROR (already started)\n"
+        harness.eventually(lambda: "step " in stock("tail", "run").out)
+        assert "Ready at step 0" in stock("tail", "-4000", "run").out
+        ran = stock("restart", "run")
+        assert ran.out == "run: stopped\nrun: started\n"
+        assert int(stock("pid", "run").out) != first
+        assert not psutil.pid_exists(first)
+        assert stock("stop", "run").out == "run: stopped\n"
+        assert stock("status", "run").code == 3
+        assert stock("stop", "run").out == "run: ERROR (not running)\n"
+        assert stock("version").out.strip()
+        assert stock("shutdown").out == "Shut down\n"
+        assert service.process.wait(harness.PATIENCE_S) == 0
+
+
+def test_tail_f_of_the_stock_client_follows_a_real_run(folder, stock_client, stock_for) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=1_000_000)
+    with serving(settings) as service:
+        stock = stock_for(service)
+        stock("start", "run")
+        follower = subprocess.Popen(
+            [*stock_client, "-c", str(folder / "stock.conf"), "tail", "-f", "run"], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert follower.stdout is not None
+            lines = (line for line in follower.stdout if re.search(r"step \d+/1000000", line))
+            steps = [int(re.search(r"step (\d+)/", next(lines))[1]) for _ in range(3)]
+            assert steps == sorted(set(steps))
+        finally:
+            follower.kill()
+            follower.wait()
+
+
+def test_a_start_that_fails_is_told_with_its_reason(folder, stock_for) -> None:
+    settings = harness.write_settings(folder, args={"mode": "refuse", "at_step": 1, "delay_s": 0.0})
+    settings.write_text(
+        settings.read_text() + '[runs.broken]\nsteps = 5\n[runs.broken.task]\nkind="python"\nentry="a:b"\n'
+    )
+    with serving(settings, MLX_SUPERVISOR_WORKER="/nowhere/at/all") as service:
+        ran = stock_for(service)("start", "run")
+        assert ran.out in ("run: ERROR (spawn error)\n", "run: ERROR (abnormal termination)\n")
+        assert ran.code == 7
+        service.until_state("FATAL")
+        assert "No such file" in service.ours("status", "run").out
+
+
+def test_our_client_shows_how_the_training_goes(folder) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=1_000_000, batch={"size": 4})
+    with serving(settings) as service:
+        service.ours("start", "run")
+        harness.eventually(lambda: re.search(r"step \d+/1000000", service.ours("status").out) is not None)
+        assert "loss" in service.ours("status").out
+
+
+def test_a_daemon_that_is_asked_to_end_suspends_its_runs_and_the_next_one_goes_on(folder) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01, "save_every": 10**6}, steps=1_000_000)
+    with serving(settings) as service:
+        service.ours("start", "run")
+        harness.eventually(lambda: harness.journaled_steps(folder) > 0)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(harness.PATIENCE_S) == 0
+    saved = int((folder / "state/runs/run/saved").read_text())
+    assert saved > 0
+    with serving(settings) as service:
+        service.until_state("RUNNING")
+        assert f"Ready at step {saved} of" in service.ours("tail", "-100000", "run").out
+        service.ours("stop", "run")
+    with serving(settings) as service:  # a run that somebody stopped stays stopped
+        assert "STOPPED" in service.ours("status").out
+
+
+def test_a_daemon_that_was_killed_is_followed_by_one_that_goes_on(folder) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01, "save_every": 10**6}, steps=1_000_000)
+    with serving(settings) as service:
+        service.ours("start", "run")
+        harness.eventually(lambda: harness.journaled_steps(folder) > 0)
+        tokens = harness.tokens_of(service.process.pid)
+        os.kill(service.process.pid, signal.SIGKILL)
+        service.process.wait()
+        harness.eventually(lambda: harness.carriers(tokens) == [])
+    saved = int((folder / "state/runs/run/saved").read_text())
+    with serving(settings) as service:
+        service.until_state("RUNNING")
+        assert f"Ready at step {saved} of" in service.ours("tail", "-100000", "run").out
+
+
+def test_autostart_starts_once_and_not_again_when_completed(folder) -> None:
+    settings = harness.write_settings(folder, args={}, steps=5)
+    settings.write_text(settings.read_text().replace("[runs.run]\n", "[runs.run]\nautostart = true\n"))
+    for _ in range(2):
+        with serving(settings) as service:
+            service.until_state("EXITED")
+            log = service.ours("tail", "-100000", "run").out
+            assert log.count("Starting.") == 1
+
+
+def test_under_a_service_manager_it_says_when_it_is_ready_and_when_it_ends(folder) -> None:
+    settings = harness.write_settings(folder, args={})
+    path = folder / "notify.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(harness.PATIENCE_S)
+        with serving(settings, NOTIFY_SOCKET=str(path), WATCHDOG_USEC="400000") as service:
+            heard = []
+            while sum("WATCHDOG=1" in each for each in heard) < 3:
+                heard.append(manager.recv(4096).decode())
+            assert "READY=1" in heard[0]
+            service.process.send_signal(signal.SIGTERM)
+            while "STOPPING=1" not in manager.recv(4096).decode():
+                pass
+            assert service.process.wait(harness.PATIENCE_S) == 0
+
+
+def test_wrong_settings_end_it_with_2(folder) -> None:
+    settings = harness.write_settings(folder, args={}, batch={"size": 0})
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_supervisor", "serve", "-c", str(settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "runs.run.batch.size" in done.stderr
+    assert not (folder / "state").exists()
