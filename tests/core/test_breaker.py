@@ -1,0 +1,125 @@
+"""The breaker: when it trips, how hard, and when it trusts again."""
+
+import pytest
+from tests.core.traces import founding, healthy
+
+from mlx_supervisor.core.breaker import Breaker, BreakerState, Trip
+from mlx_supervisor.core.causes import Cause
+from mlx_supervisor.core.policy import MIB, MemoryPolicy
+
+LIMIT_MIB = 2200
+
+
+def _breaker(limit_mib: float = LIMIT_MIB, close_after_steps: int = 20) -> Breaker:
+    breaker = Breaker(MemoryPolicy(int(limit_mib * MIB)), close_after_steps)
+    breaker.begin_life()
+    return breaker
+
+
+def _step(breaker: Breaker, step: int, mib: float, cache_mib: float = 0, at_minimum: bool = False) -> Trip | None:
+    return breaker.sample(int(mib * MIB)) or breaker.step(step, 0.3, int(cache_mib * MIB), at_minimum)
+
+
+def _founding(seed: int, slope_mib: float, checkpoint_s: float) -> float:
+    """Steps between the trip and the limit; 0 for a hard one."""
+    breaker = _breaker()
+    breaker.checkpoint(checkpoint_s)
+    for step, samples in enumerate(founding(seed, slope_mib), start=1):
+        if any(breaker.sample(int(mib * MIB)) for mib in samples):
+            return 0
+        trip = breaker.step(step, 0.3, 0, False)
+        if trip is not None:
+            assert trip.cause is Cause.LEAK
+            return (LIMIT_MIB - 500) / slope_mib - step
+    return 0
+
+
+@pytest.mark.parametrize(("slope_mib", "checkpoint_s"), [(20, 0.0), (50, 0.0), (50, 0.6), (100, 0.0)])
+def test_a_leak_from_the_first_step_on_trips_in_time(slope_mib: float, checkpoint_s: float) -> None:
+    """The condition that this project was founded on: at least two steps and the checkpoint before the limit."""
+    leads = [_founding(seed, slope_mib, checkpoint_s) for seed in range(100)]
+    assert sum(lead >= 2 + checkpoint_s / 0.3 for lead in leads) >= 99
+
+
+def test_a_trip_does_not_come_much_too_soon_either() -> None:
+    assert max(_founding(seed, 50, 0.0) for seed in range(50)) < 10
+
+
+def test_a_healthy_run_with_room_never_trips() -> None:
+    for seed in range(10):
+        trace = list(healthy(seed))
+        breaker = _breaker(1.5 * max(trace))
+        assert [trip for step, mib in enumerate(trace) if (trip := _step(breaker, step, mib))] == []
+
+
+def test_one_sample_over_the_limit_is_a_blip_two_are_not() -> None:
+    breaker = _breaker()
+    assert breaker.sample((LIMIT_MIB + 1) * MIB) is None
+    assert breaker.sample(LIMIT_MIB * MIB) is None
+    assert breaker.sample((LIMIT_MIB + 1) * MIB) is None
+    trip = breaker.sample((LIMIT_MIB + 1) * MIB)
+    assert trip is not None
+    assert trip.hard
+    assert trip.cause is Cause.PRESSURE
+
+
+def test_usual_spikes_count_before_they_cross_the_limit() -> None:
+    """A floor that is low enough says nothing where every tenth step needs much more."""
+    breaker = _breaker()
+    trips = [_step(breaker, step, 1500 + (660 if step % 10 == 5 else 0)) for step in range(40)]
+    assert any(trip is not None and trip.cause is Cause.PRESSURE for trip in trips)
+
+
+def test_spikes_of_the_first_steps_do_not_count() -> None:
+    breaker = _breaker()
+    trips = [_step(breaker, step, 2190 if step in (1, 2) else 1000) for step in range(60)]
+    assert trips == [None] * 60
+
+
+def test_evaluation_at_the_smallest_batch_does_not_restart_for_ever() -> None:
+    breaker = _breaker()
+    trips = [_step(breaker, step, 2180 if step % 50 == 49 else 1500, at_minimum=True) for step in range(400)]
+    assert trips == [None] * 400
+
+
+def test_a_cache_worth_clearing_is_cleared_first() -> None:
+    for cache_mib, worth_it in ((0, False), (900, True)):
+        breaker = _breaker()
+        trips = [trip for step in range(12) if (trip := _step(breaker, step, 2180, cache_mib))]
+        assert [trip.relievable for trip in trips[:1]] == [worth_it]
+
+
+def test_a_leak_is_not_forgotten_when_the_caches_are_cleared() -> None:
+    """Else it would take the next eighteen steps to see it again, which at 50 MiB are 900 MiB."""
+    breaker = _breaker()
+    for step in range(18):
+        _step(breaker, step, 500 + 50 * step)
+    assert breaker.leaking
+    assert breaker.relieved(1000 * MIB)
+    assert breaker.leaking
+
+
+def test_too_little_relief_is_none() -> None:
+    breaker = _breaker()
+    assert not breaker.relieved(2100 * MIB)
+    assert breaker.relieved(1900 * MIB)
+
+
+def test_closed_open_half_open_closed() -> None:
+    breaker = _breaker(close_after_steps=5)
+    assert breaker.state is BreakerState.CLOSED
+    breaker.open()
+    assert [_step(breaker, step, 500) for step in range(9)] == [None] * 9
+    assert breaker.state is BreakerState.OPEN
+    breaker.begin_life()
+    seen = []
+    for step in range(6):
+        _step(breaker, step, 500)
+        seen.append(breaker.state)
+    assert seen == [BreakerState.HALF_OPEN] * 4 + [BreakerState.CLOSED] * 2
+
+
+def test_steps_without_a_sample_are_not_judged_by_the_last_one() -> None:
+    breaker = _breaker()
+    breaker.sample(2190 * MIB)
+    assert [breaker.step(step, 0.3, 0, False) for step in range(50)] == [None] * 50
