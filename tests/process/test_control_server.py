@@ -318,6 +318,9 @@ def test_a_follower_that_leaves_a_quiet_log_gives_its_place_back(served, folder)
     (folder / "night-stdout.log").write_text("x")
     with closing(follow(served, "/logtail/night/stdout")) as link:
         read_head(link)
+        said = b""
+        while not said.endswith(b"1\r\nx\r\n"):
+            said += link.recv(100)  # so that there is nothing more to send, whose failure would show that it left
     served.wait_until(lambda: not served.server._connections)
 
 

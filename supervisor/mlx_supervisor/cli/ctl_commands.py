@@ -85,7 +85,7 @@ def status(daemon: Daemon, options: argparse.Namespace) -> int:
         extras = {}  # a Supervisord
     wanted = set(options.names) - {"all"}
     shown = infos if "all" in options.names else [info for info in infos if not wanted or info["name"] in wanted]
-    width = max([status_line.NAME_WIDTH, *(len(info["name"]) for info in shown)])
+    width = max([status_line.NAME_WIDTH, *(len(info["name"]) + status_line.GAP for info in shown)])
     code = 0
     for info in shown:
         print(status_line.line(info, extras.get(info["name"], {}), width))
@@ -228,7 +228,8 @@ def info(daemon: Daemon, options: argparse.Namespace) -> int:
     else:
         found = daemon.call("training.getAllRunInfo")
     for each in found:
-        print(json.dumps(each, ensure_ascii=False, sort_keys=True))
+        whole = {key: int(value) if key.endswith("_bytes") else value for key, value in each.items()}
+        print(json.dumps(whole, ensure_ascii=False, sort_keys=True))
     return 0
 
 
@@ -263,6 +264,8 @@ def update(daemon: Daemon, options: argparse.Namespace) -> int:
     """Read the settings again, and take into use what changed: changed runs are stopped and taken in anew."""
     added, changed, removed = daemon.call("supervisor.reloadConfig")[0]
     wanted = set(options.names) - {"all"}
+    if not (added or changed or removed):
+        print("No config updates to processes")
     code = 0
     for name in sorted(wanted - {*added, *changed, *removed}):
         known = {info["name"] for info in daemon.call("supervisor.getAllProcessInfo")}

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-NAME_WIDTH = 30
-STATE_WIDTH = 9
+NAME_WIDTH = 33
+STATE_WIDTH = 10
+"""Supervisord's columns, which scripts cut at."""
+GAP = 3
 ACTIVE_STATES = frozenset({10, 20, 30, 40})
 UNREMARKABLE_PHASES = frozenset({"train", "running"})
 MIB = 1024.0 * 1024.0
@@ -12,7 +14,7 @@ MIB = 1024.0 * 1024.0
 
 def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
     """The line for one run. `info` is Supervisord's struct, `extra` that of `training.getRunInfo`, {} when unknown."""
-    columns = f"{info['name']:<{width}} {info['statename']:<{STATE_WIDTH}} {info['description']}"
+    columns = f"{info['name']:<{width}}{info['statename']:<{STATE_WIDTH}}{info['description']}"
     details = ", ".join(details_of(extra)) if info["state"] in ACTIVE_STATES else ""
     return f"{columns}  {details}".rstrip()
 

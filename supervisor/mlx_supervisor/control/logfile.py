@@ -103,8 +103,8 @@ class Follower:
             text = self.poll()
             if text:
                 yield text
-            else:
-                await asyncio.sleep(POLL_INTERVAL_S)
+            # a log that never pauses must not keep the daemon from everything else
+            await asyncio.sleep(0 if text else POLL_INTERVAL_S)
 
     def poll(self) -> str:
         """What is new, up to `CHUNK_BYTES` of it; "" when nothing is."""
