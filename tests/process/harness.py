@@ -22,11 +22,18 @@ PATIENCE_S = 60.0
 """However slow the machine, longer than this is a failure."""
 
 
-def write_settings(folder: Path, *, args: Mapping[str, Any], steps: int = 20, **tables: Mapping[str, Any]) -> Path:
+def write_settings(
+    folder: Path,
+    *,
+    args: Mapping[str, Any],
+    steps: int = 20,
+    entry: str = "nobody:imports",
+    **tables: Mapping[str, Any],
+) -> Path:
     """A settings file with one run called `run`; `tables` are its sub-tables."""
     restart = {"stop_grace_s": 5, "term_grace_s": 2, "backoff_s": 0.01} | dict(tables.pop("restart", {}))
-    lines = ['state_dir = "state"', "[runs.run]", f"steps = {steps}"]
-    task = {"kind": "python", "entry": "nobody:imports"}
+    lines = ['state_dir = "state"', "[runs.run]", f"steps = {steps}", "seed = 7"]
+    task = {"kind": "python", "entry": entry}
     for name, table in {"task": task, "restart": restart, **tables}.items():
         lines.append(f"[runs.run.{name}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
@@ -43,9 +50,12 @@ def environment() -> dict[str, str]:
 
 
 class Foreground:
-    """`mlx-supervisor run`, in the background of a test. Output goes to files, so that no pipe can fill."""
+    """`mlx-supervisor run`, in the background of a test. Output goes to files, so that no pipe can fill.
 
-    def __init__(self, settings: Path, *arguments: str) -> None:
+    `trains`: with the real worker.
+    """
+
+    def __init__(self, settings: Path, *arguments: str, trains: bool = False) -> None:
         self.folder = settings.parent
         self._out = (self.folder / "out.txt").open("w+")
         self._err = (self.folder / "err.txt").open("w+")
@@ -53,7 +63,7 @@ class Foreground:
             [sys.executable, "-m", "mlx_supervisor", "run", str(settings), "--json", *arguments],
             stdout=self._out,
             stderr=self._err,
-            env=environment(),
+            env=dict(os.environ) if trains else environment(),
             start_new_session=True,
         )
 
@@ -93,9 +103,9 @@ class Foreground:
         self._err.close()
 
 
-def run(settings: Path, *arguments: str) -> Foreground:
+def run(settings: Path, *arguments: str, trains: bool = False) -> Foreground:
     """Run to the end."""
-    with Foreground(settings, *arguments) as foreground:
+    with Foreground(settings, *arguments, trains=trains) as foreground:
         foreground.wait()
     return foreground
 
@@ -139,6 +149,12 @@ def journaled_steps(folder: Path) -> int:
     """How many step reports the journal has committed."""
     with closing(sqlite3.connect(f"file:{folder / 'state/journal.db'}?mode=ro", uri=True)) as connection:
         return int(connection.execute("SELECT count(*) FROM steps").fetchone()[0])
+
+
+def journaled_losses(folder: Path) -> dict[int, float]:
+    """The loss of every step, as last reported."""
+    with closing(sqlite3.connect(f"file:{folder / 'state/journal.db'}?mode=ro", uri=True)) as connection:
+        return dict(connection.execute("SELECT step, loss FROM steps ORDER BY id").fetchall())
 
 
 def interrupt(foreground: Foreground) -> None:
