@@ -28,13 +28,13 @@ TOKEN_VARIABLE = "MLX_SUPERVISOR_TOKEN"  # noqa: S105 - the variable's name
 LIFELINE_VARIABLE = "MLX_SUPERVISOR_LIFELINE"
 """Environment variable with the number of a pipe's read end; end of file there means that the supervisor is gone."""
 
-RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 ShortText = Annotated[str, msgspec.Meta(max_length=512)]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 PhaseName = Literal["load", "train", "eval", "checkpoint"]
 
 
@@ -302,7 +302,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of a checkpoint."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=128)]
     size_bytes: Count
     sha256: Digest
 
