@@ -1,0 +1,52 @@
+"""The batch plan: halving, growing, and what one update is made of."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_supervisor.core.batch import BatchPlan
+from mlx_supervisor.core.policy import BatchPolicy
+
+
+def test_halving_stops_at_the_minimum() -> None:
+    plan = BatchPlan(BatchPolicy(size=12, minimum=2))
+    sizes = [plan.size for _ in range(5) if plan.halve(for_pressure=True)]
+    assert sizes == [6, 3, 2]
+    assert plan.at_minimum
+    assert plan.tripped == {12, 6, 3}
+
+
+def test_a_leak_does_not_forbid_the_size() -> None:
+    plan = BatchPlan(BatchPolicy(size=8, grow_after_steps=3))
+    plan.halve(for_pressure=False)
+    assert [plan.good_step() for _ in range(7)] == [None, None, 8, None, None, None, None]
+
+
+def test_good_steps_are_counted_afresh_after_a_trip() -> None:
+    plan = BatchPlan(BatchPolicy(size=8, grow_after_steps=3))
+    plan.halve(for_pressure=False)
+    plan.good_step()
+    plan.good_step()
+    plan.halve(for_pressure=False)
+    assert [plan.good_step() for _ in range(3)] == [None, None, 4]
+
+
+def test_restored_sizes_are_bounded_by_present_settings() -> None:
+    assert BatchPlan(BatchPolicy(size=8), 32).size == 8
+    assert BatchPlan(BatchPolicy(size=8, minimum=4), 2).size == 4
+
+
+@given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 8), st.booleans(), st.lists(st.booleans(), max_size=60))
+def test_every_plan(size: int, accumulation: int, minimum: int, preserve: bool, trips: list[bool]) -> None:
+    plan = BatchPlan(BatchPolicy(size, accumulation, preserve, min(minimum, size), grow_after_steps=2))
+    for trip in trips:
+        if trip:
+            plan.halve(for_pressure=True)
+        else:
+            larger = plan.good_step()
+            assert larger is None or all(larger < each for each in plan.tripped)
+        assert plan.size is not None
+        assert plan.effective is not None
+        assert min(minimum, size) <= plan.size <= size
+        assert 1 <= plan.effective <= size * accumulation
+        if preserve:
+            assert plan.effective == size * accumulation

@@ -1,0 +1,65 @@
+"""What outlives worker and supervisor: it comes back as it was, or not at all."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_supervisor.core.history import RunHistory
+
+whole = st.integers(0, 2**53)
+seconds = st.floats(0, 1e12)
+histories = st.builds(
+    RunHistory, whole, st.none() | whole, st.none() | whole, st.none() | whole, st.lists(whole, max_size=9), whole,
+    whole, whole, whole, whole, whole, seconds, seconds, seconds, seconds, st.none() | st.floats(allow_nan=False,
+    allow_infinity=False), st.none() | st.text(), whole, st.none() | whole, whole, st.booleans(), st.booleans(),
+    st.text(), st.text(),
+)  # fmt: skip
+
+
+@given(histories)
+def test_round_trip_by_way_of_json(history: RunHistory) -> None:
+    assert RunHistory.restore(json.loads(json.dumps(history.snapshot()))) == history
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_json_cannot_hold_is_left_out(loss: float) -> None:
+    json.dumps(RunHistory(loss=loss).snapshot(), allow_nan=False)
+
+
+def test_a_snapshot_is_a_copy() -> None:
+    history = RunHistory(tripped_sizes=[8])
+    snapshot = history.snapshot()
+    restored = RunHistory.restore(snapshot)
+    history.tripped_sizes.append(4)
+    assert snapshot["tripped_sizes"] == restored.tripped_sizes == [8]
+
+
+def test_keys_of_other_versions_are_passed_over() -> None:
+    assert RunHistory.restore({"generation": 3, "colour": "blue"}) == RunHistory(generation=3)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("generation", "3"), ("generation", 3.0), ("generation", None), ("generation", True), ("batch_size", "8"),
+    ("tripped_sizes", 8), ("tripped_sizes", ["8"]), ("useful_s", "1"), ("loss", "low"), ("breaker_open", 1),
+    ("reason", None), ("weights_sha256", 5), ("tighter_steps", 1.5),
+])  # fmt: skip
+def test_a_wrong_type_is_named(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"history: {key}"):
+        RunHistory.restore({key: value})
+
+
+def test_every_field_is_checked() -> None:
+    for each in fields(RunHistory):
+        with pytest.raises(ValueError, match=each.name):
+            RunHistory.restore({each.name: object()})
+
+
+def test_shares_of_nothing_are_unknown() -> None:
+    assert RunHistory().goodput is None
+    assert RunHistory().checkpoint_stall_fraction is None
+    assert RunHistory(useful_s=6, active_s=10).goodput == pytest.approx(0.6)
+    assert RunHistory(train_s=9, stall_s=1).checkpoint_stall_fraction == pytest.approx(0.1)

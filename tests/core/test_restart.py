@@ -1,0 +1,41 @@
+"""When another life is worth it, and how long to wait for it."""
+
+from mlx_supervisor.core.causes import MEMORY_CAUSES, Cause
+from mlx_supervisor.core.policy import RestartPolicy
+from mlx_supervisor.core.restart import RestartBudget
+
+
+def test_so_many_lives_without_progress_are_the_end() -> None:
+    budget = RestartBudget(RestartPolicy(max_without_progress=3))
+    assert [budget.life_ended(progress=False, shrunk=False) for _ in range(3)] == [True, True, False]
+
+
+def test_progress_starts_the_count_again() -> None:
+    budget = RestartBudget(RestartPolicy(max_without_progress=2))
+    for _ in range(50):
+        assert budget.life_ended(progress=False, shrunk=False)
+        assert budget.life_ended(progress=True, shrunk=False)
+
+
+def test_a_smaller_batch_is_not_held_against_the_run() -> None:
+    budget = RestartBudget(RestartPolicy(max_without_progress=1))
+    assert budget.life_ended(progress=False, shrunk=True)
+    assert not budget.life_ended(progress=False, shrunk=False)
+
+
+def test_the_wait_doubles_up_to_its_bound() -> None:
+    budget = RestartBudget(RestartPolicy(max_without_progress=10_000, backoff_s=1.0, backoff_max_s=60.0))
+    waits = []
+    for _ in range(2000):
+        budget.life_ended(progress=False, shrunk=False)
+        waits.append(budget.delay_s(Cause.CRASH, dealt_with=False))
+    assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert set(waits[8:]) == {60}
+
+
+def test_nobody_waits_for_a_cause_that_was_dealt_with() -> None:
+    budget = RestartBudget(RestartPolicy())
+    for cause in Cause:
+        at_once = cause is Cause.ASKED or cause in MEMORY_CAUSES
+        assert (budget.delay_s(cause, dealt_with=True) == 0) is at_once
+        assert (budget.delay_s(cause, dealt_with=False) == 0) is (cause is Cause.ASKED)
