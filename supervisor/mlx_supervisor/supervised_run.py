@@ -25,7 +25,7 @@ from mlx_supervisor.journal import Journal, OpenGeneration
 from mlx_supervisor.journal_file import JournalError
 from mlx_supervisor.logs import RunLog
 from mlx_supervisor.sampler import Sampler
-from mlx_supervisor.settings import Settings, job_of, policy_of
+from mlx_supervisor.settings import DrillSettings, Settings, job_of, policy_of
 from mlx_supervisor.state_dir import StateDir, StateDirError, boot_id
 from mlx_supervisor.summary import summary_of, write_summary
 from mlx_supervisor.telemetry import Telemetry
@@ -95,6 +95,7 @@ class SupervisedRun:
         self._bye = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stderr_offset = 0
+        self._drill_told = False
         self._sample_journaled_s = 0.0
         self._step_line_s = 0.0
 
@@ -343,6 +344,10 @@ class SupervisedRun:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._open_generation(action, token, child.pid, child.create_time_s)
+        drill = self.settings.runs[self.name].drill
+        if drill != DrillSettings() and not self._drill_told:
+            self._drill_told = True
+            self._notice(act.Persist("drill", drill_text(drill), act.Level.WARNING))
 
     def _open_generation(self, action: act.Spawn, token: str, pid: int, create_time_s: float) -> None:
         """Before the start with pid 0, so that no worker can live unknown; after it with what identifies it."""
@@ -406,16 +411,24 @@ def worker_command() -> list[str]:
     return shlex.split(replaced) if replaced else [sys.executable, "-m", "mlx_worker"]
 
 
+def drill_text(drill: DrillSettings) -> str:
+    """What the settings break on purpose."""
+    default = DrillSettings()
+    names = [name for name in drill.__struct_fields__ if getattr(drill, name) != getattr(default, name)]
+    return "Fire drill: " + ", ".join(f"{name} = {getattr(drill, name)}" for name in names) + "."
+
+
 def step_line(machine: RunMachine, step: ev.StepReport) -> str:
     """One update in one line, with the supervisor's view of memory."""
     mib = 1024 * 1024
     sample = machine.last_sample
     leak = machine.breaker.leak_bytes_per_step
     used = "?" if sample is None else f"{sample.footprint_bytes / mib:,.0f}"
-    rate = step.tokens / step.seconds if step.seconds > 0 else 0.0
+    unit, count = ("tokens", step.tokens) if step.tokens else ("samples", step.samples)
+    rate = count / step.seconds if step.seconds > 0 else 0.0
     return (
         f"{time.strftime('%H:%M:%S')} step {step.step}/{machine.history.target_steps} loss={step.loss:.4f} "
-        f"lr={step.learning_rate:.3g} tokens/s={rate:,.0f} batch={step.batch_size}x{step.accumulation} "
+        f"lr={step.learning_rate:.3g} {unit}/s={rate:,.0f} batch={step.batch_size}x{step.accumulation} "
         f"memory={used}/{machine.policy.memory.limit_bytes / mib:,.0f} MiB "
         f"leak={'?' if leak is None else f'{leak / 1e6:.1f}'} MB/step"
     )

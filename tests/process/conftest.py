@@ -10,8 +10,10 @@ import threading
 import time
 import venv
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,6 +205,19 @@ def served(target: FakeTarget) -> Iterator[Served]:
     server.close()
 
 
+@contextmanager
+def background(command: list[str]) -> "Iterator[subprocess.Popen[str]]":
+    """A client that goes on by itself. It is killed at the deadline, so that who reads from it reads its end."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as client:
+        watchdog = threading.Timer(DEADLINE_S, client.kill)
+        watchdog.start()
+        try:
+            yield client
+        finally:
+            watchdog.cancel()
+            client.kill()
+
+
 def run_client(command: list[str], **variables: str) -> Ran:
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **variables}
     done = subprocess.run(
@@ -245,6 +260,12 @@ def stock(stock_command: list[str]) -> Callable[..., Ran]:
 def our_command(served: Served) -> list[str]:
     """Our client, pointed at the server under test."""
     return [*OURS, "-s", served.url]
+
+
+@pytest.fixture
+def in_background() -> Callable[..., Any]:
+    """Start a client and do not wait for it."""
+    return background
 
 
 @pytest.fixture

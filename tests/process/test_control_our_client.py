@@ -86,11 +86,10 @@ def test_tail(ours, folder):
     assert ours("tail").code == ours("tail", "night", "stdin").code == 2
 
 
-def test_tail_f_until_interrupted(our_command, folder):
+def test_tail_f_until_interrupted(our_command, folder, in_background):
     log = folder / "night-stdout.log"
     log.write_text("before\n")
-    with subprocess.Popen([*our_command, "tail", "-f", "night"], stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdout is not None
+    with in_background([*our_command, "tail", "-f", "night"]) as client:
         assert client.stdout.readline() == "before\n"
         with log.open("a") as file:
             file.write("after\n")
@@ -184,9 +183,9 @@ def test_wrong_options_exit_2_and_say_what_is_allowed(folder, client):
     assert "BYTES" in client("help", "tail").out
 
 
-def test_a_daemon_that_ends_in_the_middle_is_said_so(our_command, served, target):
+def test_a_daemon_that_ends_in_the_middle_is_said_so(our_command, served, target, in_background):
     target.hold_forever()
-    with subprocess.Popen([*our_command, "start", "idle"], stdout=subprocess.PIPE, text=True) as client:
+    with in_background([*our_command, "start", "idle"]) as client:
         target.wait_for(("start", "idle"))
         served.on_loop(served.server.close())
         out, _ = client.communicate(timeout=10)

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import time
 
 import pytest
@@ -122,11 +121,10 @@ def test_tail_gives_the_end_without_what_xml_cannot_say(stock, target, folder):
     assert (ran.out, ran.code) == ("idle: ERROR (no log file)\n", 1)
 
 
-def test_tail_f_shows_what_is_written_as_it_is(stock_command, target, folder):
+def test_tail_f_shows_what_is_written_as_it_is(stock_command, target, folder, in_background):
     log = folder / "night-stdout.log"
     log.write_text("before\n")
-    with subprocess.Popen([*stock_command, "tail", "-f", "night"], stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdout is not None
+    with in_background([*stock_command, "tail", "-f", "night"]) as client:
         assert "Press Ctrl-C" in client.stdout.readline()
         assert client.stdout.readline() == "before\n"
         with log.open("a") as file:
@@ -143,10 +141,9 @@ def test_maintail(stock, folder):
     assert stock("maintail").out == "the supervisor speaks\n\n"
 
 
-def test_tail_f_ends_when_the_server_does(stock_command, served, folder):
+def test_tail_f_ends_when_the_server_does(stock_command, served, folder, in_background):
     (folder / "supervisor.log").write_text("the supervisor speaks\n")
-    with subprocess.Popen([*stock_command, "maintail", "-f"], stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdout is not None
+    with in_background([*stock_command, "maintail", "-f"]) as client:
         client.stdout.readline()
         assert client.stdout.readline() == "the supervisor speaks\n"
         began = time.monotonic()

@@ -203,9 +203,7 @@ def test_a_refusal_is_final(tmp_path: Path) -> None:
 
 
 def test_killed_from_outside_it_goes_on_at_the_same_batch(tmp_path: Path) -> None:
-    settings = harness.write_settings(
-        tmp_path, args={"mode": "suicide", "at_step": 13, "lives": 2}, batch={"size": 4}
-    )
+    settings = harness.write_settings(tmp_path, args={"mode": "suicide", "at_step": 13, "lives": 2}, batch={"size": 4})
     summary = harness.run(settings).summary()
     assert summary["outcome"] == "completed"
     assert [life["cause"] for life in summary["generations"]] == ["killed by somebody else"] * 2 + ["completed"]

@@ -15,6 +15,15 @@ MIB = 2**20
 ENDLESS = {"steps": 100_000}
 
 
+def until_hung(worker):
+    """By its stacks: the last step's report comes before the hang."""
+    worker.until(wire.Step)
+    while "_hang" not in worker.stderr:
+        assert worker.process.poll() is None, worker.stderr
+        worker.signal(signal.SIGUSR1)
+        worker.desk.receive(0.05)
+
+
 def test_commands_are_answered_while_training(desk):
     worker = desk.start(desk.job(**ENDLESS))
     first = worker.until(wire.Step)
@@ -82,7 +91,7 @@ def test_dropped_frames_are_counted(desk):
 
 def test_second_signal_exits_at_once(desk):
     worker = desk.start(desk.job(drill={"hang_at_step": 2}))
-    worker.until(wire.Step)
+    until_hung(worker)
     worker.signal(signal.SIGTERM)
     worker.signal(signal.SIGINT)
     assert worker.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
@@ -130,10 +139,7 @@ def test_leak_drill_is_resident_and_changes_no_number(desk, kind):
 @pytest.mark.parametrize("kind", ["python", "native"])
 def test_hang_drill_shows_stacks_and_ends_itself(desk, kind):
     worker = desk.start(desk.job(drill={"hang_at_step": 2, "hang_kind": kind}, hang_timeout_s=1.5))
-    worker.until(wire.Step)
-    while "_hang" not in worker.stderr and worker.process.poll() is None:
-        worker.signal(signal.SIGUSR1)
-        desk.receive(0.05)
+    until_hung(worker)
     assert "Timeout" not in worker.stderr, "SIGUSR1 alone shows the stacks"
     assert worker.wait() == wire.EXIT_FAILED, "the watchdog needs no interpreter lock"
     assert "_hang" in worker.stderr.partition("Timeout")[2]
@@ -141,7 +147,7 @@ def test_hang_drill_shows_stacks_and_ends_itself(desk, kind):
 
 def test_orphaned_and_hung_worker_ends_itself(desk):
     worker = desk.start(desk.job(drill={"hang_at_step": 2}, grace_s=0.3))
-    worker.until(wire.Step)
+    until_hung(worker)
     worker.sever()
     assert worker.wait() == -signal.SIGKILL
 

@@ -23,7 +23,7 @@ def refusal(worker):
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
-        ("toy_task", 'task.entry: expected "package.module:function", found \'toy_task\''),
+        ("toy_task", "task.entry: expected \"package.module:function\", found 'toy_task'"),
         ("no_such_module:build", "no_such_module cannot be imported from"),
         ("toy_task:nothing", "has no 'nothing'"),
         ("toy_task:LIMIT", "is a int; a function that builds a Task is needed"),
@@ -71,6 +71,14 @@ def test_a_broken_job_file(tmp_path, content):
     assert done.returncode == wire.EXIT_REFUSED
     assert done.stderr.startswith(f"refused: {file}: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_start_folder_does_not_shadow_libraries(tmp_path):
+    for name in ("mlx_supervisor", "msgspec", "argparse"):
+        (tmp_path / f"{name}.py").write_text("raise SystemError('shadowed')\n")
+    command = [sys.executable, "-m", "mlx_worker", "none.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == wire.EXIT_REFUSED, done.stderr
 
 
 def test_a_users_files_do_not_shadow_ours(desk, tmp_path):

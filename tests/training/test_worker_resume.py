@@ -1,6 +1,7 @@
 """A run that was interrupted ends with the very weights of the run that was not."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -105,6 +106,9 @@ def test_killed_in_the_middle_is_bit_equal(desk, undisturbed):
     assert second.ready.step == 6
     assert losses(first, second) == losses(undisturbed)
     assert second.bye.weights_sha256 == undisturbed.bye.weights_sha256
+    validations = [re.findall("validation loss .* at step 12", worker.stdout) for worker in (undisturbed, second)]
+    assert len(validations[0]) == 1
+    assert validations[0] == validations[1], "running statistics count in evaluation only"
     by_step = {line["step"]: line["samples"] for line in second.samples}
     assert list(by_step.values()) == [line["samples"] for line in undisturbed.samples]
 
@@ -173,7 +177,7 @@ def test_finished_run_completes_at_once(desk, undisturbed):
     assert more.steps == []
     assert (more.bye.outcome, more.bye.step) == ("completed", 3)
     assert more.bye.weights_sha256 == again.bye.weights_sha256
-    assert "steps was 3, is 2" in more.ready.notes
+    assert "changed since the checkpoint: steps was 3, is 2" in more.ready.notes
     assert again.bye.weights_sha256 != undisturbed.bye.weights_sha256
 
 
@@ -201,9 +205,14 @@ def test_changes_that_can_be_resumed_are_told(desk):
     second = desk.run(desk.job("rate", steps=4, generation=2, **changed))
     assert first.steps[-1].learning_rate == pytest.approx(0.01)
     assert second.steps[0].learning_rate == pytest.approx(0.5), "the new rate counts, not the checkpoint's"
+    third = desk.run(desk.job("rate", steps=5, args={"schedule": True, "rate": 0.5}, generation=3))
+    fourth = desk.run(desk.job("rate", steps=6, args={"schedule": False, "rate": 0.5}, generation=4))
+    assert third.steps[0].learning_rate < 0.5, "the new schedule, at the step where the run is"
+    assert fourth.steps[0].learning_rate == pytest.approx(0.5), "no schedule any more"
     notes = " | ".join(second.ready.notes)
-    for name in ("steps was 2, is 4", "batch.size was 8, is 4", "learning_rate was", "task.args was"):
+    for name in ("steps was 2, is 4", "learning_rate was", "task.args was"):
         assert name in notes
+    assert "batch.size" not in notes  # the supervisor tells of that
 
 
 def test_a_damaged_checkpoint_is_passed_over(desk):

@@ -11,7 +11,7 @@ from types import FrameType
 from mlx_supervisor import wire
 
 _HANG_FLOOR_S = 300.0
-"""Without a `hang_timeout_s`, no update is called hung sooner."""
+"""Without a `hang_timeout_s`, no update is called hung sooner, and the first one never."""
 _HANG_FACTOR = 50.0
 _HANG_MARGIN = 1.5
 """The supervisor looks first; this watchdog is for the case that there is none any more."""
@@ -89,6 +89,7 @@ class HangWatchdog:
         self._given_s = hang_timeout_s
         self._slowest_s = 0.0
         self._armed_at_s = float("-inf")
+        self._armed_bound_s = 0.0
 
     def note_update(self, seconds: float) -> None:
         """An update took so long; the bound follows the slowest."""
@@ -99,9 +100,9 @@ class HangWatchdog:
         """Start the time anew. `floor_s`: allow at least that much, for what is no update."""
         bound_s = max(self._bound_s(), floor_s)
         now_s = time.monotonic()
-        if floor_s == 0 and now_s - self._armed_at_s < bound_s / 20:
+        if bound_s >= self._armed_bound_s and now_s - self._armed_at_s < self._armed_bound_s / 20:
             return  # arming starts a thread: not for every update of a millisecond
-        self._armed_at_s = now_s if floor_s == 0 else float("-inf")
+        self._armed_at_s, self._armed_bound_s = now_s, bound_s
         faulthandler.dump_traceback_later(bound_s, exit=True, file=2)
 
     def disarm(self) -> None:
@@ -109,6 +110,6 @@ class HangWatchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _bound_s(self) -> float:
-        if self._given_s is not None:
+        if self._given_s is not None and self._slowest_s > 0:  # the first update also compiles
             return _HANG_MARGIN * self._given_s
         return max(_HANG_FLOOR_S, _HANG_FACTOR * self._slowest_s)

@@ -1,6 +1,7 @@
 """The worker's end of the telemetry socket. It never blocks training: what cannot be sent is dropped and counted."""
 
 import os
+import time
 from importlib import metadata
 from typing import Any
 
@@ -10,6 +11,7 @@ SEND_QUEUE_FRAMES = 1000
 RECEIVE_QUEUE_FRAMES = 100
 LINGER_MS = 500
 """At close, how long unsent frames may still go out."""
+PRINT_INTERVAL_S = 1.0
 _TEXT_LIMITS = {"reason": 4096, "error": 4096, "detail": 512, "checkpoint": 512, "versions": 512}
 _LIST_LIMIT = 16
 _ITEM_LIMIT_BYTES = 512
@@ -18,8 +20,8 @@ _ITEM_LIMIT_BYTES = 512
 class Link:
     """Sends messages with a growing `seq`, and collects commands. To be used by the main thread only.
 
-    Without an endpoint (a bare run) it swallows everything. `dropped` counts frames that could not be sent,
-    `garbage` frames that were no command. `last_step` and `last_loss` are of the last step sent.
+    Without an endpoint (a bare run) it prints a step now and then, and swallows the rest. `dropped` counts frames that
+    could not be sent, `garbage` frames that were no command. `last_step` and `last_loss` are of the last step sent.
     """
 
     def __init__(self, run: str, generation: int, endpoint: str | None) -> None:
@@ -28,6 +30,7 @@ class Link:
         self.garbage = 0
         self.last_step = 0
         self.last_loss: float | None = None
+        self._printed_s = float("-inf")
         self._context: Any = None
         self._socket: Any = None
         if endpoint is not None:
@@ -53,6 +56,7 @@ class Link:
         if kind is wire.Step:
             self.last_step, self.last_loss = fields["step"], fields["loss"]
         if self._socket is None:
+            self._print(kind, fields)
             return
         import zmq
 
@@ -62,6 +66,14 @@ class Link:
             self._socket.send(wire.encode(message), zmq.NOBLOCK)
         except (zmq.ZMQError, wire.WireError):
             self.dropped += 1
+
+    def _print(self, kind: type[wire.Message], fields: dict[str, Any]) -> None:
+        """A bare run has nobody to report to but the terminal: a step a second is enough there."""
+        now_s = time.monotonic()
+        if kind is wire.Step and now_s - self._printed_s >= PRINT_INTERVAL_S:
+            self._printed_s = now_s
+            mib = fields["resident_bytes"] / 2**20
+            print(f"step {fields['step']} loss={fields['loss']:.4f} resident={mib:,.0f} MiB", flush=True)
 
     def receive(self) -> list[wire.SupervisorMessage]:
         """The commands that have come, of this run and generation; at most as many as the queue holds."""

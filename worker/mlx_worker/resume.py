@@ -59,7 +59,7 @@ def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> 
         "batch.size": size,
         "batch.effective": effective,
         "batch.preserve_effective": job.batch.preserve_effective,
-        "learning_rate": initial_learning_rates(task),
+        "learning_rate": learning_rates(task),
         "checkpoint": msgspec.to_builtins(job.checkpoint),
         "memory": msgspec.to_builtins(job.memory),
         **task.free,
@@ -68,11 +68,11 @@ def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> 
     return plain
 
 
-def initial_learning_rates(task: Task) -> dict[str, float]:
-    """Every learning rate that the optimizer was built with."""
-    return {
-        name: _number(value) for name, value in optimizer_arrays(task).items() if name.endswith("learning_rate")
-    }
+def learning_rates(task: Task) -> dict[str, Any]:
+    """Every learning rate that the optimizer was built with, and whether it follows a schedule."""
+    rates = {name: value for name, value in optimizer_arrays(task).items() if name.endswith("learning_rate")}
+    scheduled = bool(getattr(task.optimizer, "_schedulers", None))
+    return {name: {"initial": _number(value), "scheduled": scheduled} for name, value in rates.items()}
 
 
 def trainer_state(progress: Progress, epoch: int, facts: dict[str, Any], task: Task) -> dict[str, Any]:
@@ -121,7 +121,12 @@ def compare(old: dict[str, Any], new: dict[str, Any], where: str) -> list[str]:
             + "; ".join(refused)
             + ". Undo the change, or start under a new name"
         )
-    return _changes(old["free"], new["free"])
+    return [f"changed since the checkpoint: {change}" for change in _changes(_told(old["free"]), _told(new["free"]))]
+
+
+def _told(free: dict[str, Any]) -> dict[str, Any]:
+    """Without the batch size, which the supervisor changes all the time and tells of itself."""
+    return {name: value for name, value in free.items() if name != "batch.size"}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

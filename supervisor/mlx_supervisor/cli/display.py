@@ -120,11 +120,11 @@ class LiveDisplay(Display):
         seconds = sum(step.seconds for step in self._steps)
         if not self._steps or seconds <= 0:
             return Text(f"step {history.highest_step}/{history.target_steps or '?'}")
-        tokens = sum(step.tokens for step in self._steps) / seconds
+        tokens = sum(step.tokens for step in self._steps)
+        unit, count = ("tokens", tokens) if tokens else ("samples", sum(step.samples for step in self._steps))
         left_s = (history.target_steps - history.highest_step) * seconds / len(self._steps)
-        return Text(
-            f"step {history.highest_step}/{history.target_steps}, {tokens:,.0f} tokens/s, {left_s:.0f} s of steps left"
-        )
+        rate = f"{count / seconds:,.0f} {unit}/s"
+        return Text(f"step {history.highest_step}/{history.target_steps}, {rate}, {left_s:.0f} s of steps left")
 
     def _memory(self, run: SupervisedRun, used: int, limit: int) -> Text:
         leak = run.machine.breaker.leak_bytes_per_step

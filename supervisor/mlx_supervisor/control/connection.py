@@ -18,6 +18,7 @@ HEADER_TIMEOUT_S = 60.0
 """From the end of one answer, or from connecting, to the end of the next request's headers."""
 BODY_TIMEOUT_S = 30.0
 WRITE_TIMEOUT_S = 30.0
+LINGER_S = 2.0
 READ_BYTES = 64 * 1024
 
 
@@ -66,9 +67,10 @@ class Connection:
 
     async def refuse(self) -> None:
         """Answer that there are too many connections, and close."""
-        with contextlib.suppress(_GoneError, ConnectionError, h11.LocalProtocolError):
-            await self._plain(503, "Too many connections")
-        await self._close()
+        try:
+            await self._say(503, "Too many connections")
+        finally:
+            await self._close()
 
     async def serve(self) -> None:
         """Answer requests until the client leaves, misbehaves or stays silent for too long."""
@@ -244,6 +246,14 @@ class Connection:
     async def _say(self, status: int, reason: str) -> None:
         with contextlib.suppress(_GoneError, ConnectionError, h11.LocalProtocolError):
             await self._plain(status, reason)
+            await self._linger()
+
+    async def _linger(self) -> None:
+        """Hear the client out for a moment: closed while it still sends, it would fail before reading the answer."""
+        self._writer.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self._until_gone()
 
     async def _plain(self, status: int, reason: str) -> None:
         text = marshal.clean(reason).encode() + b"\n"
