@@ -314,6 +314,14 @@ def test_logtail_of_what_is_not_there_is_404(served, folder):
             assert answer(link)[0] == 404
 
 
+def test_a_refused_client_may_still_send(served):
+    with closing(follow(served, "/logtail/nix", extra=b"")) as link:
+        assert b" 404 " in read_head(link)
+        while link.recv(4096):
+            pass  # up to the end of all that the server says
+        link.sendall(b"\r\n")  # as Supervisord's client does, in a write of its own; it fails on a closed socket
+
+
 def test_a_follower_that_leaves_a_quiet_log_gives_its_place_back(served, folder):
     (folder / "night-stdout.log").write_text("x")
     with closing(follow(served, "/logtail/night/stdout")) as link:
