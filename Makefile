@@ -75,5 +75,5 @@ lock:
 		--no-annotate --no-header --extra cpu --group dev --group build -o requirements.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) .venv-stock .venv-stock.lock build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-stock .venv-stock.lock build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/.state
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
