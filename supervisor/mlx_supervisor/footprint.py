@@ -1,6 +1,5 @@
 """What the operating system charges to one process, and which processes make up a session. One seam per platform."""
 
-import ctypes
 import os
 import struct
 import sys
@@ -39,6 +38,8 @@ def parse_rusage(buffer: bytes) -> int:
 
 def darwin_footprint() -> Callable[[int], int]:
     """macOS: phys_footprint through libproc (the resident set misses most Metal memory). Raises OSError without it."""
+    import ctypes
+
     libproc = ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True)
     libproc.proc_pid_rusage.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 

@@ -1,5 +1,7 @@
 """`mlx-supervisor serve`: the daemon in the foreground."""
 
+from mlx_supervisor.cli import lean  # isort: skip  # noqa: F401 - before all that it keeps out
+
 import argparse
 import asyncio
 import os
