@@ -10,8 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.endings import KILLS_AT_MOST
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine import KILLS_AT_MOST, RunMachine
+from mlx_supervisor.core.machine import RunMachine
 from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
 from mlx_supervisor.core.table import AT_REST, State
 
