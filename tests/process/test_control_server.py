@@ -6,12 +6,14 @@ import os
 import re
 import socket
 import stat
+import threading
 import xmlrpc.client
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from mlx_supervisor.cli import rpc
 from mlx_supervisor.cli.rpc import Daemon
 from mlx_supervisor.control import ControlServer, ProcessState, SocketFileError, Target
 from mlx_supervisor.control.logfile import Follower
@@ -350,6 +352,42 @@ def test_following_survives_every_rotation(tmp_path):
     log.write_text("three\n")
     assert follower.poll() == "three\n"
     follower.close()
+
+
+def test_following_reads_what_came_just_before_the_rotation(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    log.write_text("one\n")
+    follower = Follower(log)
+    assert follower.poll() == "one\n"
+
+    def rotate_now() -> bool:
+        with log.open("a") as file:
+            file.write("last words\n")
+        log.rename(tmp_path / "log.1")
+        log.write_text("new\n")
+        return True
+
+    monkeypatch.setattr(follower, "_was_replaced", rotate_now)
+    assert follower.poll() == "last words\n"
+    follower.close()
+
+
+def test_our_client_follows_a_log_that_is_quiet_for_long(daemon, folder, monkeypatch):
+    monkeypatch.setattr(rpc, "QUICK_TIMEOUT_S", 0.3)
+    log = folder / "night-stdout.log"
+    log.write_text("before\n")
+    pieces = daemon.follow("/logtail/night")
+    assert next(pieces) == b"before\n"
+
+    def write() -> None:
+        with log.open("a") as file:
+            file.write("after\n")
+
+    writer = threading.Timer(0.6, write)
+    writer.start()
+    assert next(pieces) == b"after\n"
+    writer.join()
+    pieces.close()
 
 
 def test_following_gives_whole_characters(tmp_path):
