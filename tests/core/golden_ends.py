@@ -239,6 +239,27 @@ ENDS = {
         restart                     -> terminating: term
         exit 75                     -> starting: close asked for, save, spawn 3 batch 8 of 8 save 1
     """),
+    "over the limit while it stops: the person's wish stays the cause": (
+        policy(),
+        RUNNING
+        + f"""
+        stop                        -> draining: ask stop
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> {STOPPED}
+    """,
+    ),
+    "a restart that a person asked for wipes the slate": (
+        policy(max_without_progress=2),
+        RUNNING
+        + """
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
+        ready                       -> running
+        restart                     -> draining: ask stop
+        exit 75                     -> starting: close asked for, save, spawn 3 batch 8 of 8 save 1
+        exit 1                      -> backoff: close crash, save
+    """,
+    ),
     "stop before it is ready": (policy(), f"""
         start                       -> starting: save, spawn 1 batch 8 of 8
         start                       -> starting

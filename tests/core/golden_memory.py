@@ -219,6 +219,14 @@ MEMORY = {
         steps 20 mib=1500           -> running
         steps 20 mib=2190           -> draining: ask stop
     """),
+    "no growth while it leaks": (
+        policy(start=4),
+        """
+        start                       -> starting: save, spawn 1 batch 4 of 8
+        ready                       -> running
+        steps 60 grow=20            -> running
+    """,
+    ),
     "telemetry lost the worker's first word": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         steps 1                     -> running

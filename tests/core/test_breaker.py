@@ -89,6 +89,17 @@ def test_a_cache_worth_clearing_is_cleared_first() -> None:
         assert [trip.relievable for trip in trips[:1]] == [worth_it]
 
 
+def test_clearing_is_asked_for_early_enough_to_checkpoint_if_it_does_not_help() -> None:
+    breaker = _breaker()
+    trips = [
+        (2200 - 500 - 20 * step, trip) for step in range(90) if (trip := _step(breaker, step, 500 + 20 * step, 900))
+    ]
+    room_mib, trip = trips[0]
+    assert trip.relievable
+    wait_steps = MemoryPolicy(1).relief_wait_s / 0.3
+    assert room_mib / 20 >= wait_steps + 2
+
+
 def test_a_leak_is_not_forgotten_when_the_caches_are_cleared() -> None:
     """Else it would take the next eighteen steps to see it again, which at 50 MiB are 900 MiB."""
     breaker = _breaker()

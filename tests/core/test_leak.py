@@ -67,6 +67,13 @@ def test_growth_that_flattens_out_is_no_leak_any_more() -> None:
     assert detector.verdict_bytes is None
 
 
+def test_warm_up_is_told_from_a_leak_while_it_flattens_out() -> None:
+    detector = LeakDetector(0.5 * MIB)
+    for step in range(180):
+        detector.add(step, int((2000 - 1000 * 0.97**step) * MIB))
+        assert step < 150 or detector.verdict_bytes is None
+
+
 def test_a_leak_that_stops_is_forgiven() -> None:
     detector = LeakDetector(0.5 * MIB)
     for step in range(60):

@@ -1,7 +1,7 @@
 """The states of a run, which events mean anything in each, and where each event may lead.
 
-`machine.py` and `endings.py` have the handlers. Whatever is not in the table is ignored; a handler that goes where the table doesn't
-allow is our bug, and asserts.
+`machine.py` and `endings.py` have the handlers. Whatever is not in the table is ignored; a handler that goes where the
+table doesn't allow is our bug, and asserts.
 """
 
 from enum import StrEnum
