@@ -192,19 +192,18 @@ class Journal:
         rows = self._writer.select(sql, (run, limit))
         return [{**row, "fields": json.loads(row["fields"])} for row in reversed(rows)]
 
-    def steps(self, run: str, limit: int = 200_000) -> list[dict[str, Any]]:
-        """The run's latest step reports, in the order in which they came; replayed steps come again."""
-        sql = "SELECT * FROM steps WHERE run = ? ORDER BY id DESC LIMIT ?"
-        return [
-            {key: row[key] for key in row if key != "id"} for row in reversed(self._writer.select(sql, (run, limit)))
-        ]
+    def steps(self, run: str, limit: int = 200_000, generation: int | None = None) -> list[dict[str, Any]]:
+        """The run's latest step reports, or one life's, in the order in which they came; replayed steps come again."""
+        return self._latest("steps", run, limit, generation)
 
-    def samples(self, run: str, limit: int = 50_000) -> list[dict[str, Any]]:
-        """The run's latest readings of memory, oldest first."""
-        sql = "SELECT * FROM samples WHERE run = ? ORDER BY id DESC LIMIT ?"
-        return [
-            {key: row[key] for key in row if key != "id"} for row in reversed(self._writer.select(sql, (run, limit)))
-        ]
+    def samples(self, run: str, limit: int = 50_000, generation: int | None = None) -> list[dict[str, Any]]:
+        """The run's latest readings of memory, or one life's, oldest first."""
+        return self._latest("samples", run, limit, generation)
+
+    def _latest(self, table: str, run: str, limit: int, generation: int | None) -> list[dict[str, Any]]:
+        sql = f"SELECT * FROM {table} WHERE run = ?1 AND (?2 IS NULL OR generation = ?2) ORDER BY id DESC LIMIT ?3"  # noqa: S608 - a name of our own
+        rows = self._writer.select(sql, (run, generation, limit))
+        return [{key: row[key] for key in row if key != "id"} for row in reversed(rows)]
 
     def flush(self) -> None:
         """Commit what is queued, durably. Raises JournalError."""

@@ -93,6 +93,16 @@ def test_a_fresh_start_forgets_one_run_and_leaves_the_others(journal: Journal) -
     assert len(journal.events("day")) == 1
 
 
+def test_the_steps_and_samples_of_one_life_are_had_alone(journal: Journal) -> None:
+    for generation in (1, 2, 2):
+        journal.step("night", generation, 10 + generation, 1.0, 1, 0.5, 1, 1, None, 1, 1, 1e-4, 1.0)
+        journal.sample("night", generation, generation, 1, 1, 1.0)
+    assert [step["step"] for step in journal.steps("night", generation=2)] == [12, 12]
+    assert [step["step"] for step in journal.steps("night", 2)] == [12, 12]
+    assert [sample["footprint_bytes"] for sample in journal.samples("night", generation=1)] == [1]
+    assert len(journal.steps("night")) == 3
+
+
 def test_only_the_owner_may_read_it(journal: Journal) -> None:
     add_event(journal, 1)
     journal.flush()
