@@ -34,20 +34,39 @@ class StopFlag:
 
 
 def install_signals(stop: StopFlag, *, ignore_sigterm: bool = False) -> None:
-    """SIGTERM and SIGINT ask for a stop, a second one exits at once; SIGUSR1 writes every thread's stack to stderr."""
-    seen = 0
+    """SIGTERM and SIGINT ask for a stop, a second one exits at once; SIGUSR1 writes every thread's stack to stderr.
+
+    A thread of its own counts, told by the wake-up pipe: Python runs a handler in the main thread only,
+    which may be in native code for minutes, or asleep while the signal went to another thread.
+    """
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > 1:
-            os._exit(128 + number)
         stop.ask(signal.Signals(number).name)
 
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    threading.Thread(target=_count_signals, args=(read_end, stop), name="signals", daemon=True).start()
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if ignore_sigterm else on_signal)
     faulthandler.enable(file=2)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+
+
+def _count_signals(read_end: int, stop: StopFlag) -> None:
+    _leave_signals_to_the_main_thread()
+    seen = 0
+    while numbers := os.read(read_end, 64):
+        for number in numbers:
+            if number in (signal.SIGINT, signal.SIGTERM):  # the user's code may handle others
+                seen += 1
+                stop.ask(signal.Signals(number).name)
+            if seen > 1:
+                os._exit(128 + number)
+
+
+def _leave_signals_to_the_main_thread() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
 
 
 def watch_supervisor(stop: StopFlag, grace_s: float) -> None:
@@ -67,6 +86,7 @@ def watch_supervisor(stop: StopFlag, grace_s: float) -> None:
 
 
 def _watch(descriptor: int, stop: StopFlag, grace_s: float) -> None:
+    _leave_signals_to_the_main_thread()
     with contextlib.suppress(OSError):
         while os.read(descriptor, 4096):
             pass
