@@ -195,7 +195,7 @@ def _decode(decoder: "msgspec.msgpack.Decoder[M]", frame: bytes) -> M:
     if len(frame) > FRAME_LIMIT_BYTES:
         raise WireError("oversized", f"{len(frame)} bytes, the limit is {FRAME_LIMIT_BYTES}")
     try:
-        return decoder.decode(frame)
+        message = decoder.decode(frame)
     except msgspec.ValidationError as error:
         version = _version_of(frame)
         if version != VERSION:
@@ -203,6 +203,9 @@ def _decode(decoder: "msgspec.msgpack.Decoder[M]", frame: bytes) -> M:
         raise WireError("type", str(error)) from None
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise WireError("malformed", str(error)) from None
+    if _version_of(frame) != VERSION:  # the default of `v` is for senders; a frame has to say it
+        raise WireError("version", f"no version, this side speaks {VERSION}")
+    return message
 
 
 def _version_of(frame: bytes) -> object:

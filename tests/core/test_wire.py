@@ -251,3 +251,10 @@ def test_json_too_long_is_not_even_read() -> None:
 def test_a_job_comes_back() -> None:
     job = wire.Job(run="a", generation=1, run_dir="/x", task=wire.TaskJob(kind="python", base_dir="/", args={"n": [1]}))
     assert wire.load_job(wire.dump_json(job)) == job
+
+
+def test_a_frame_without_a_version_is_of_an_unknown_version() -> None:
+    fields = _plain(A_PHASE)
+    del fields["v"]
+    with pytest.raises(wire.WireError, match="version: no version"):
+        wire.decode_worker(msgpack.packb(fields))
