@@ -112,7 +112,8 @@ class Daemon:
         starting = asyncio.get_running_loop().create_task(self.start_wanted())
         notify.ready()
         await self.shutdown_wanted.wait()
-        notify.stopping()
+        if not self.restart_wanted:  # a manager told of the end would end what is started in its place
+            notify.stopping()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await self.suspend()

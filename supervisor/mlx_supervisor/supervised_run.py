@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from mlx_supervisor import wire
+from mlx_supervisor.awake import Awake
 from mlx_supervisor.child import Child, ExitStatus, end_orphan
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
@@ -96,6 +97,7 @@ class SupervisedRun:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stderr_offset = 0
         self._drill_told = False
+        self._awake = Awake()
         self._sample_journaled_s = 0.0
         self._step_line_s = 0.0
 
@@ -335,6 +337,8 @@ class SupervisedRun:
         stdout, stderr = self.log.descriptors()
         child = Child.spawn([*worker_command(), str(job_file)], self.folder, token, stdout, stderr)
         self._child = child
+        if (problem := self._awake.hold(child.pid)) is not None:
+            log.warning(problem, run=self.name)
         self.started_wall_s = time.time()
         memory = self.machine.policy.memory
         interval_s = self.settings.runs[self.name].memory.sample_interval_s
@@ -376,6 +380,7 @@ class SupervisedRun:
             except TimeoutError:
                 pass
         self._shared.telemetry.forget(self.name)
+        self._awake.release()
         self._child = None
         self.stopped_wall_s = time.time()
         self.exit_status = _exit_number(status)
