@@ -11,7 +11,7 @@ from types import FrameType
 from mlx_supervisor import wire
 
 _HANG_FLOOR_S = 300.0
-"""Without a `hang_timeout_s`, no update is called hung sooner, and the first one never."""
+"""The least bound without a `hang_timeout_s`, and of the first update in any case: it also compiles."""
 _HANG_FACTOR = 50.0
 _HANG_MARGIN = 1.5
 """The supervisor looks first; this watchdog is for the case that there is none any more."""
