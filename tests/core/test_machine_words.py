@@ -11,7 +11,8 @@ from tests.core.timeline import Timeline, policy, show
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.policy import MIB
+from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.policy import MIB, MemoryPolicy, RunPolicy
 
 REASONS = {
     "a limit that the model itself breaks": ["2,200 MiB", "2,300 MiB", "before the model was loaded", "memory.limit"],
@@ -202,3 +203,14 @@ def test_every_action_can_be_shown() -> None:
     }
     assert {each.__name__ for each in shown} == {each.__name__ for each in ac.Action.__subclasses__()}
     assert show(ac.Kill(1, "")) == "kill"
+
+
+def test_a_hard_trip_kills_before_it_talks() -> None:
+    machine = RunMachine(RunPolicy(MemoryPolicy(limit_bytes=100 * MIB)))
+    machine.apply(ev.Command(0.0, ev.CommandKind.START))
+    machine.apply(ev.Spawned(0.1, 1, pid=7))
+    machine.apply(ev.Ready(0.2, 1, step=0, target_steps=10, batch_size=1, effective_batch=1))
+    machine.apply(ev.Sample(0.3, 1, 200 * MIB, 0, 1))
+    actions = machine.apply(ev.Sample(0.31, 1, 200 * MIB, 0, 1))
+    assert isinstance(actions[0], ac.Kill)
+    assert any(isinstance(action, ac.Persist) for action in actions[1:])

@@ -264,8 +264,8 @@ class RunMachine(Endings):
             self._count_trip(trip)
         else:
             ending = self._ending
+        self._kill(at_s, ending)  # first of all: words can wait, memory cannot
         self._say("trip", f"Hard trip: {trip.text}. The worker is killed.", Level.WARNING, hard=True)
-        self._kill(at_s, ending)
 
 
 def _why(event: ev.Command) -> str:
