@@ -413,7 +413,7 @@ def _recovered(left: OpenGeneration, journal: Journal, run: str) -> ev.Recovered
 def worker_command() -> list[str]:
     """The worker's command line, without the job."""
     replaced = os.environ.get(WORKER_VARIABLE)
-    return shlex.split(replaced) if replaced else [sys.executable, "-m", "mlx_worker"]
+    return shlex.split(replaced) if replaced else [sys.executable, "-P", "-m", "mlx_worker"]
 
 
 def drill_text(drill: DrillSettings) -> str:

@@ -29,7 +29,7 @@ def run_bare(file: Path, name: str | None, *, state_dir: Path | None, as_json: b
         job_file = Path(folder) / "job.json"
         job_file.write_bytes(wire.dump_json(job))
         limit_mib = str(limit // MIB)
-        command = [sys.executable, "-m", "mlx_worker", str(job_file), "--bare", "--data-limit-mib", limit_mib]
+        command = [sys.executable, "-P", "-m", "mlx_worker", str(job_file), "--bare", "--data-limit-mib", limit_mib]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         code = subprocess.run(command, env=environment, check=False).returncode
     if code < 0:
