@@ -98,6 +98,8 @@ def _check_batch(batch: BatchSettings, complain: Complain) -> None:
     if batch.size is None:
         if batch.accumulation != 1:
             complain("batch.accumulation", str(batch.accumulation), "1 as long as batch.size is not set")
+        if batch.start is not None:
+            complain("batch.start", str(batch.start), "only together with batch.size, the size to grow to")
         return
     if batch.minimum > batch.size:
         complain("batch.minimum", str(batch.minimum), f"at most batch.size, {batch.size}")
