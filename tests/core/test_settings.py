@@ -125,7 +125,7 @@ WRONG = [
     # contradictions
     (with_table("batch", "size = 2\nminimum = 4"), "runs.night.batch.minimum", "4", "at most batch.size, 2"),
     (with_table("batch", "size = 2\nstart = 4"), "runs.night.batch.start", "4", "at most batch.size, 2"),
-    (with_table("batch", "minimum = 4\nstart = 2"), "runs.night.batch.start", "2", "at least batch.minimum, 4"),
+    (with_table("batch", "size = 8\nminimum = 4\nstart = 2"), "runs.night.batch.start", "2", "at least batch.minimum, 4"),
     (with_table("batch", "start = 2"), "runs.night.batch.start", "2", "only together with batch.size"),
     (with_table("batch", "accumulation = 2"), "runs.night.batch.accumulation", "2", "batch.size is not set"),
     (with_table("batch", "size = 65536\naccumulation = 65536"), "runs.night.batch.accumulation", "65536", "below"),
