@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
-from mlx_worker import resume, rng
+from mlx_worker import order, resume, rng
 from mlx_worker.checkpoints import CheckpointStore, weights_sha256
 from mlx_worker.control import Control
 from mlx_worker.drills import Drills
@@ -23,7 +24,7 @@ from mlx_worker.memory import Memory
 from mlx_worker.sample_log import SampleLog
 from mlx_worker.saver import CHECKPOINT_BOUND_S, Saver
 from mlx_worker.stream import EffectiveBatches
-from mlx_worker.task import EvaluationContext, Task
+from mlx_worker.task import EvaluationContext, Task, Update
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Trainer:
         store = CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
         self.progress, self.checkpoint, changes = self._restore(store)
         self.passed_over, self.notes = store.passed_over, [*task.notes, *changes]
-        self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor)
+        grouping = order.grouping(self.facts["order"], task)
+        self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor, grouping)
         self.saver = Saver(job.checkpoint, store, self.progress.step)
         self.watchdog = HangWatchdog(job.hang_timeout_s)
         self.sample_log = SampleLog(job)
@@ -153,6 +155,7 @@ class Trainer:
             raise SaveError(f"the last checkpoint could not be written: {self.saver.error}")
         if completed:
             self._export()
+            self._test()
         self.watchdog.disarm()
         reason = "all steps done" if completed else self.stop.reason or ""
         if not saved:
@@ -200,6 +203,8 @@ class Trainer:
             self.watchdog.note_update(seconds)
             self.sample_log.write(progress.step, epoch, ids)
             self._report(tokens, len(ids), len(micro_batches), seconds)
+            if task.after_update is not None:
+                task.after_update(Update(progress.step, loss, _learning_rate(task), progress.tokens, seconds))
             if self._evaluation_is_due():
                 self._evaluate()
             self.control.poll()
@@ -244,26 +249,39 @@ class Trainer:
         return every > 0 and (step % every == 0 or step == self.plan.steps)
 
     def _evaluate(self) -> None:
-        """Report the validation loss. Training draws the same random numbers whether or not this ran."""
         if self.task.evaluate is None:
             return
+        started_s, step = time.perf_counter(), self.progress.step
+        loss = self._apart(self.task.evaluate)
+        if loss is None and self.stop.asked:
+            detail = "evaluation cut short by a stop"
+        else:
+            detail = f"validation loss {float(loss):.4f} at step {step}"
+            print(detail)
+            if self.task.after_evaluation is not None:
+                self.task.after_evaluation(step, float(loss), time.perf_counter() - started_s)
+        self.control.phase("train", detail)
+        self.watchdog.arm()
+
+    def _test(self) -> None:
+        if self.task.test is not None:
+            print(self._apart(self.task.test) or "the test was cut short by a stop")
+
+    def _apart(self, evaluate: Callable[[Any, EvaluationContext], Any]) -> Any:
+        """What it returns, None after a stop. Training draws the same random numbers whether or not this ran."""
         state = rng.capture()
         seed_generators(self.job.seed)
         self.control.phase("eval", f"step {self.progress.step}")
         self.watchdog.arm(CHECKPOINT_BOUND_S)
         self.task.model.eval()
-        detail = "evaluation cut short by a stop"
         try:
-            value = float(self.task.evaluate(self.task.model, EvaluationContext(self.plan.size, self._progress)))
-            detail = f"validation loss {value:.4f} at step {self.progress.step}"
-            print(detail)
+            result = evaluate(self.task.model, EvaluationContext(self.plan.size, self._progress))
         except _StopEvaluationError:
-            pass
+            result = None
         self.task.model.train()
         rng.restore(state)
         self.memory.after_update()
-        self.control.phase("train", detail)
-        self.watchdog.arm()
+        return result
 
     def _progress(self) -> None:
         self.control.poll()

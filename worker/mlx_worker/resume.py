@@ -9,7 +9,7 @@ import msgspec
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_supervisor import wire
-from mlx_worker import rng
+from mlx_worker import order, rng
 from mlx_worker.checkpoints import LoadedCheckpoint
 from mlx_worker.errors import RefusedError
 from mlx_worker.link import version_of
@@ -46,7 +46,7 @@ def optimizer_arrays(task: Task) -> dict[str, mx.array]:
 
 
 def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> dict[str, Any]:
-    """The facts that make the run what it is, ready for JSON. See `Task.fixed` and `Task.free`."""
+    """The facts that make the run what it is, ready for JSON. See `Task.fixed`, `Task.free` and `order`."""
     fixed = {
         "seed": job.seed,
         "task.kind": job.task.kind,
@@ -64,7 +64,8 @@ def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> 
         "memory": msgspec.to_builtins(job.memory),
         **task.free,
     }
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode({"fixed": fixed, "free": free}, enc_hook=str))
+    facts = {"fixed": fixed, "free": free, "order": order.decide(task, effective)}
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(facts, enc_hook=str))
     return plain
 
 
@@ -91,6 +92,8 @@ def trainer_state(progress: Progress, epoch: int, facts: dict[str, Any], task: T
 def restore(checkpoint: LoadedCheckpoint, task: Task, facts: dict[str, Any]) -> tuple[Progress, list[str]]:
     """Bring the checkpoint's state into the task and the random generators; the progress, and notes on changes.
 
+    `facts["order"]` becomes the checkpoint's.
+
     Raises RefusedError when the job is not the one that the checkpoint was made by.
     """
     trainer = checkpoint.trainer
@@ -100,6 +103,7 @@ def restore(checkpoint: LoadedCheckpoint, task: Task, facts: dict[str, Any]) -> 
     try:
         old, progress = trainer["recipe"], Progress(**trainer["progress"])
         notes = compare(old, facts, str(checkpoint.path))
+        facts["order"] = order.keep(old.get("order"), facts["order"], str(checkpoint.path))
         _restore_weights(checkpoint, task)
         changed_rates = old["free"]["learning_rate"] != facts["free"]["learning_rate"]
         _restore_optimizer(checkpoint, task, keep_rates=changed_rates)

@@ -19,7 +19,7 @@ A python task is a function that builds a `Task`:
 generators (MLX, Python, numpy) are seeded before. The folder of the settings file is first on `sys.path`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,17 @@ class EvaluationContext:
     progress: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class Update:
+    """One optimizer update that is done. `tokens` counts from the start of the run, `seconds` is this update's."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+
+
 @dataclass(kw_only=True)
 class Task:
     """Everything the loop needs. Only the first five are required.
@@ -57,6 +68,11 @@ class Task:
     `export(folder)` writes the result for others to use, once, at completion; `export_dir` defaults to `export` in
     the run's folder.
     `batch_size`, `accumulation`, `steps`: used where the settings name none.
+    `lengths`: a whole number for every sample, any that grows with its cost. Samples of like length then go into one
+    update, so that less is padded; the order is still fixed by the seed, and every epoch holds every sample once.
+    `after_update(update)` is called after every update with what it was; it may write files, draws no random numbers,
+    and may see an update again after a restart. `after_evaluation(step, loss, seconds)` likewise.
+    `test(model, context)` returns a sentence to print; called once at completion, as an evaluation.
     `compile`: False for a loss that cannot be traced by `mx.compile` (it reads values, or changes Python state).
     `fingerprint`: names the data; a checkpoint of other data is refused.
     `fixed`, `free`: facts kept in the checkpoint; a change of a fixed one is refused at resume, of a free one told.
@@ -75,6 +91,10 @@ class Task:
     batch_size: int | None = None
     accumulation: int = 1
     steps: int | None = None
+    lengths: Sequence[int] | None = None
+    after_update: Callable[[Update], None] | None = None
+    after_evaluation: Callable[[int, float, float], None] | None = None
+    test: Callable[[Any, EvaluationContext], str] | None = None
     compile: bool = True
     fingerprint: str = ""
     fixed: dict[str, Any] = field(default_factory=dict)
