@@ -63,8 +63,7 @@ ENDS = {
         ready                       -> running
         steps 4                     -> running
         saved                       -> running: save
-        exit 1                      -> backoff: close crash, save
-        tick                        -> starting: save, spawn 4 batch 8 of 8
+        exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8  # it got on: at once
         ready                       -> running
         saved 4                     -> running: save  # again, not beyond
         exit 1                      -> backoff: close crash, save
@@ -91,8 +90,7 @@ ENDS = {
     """),
     "killed from outside keeps the batch": (policy(), RUNNING + """
         saved                       -> running: save
-        exit signal=9 oom=no        -> backoff: close killed by somebody else, save
-        tick                        -> starting: save, spawn 2 batch 8 of 8
+        exit signal=9 oom=no        -> starting: close killed by somebody else, save, spawn 2 batch 8 of 8
         exit signal=15              -> backoff: close told to stop by somebody else, save
         tick                        -> starting: save, spawn 3 batch 8 of 8
         ready                       -> running

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.history import UNTROUBLED_S, RunHistory
 
 whole = st.integers(0, 2**53)
 seconds = st.floats(0, 1e12)
 histories = st.builds(
     RunHistory, whole, st.none() | whole, st.none() | whole, st.none() | whole, st.lists(whole, max_size=9), whole,
     whole, whole, whole, whole, whole, seconds, seconds, seconds, seconds, st.none() | st.floats(allow_nan=False,
-    allow_infinity=False), st.none() | st.text(), whole, st.none() | whole, whole, st.booleans(), st.booleans(),
+    allow_infinity=False), st.none() | st.text(), whole, st.none() | whole, whole, whole, st.booleans(), st.booleans(),
     st.text(), st.text(),
 )  # fmt: skip
 
@@ -63,3 +63,10 @@ def test_shares_of_nothing_are_unknown() -> None:
     assert RunHistory().checkpoint_stall_fraction is None
     assert RunHistory(useful_s=6, active_s=10).goodput == pytest.approx(0.6)
     assert RunHistory(train_s=9, stall_s=1).checkpoint_stall_fraction == pytest.approx(0.1)
+
+
+def test_the_mean_time_between_failures_is_what_was_seen() -> None:
+    assert RunHistory().mean_time_between_failures_s == UNTROUBLED_S
+    assert RunHistory(active_s=60.0).mean_time_between_failures_s == UNTROUBLED_S
+    assert RunHistory(active_s=10 * UNTROUBLED_S).mean_time_between_failures_s == 10 * UNTROUBLED_S
+    assert RunHistory(active_s=600.0, failures=3).mean_time_between_failures_s == 200.0

@@ -10,7 +10,7 @@ from tests.core.timeline import Timeline, policy, show
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.history import UNTROUBLED_S, RunHistory
 from mlx_supervisor.core.machine import RunMachine
 from mlx_supervisor.core.policy import MIB, MemoryPolicy, RunPolicy
 
@@ -83,8 +83,7 @@ def test_steps_done_again_are_counted() -> None:
         RUNNING
         + """
         saved 2                     -> running: save
-        exit 1                      -> backoff: close crash, save
-        tick                        -> starting: save, spawn 2 batch 8 of 8
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8
         ready step=2                -> running
         steps 2                     -> running
     """
@@ -93,6 +92,27 @@ def test_steps_done_again_are_counted() -> None:
     assert (past.highest_step, past.replayed_steps, past.durable_step) == (4, 1, 2)
     assert past.goodput is not None
     assert 0 < past.goodput < 1
+
+
+def test_each_life_is_told_how_often_the_run_fails() -> None:
+    """Deaths that cost updates count; stops that were asked for, and trips that could save, do not."""
+    line = Timeline(policy(backoff_s=0.0, max_without_progress=9))
+    line.play(
+        RUNNING
+        + """
+        restart                     -> draining: ask stop
+        exit 75                     -> starting: close asked for, save, spawn 2 batch 8 of 8 save 1
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        bye stopped                 -> draining
+        exit 75                     -> starting: close memory leak, save, spawn 3 batch 4 of 8 save 1
+        exit signal=9 after=100     -> starting: close killed by somebody else, save, spawn 4 batch 4 of 8 save 1
+        exit 1 after=100            -> starting: close crash, save, spawn 5 batch 4 of 8 save 1
+        """
+    )
+    told = [action.mean_time_between_failures_s for action in line.actions if isinstance(action, ac.Spawn)]
+    assert told[:3] == [UNTROUBLED_S] * 3
+    assert told[3:] == [line.machine.history.active_s - 100, line.machine.history.active_s / 2]
 
 
 @pytest.mark.parametrize("event", [

@@ -28,7 +28,7 @@ def test_the_wait_doubles_up_to_its_bound() -> None:
     waits = []
     for _ in range(2000):
         budget.life_ended(progress=False, shrunk=False)
-        waits.append(budget.delay_s(Cause.CRASH, dealt_with=False))
+        waits.append(budget.delay_s(Cause.CRASH, progress=False, shrunk=False))
     assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert set(waits[8:]) == {60}
 
@@ -37,5 +37,14 @@ def test_nobody_waits_for_a_cause_that_was_dealt_with() -> None:
     budget = RestartBudget(RestartPolicy())
     for cause in Cause:
         at_once = cause is Cause.ASKED or cause in MEMORY_CAUSES
-        assert (budget.delay_s(cause, dealt_with=True) == 0) is at_once
-        assert (budget.delay_s(cause, dealt_with=False) == 0) is (cause is Cause.ASKED)
+        assert (budget.delay_s(cause, progress=False, shrunk=True) == 0) is at_once
+        assert (budget.delay_s(cause, progress=False, shrunk=False) == 0) is (cause is Cause.ASKED)
+
+
+def test_a_life_that_saved_something_new_is_followed_at_once() -> None:
+    """However often the run was killed before: each second of waiting would be lost, and it gets to its end."""
+    budget = RestartBudget(RestartPolicy(max_without_progress=100))
+    for _ in range(20):
+        budget.life_ended(progress=False, shrunk=False)
+    for cause in Cause:
+        assert budget.delay_s(cause, progress=True, shrunk=False) == 0

@@ -28,12 +28,14 @@ class Spawn(Action):
     `batch_size`: samples in memory at once; None leaves the choice to the worker (the task's own configuration).
     `effective_batch`: samples of one update; None likewise.
     `checkpoint_every_steps`: a tighter checkpoint interval than the settings', after a life that saved nothing.
+    `mean_time_between_failures_s`: what the run has seen so far; the interval of checkpoints follows from it.
     """
 
     generation: int
     batch_size: int | None
     effective_batch: int | None
     checkpoint_every_steps: int | None = None
+    mean_time_between_failures_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class Endings(MachineBase):
         assert life is not None
         if self._bye is not None:
             past.weights_sha256 = self._bye.weights_sha256
+        past.failures += self._lost_work(cause)
         saved = past.durable_step > life.durable_before
         progress = saved and cause is not Cause.BLIND
         self._close_life(at_s, ended, cause)
@@ -149,7 +150,7 @@ class Endings(MachineBase):
             return
         what = f"The worker ended ({ended}): {cause.value}"
         change = f"; the batch goes from {size} to {self.batch.size}" if shrunk else ""
-        delay_s = self._budget.delay_s(cause, dealt_with=shrunk or progress)
+        delay_s = self._budget.delay_s(cause, progress=progress, shrunk=shrunk)
         wait = f"; next start in {delay_s:.0f} s" if delay_s else "; it is started again"
         self._say("restart", f"{what}{change}{wait}.", Level.WARNING, cause=cause.value, batch_size=self.batch.size)
         if delay_s:
@@ -157,6 +158,11 @@ class Endings(MachineBase):
             self._save()
         else:
             self._spawn(at_s)
+
+    def _lost_work(self, cause: Cause) -> bool:
+        """Whether the life ended as a failure, for the interval of checkpoints: not when it could save at its end."""
+        orderly = self._bye is not None and self._bye.outcome in (Outcome.STOPPED, Outcome.REFUSED)
+        return cause not in (Cause.ASKED, Cause.REFUSED) and not orderly
 
     def _hopeless(self, cause: Cause, shrunk: bool) -> str | None:
         """A limit that the very first steps can't keep: say so at once instead of trying again and again."""

@@ -9,6 +9,10 @@ from typing import Any
 from mlx_supervisor.core.events import Recovered, StepReport
 
 
+UNTROUBLED_S = 4 * 3600.0
+"""Mean time between failures of a run that has seen none: a guess, and a cautious one (Young's interval is its root)."""
+
+
 @dataclass(slots=True)
 class RunHistory:
     """Counters over all lives of one run. Steps are optimizer updates, times in seconds."""
@@ -33,6 +37,7 @@ class RunHistory:
     durable_before: int = 0
     tighter_steps: int | None = None
     limit_bytes: int = 0
+    failures: int = 0
     breaker_open: bool = False
     wanted: bool = False
     outcome: str = ""
@@ -75,6 +80,13 @@ class RunHistory:
     def checkpoint_stall_fraction(self) -> float | None:
         """Time that training stood still for checkpoints, over training time; None before any step."""
         return self.stall_s / (self.train_s + self.stall_s) if self.train_s > 0 else None
+
+    @property
+    def mean_time_between_failures_s(self) -> float:
+        """Time that the run was wanted and not at rest, over its failures; before the first, at least the default."""
+        if self.failures == 0:
+            return max(self.active_s, UNTROUBLED_S)
+        return self.active_s / self.failures
 
     def snapshot(self) -> dict[str, Any]:
         """As plain values for the journal. A loss that JSON can't hold is left out."""

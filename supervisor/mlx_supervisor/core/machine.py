@@ -84,6 +84,7 @@ class RunMachine(Endings):
         self._say("recovered", f"Took over generation {event.generation}: {cause.value}.", Level.WARNING)
         life = Life.recovered(event, self.batch.size)
         self._out.append(CloseGeneration(event.generation, life.record(event.at_s, "lost", cause.value)))
+        past.failures += event.machine_restarted  # a supervisor's death alone leaves the worker time to save
         progress = past.durable_step > past.durable_before
         if event.machine_restarted and not self._budget.life_ended(progress=progress, shrunk=False):
             self._go(S.FATAL)

@@ -143,7 +143,8 @@ class MachineBase:
         self._missing = self._kills = 0
         self._go(S.STARTING, at_s + self.policy.restart.start_timeout_s)
         self._save()
-        self._out.append(Spawn(past.generation, self.batch.size, self.batch.effective, past.tighter_steps))
+        between_s = past.mean_time_between_failures_s
+        self._out.append(Spawn(past.generation, self.batch.size, self.batch.effective, past.tighter_steps, between_s))
 
     def _drain(self, at_s: float, ending: Ending) -> None:
         self._ending = ending

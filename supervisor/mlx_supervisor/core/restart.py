@@ -19,9 +19,13 @@ class RestartBudget:
             self.barren_lives += 1
         return self.barren_lives < self._policy.max_without_progress
 
-    def delay_s(self, cause: Cause, *, dealt_with: bool) -> float:
-        """How long to wait before the next life. Memory restarts are at once where the cause has been dealt with."""
-        if cause is Cause.ASKED or (cause in MEMORY_CAUSES and dealt_with):
+    def delay_s(self, cause: Cause, *, progress: bool, shrunk: bool) -> float:
+        """How long to wait before the next life.
+
+        Not at all when the life that ended saved something new: waiting is for what fails again and again, and a run
+        that gets on comes to its end however often it dies. Nor when a memory cause has been met by a smaller batch.
+        """
+        if cause is Cause.ASKED or progress or (cause in MEMORY_CAUSES and shrunk):
             return 0.0
         doublings = max(self.barren_lives - 1, 0)
         return float(min(self._policy.backoff_s * 2.0 ** min(doublings, 30), self._policy.backoff_max_s))
