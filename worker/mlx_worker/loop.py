@@ -204,7 +204,8 @@ class Trainer:
             self.sample_log.write(progress.step, epoch, ids)
             self._report(tokens, len(ids), len(micro_batches), seconds)
             if task.after_update is not None:
-                task.after_update(Update(progress.step, loss, _learning_rate(task), progress.tokens, seconds))
+                rate = _learning_rate(task)
+                task.after_update(Update(progress.step, loss, rate, tokens, progress.tokens, seconds))
             if self._evaluation_is_due():
                 self._evaluate()
             self.control.poll()

@@ -19,15 +19,15 @@ _AT_LEAST = {
     "save_every": 0, "test_batches": -1, "max_seq_length": 2, "grad_accumulation_steps": 1, "seed": 0,
 }  # fmt: skip
 _BOOLEANS = {"train", "test", "mask_prompt", "grad_checkpoint", "trust_remote_code"}
-_STRINGS = {"model", "data", "fine_tune_type", "optimizer", "resume_adapter_file", "adapter_path"}
 _FEATURES = {"prompt_feature", "completion_feature", "chat_feature", "text_feature"}
+_STRINGS = {
+    "model", "data", "fine_tune_type", "optimizer", "resume_adapter_file", "adapter_path", "report_to", "project_name",
+} | _FEATURES  # fmt: skip
 _MAPPINGS = {"optimizer_config", "lora_parameters", "lr_schedule"}
-_UNSUPPORTED = {
-    "test": "run mlx_lm.lora --test on the finished adapters",
-    "report_to": "the supervisor reports every step itself",
-    "hf_dataset": "name a local folder with train.jsonl as `data`",
-    "config": "a configuration file cannot name another",
-}
+_NUMBERS = {"learning_rate", "clear_cache_threshold"}
+_REFUSED = {"config": "a configuration file cannot name another"}
+OPTIONS = {*_AT_LEAST, *_BOOLEANS, *_STRINGS, *_MAPPINGS, *_NUMBERS, *_REFUSED, "hf_dataset"}
+"""Every option of mlx_lm.lora that is known here: honoured, or refused with the reason. docs/mlx-lm.md tells each."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def load(config: str | None, base_dir: str) -> LoraConfig:
     given = _read(path)
     values = copy.deepcopy(CONFIG_DEFAULTS) | {key: value for key, value in given.items() if value is not None}
     result = LoraConfig(path, SimpleNamespace(**values), given, Path(base_dir))
-    allowed = {*CONFIG_DEFAULTS, *_FEATURES} - set(_UNSUPPORTED)
     for key, value in given.items():
         if value is not None:
-            _check_key(result, key, value, allowed)
+            _check_key(result, key, value)
     _check_together(result)
+    result.values.train = True  # that is what the run is for; mlx_lm's loaders ask
     return result
 
 
@@ -80,23 +80,36 @@ def _read(path: Path) -> dict[str, Any]:
     return given
 
 
-def _check_key(config: LoraConfig, key: str, value: Any, allowed: set[str]) -> None:
-    if key in _UNSUPPORTED:
+def _check_key(config: LoraConfig, key: str, value: Any) -> None:
+    if key not in OPTIONS:
+        if key in CONFIG_DEFAULTS:
+            raise config.refuse(key, "this option of mlx_lm.lora is newer than mlx-supervisor, which does not know it")
+        raise config.refuse(key, "unknown key; allowed are " + ", ".join(sorted(OPTIONS - set(_REFUSED))))
+    if key in _REFUSED:
         if value:
-            raise config.refuse(key, f"is not supported here: {_UNSUPPORTED[key]}")
-    elif key not in allowed:
-        raise config.refuse(key, "unknown key; allowed are " + ", ".join(sorted(allowed)))
+            raise config.refuse(key, f"is not supported here: {_REFUSED[key]}")
+    elif key == "hf_dataset":
+        _check_hub(config, value)
     elif key in _AT_LEAST:
         if not isinstance(value, int) or isinstance(value, bool) or value < _AT_LEAST[key]:
             raise config.refuse(key, f"expected a whole number of at least {_AT_LEAST[key]}, found {value!r:.80}")
-    elif key in ("learning_rate", "clear_cache_threshold"):
+    elif key in _NUMBERS:
         if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
             raise config.refuse(key, f"expected a number of at least 0, found {value!r:.80}")
     else:
-        kinds = {bool: _BOOLEANS, str: _STRINGS | _FEATURES, dict: _MAPPINGS}
-        for kind, keys in kinds.items():
-            if key in keys and not isinstance(value, kind):
-                raise config.refuse(key, f"expected {_NAMES[kind]}, found {value!r:.80}")
+        _check_kind(config, key, value)
+
+
+def _check_kind(config: LoraConfig, key: str, value: Any) -> None:
+    for kind, keys in {bool: _BOOLEANS, str: _STRINGS, dict: _MAPPINGS}.items():
+        if key in keys and not isinstance(value, kind):
+            raise config.refuse(key, f"expected {_NAMES[kind]}, found {value!r:.80}")
+
+
+def _check_hub(config: LoraConfig, value: Any) -> None:
+    for dataset in value if isinstance(value, list) else [value]:
+        if not isinstance(dataset, dict) or not isinstance(dataset.get("path"), str):
+            raise config.refuse("hf_dataset", f"expected a mapping with a path, or a list of them, found {value!r:.80}")
 
 
 _NAMES: dict[type, str] = {bool: "true or false", str: "text", dict: "a mapping"}
@@ -105,7 +118,7 @@ _NAMES: dict[type, str] = {bool: "true or false", str: "text", dict: "a mapping"
 def _check_together(config: LoraConfig) -> None:
     values = config.values
     if config.given.get("train") is False:
-        raise config.refuse("train", "is false, so there is nothing to do")
+        raise config.refuse("train", "is false, so there is nothing to do; mlx_lm.lora --test tests finished adapters")
     if values.fine_tune_type not in FINE_TUNE_TYPES:
         raise config.refuse("fine_tune_type", f"allowed are {_list(FINE_TUNE_TYPES)}, found {values.fine_tune_type!r}")
     if values.optimizer.lower() not in OPTIMIZERS:

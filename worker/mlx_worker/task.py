@@ -47,12 +47,13 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer update that is done. `tokens` counts from the start of the run, `seconds` is this update's."""
+    """One optimizer update that is done. `total_tokens` counts from the start of the run."""
 
     step: int
     loss: float
     learning_rate: float
     tokens: int
+    total_tokens: int
     seconds: float
 
 

@@ -3,7 +3,10 @@
 import hashlib
 import itertools
 import json
+import math
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,9 @@ from mlx_lm.utils import load as load_mlx_lm
 from mlx_lm.utils import save_config
 
 from mlx_supervisor import wire
-from mlx_worker import mlx_lm_config, mlx_lm_data
+from mlx_worker import mlx_lm_config, mlx_lm_data, mlx_lm_reports
 from mlx_worker.mlx_lm_config import LoraConfig
-from mlx_worker.task import EvaluationContext, Task
+from mlx_worker.task import EvaluationContext, Task, Update
 
 _OPTIMIZERS: dict[str, Any] = {
     "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor,
@@ -34,10 +37,11 @@ def build(job: wire.Job) -> Task:
     values = config.values
     optimizer = _optimizer(config)
     source = _model_source(config)
-    data = _data_folder(config)
     print(f"loading {source}", flush=True)
     model, tokenizer = _load_model(config, source)
-    train, digest, valid = _load_data(config, data, tokenizer)
+    data = mlx_lm_data.load_all(config, tokenizer)
+    steps = values.iters // values.grad_accumulation_steps
+    reports = mlx_lm_reports.start(config, Path(job.run_dir), job.steps or steps)
     mx.random.seed(job.seed)
     _prepare_layers(config, model)
     print_trainable_parameters(model)
@@ -47,19 +51,23 @@ def build(job: wire.Job) -> Task:
         model=model,
         optimizer=optimizer,
         loss=default_loss,
-        dataset=train,
+        dataset=data.train,
+        lengths=data.train.sizes(),
         collate=lambda samples: _collate(samples, values.max_seq_length),
-        evaluate=_evaluation(config, valid) if valid and values.val_batches else None,
+        evaluate=_evaluation(config, data.valid, values.val_batches),
+        test=_test(config, data.test),
+        after_update=_after_update(config, model, reports),
+        after_evaluation=reports.evaluation,
         evaluate_every_steps=max(1, values.steps_per_eval // values.grad_accumulation_steps),
         export=lambda folder: export(folder, model, values),
         export_dir=config.resolve(values.adapter_path),
         batch_size=values.batch_size,
         accumulation=values.grad_accumulation_steps,
-        steps=values.iters // values.grad_accumulation_steps,
-        fingerprint=digest,
+        steps=steps,
+        fingerprint=data.digest,
         fixed=_fixed(config, source),
         free=_free(config),
-        notes=_notes(config, job, valid is not None),
+        notes=[*_notes(config, job, data.valid is not None), *reports.notes],
     )
 
 
@@ -74,6 +82,30 @@ def export(folder: Path, model: Any, values: Any) -> None:
     save_config(settings, temporary_config)
     temporary.replace(folder / "adapters.safetensors")
     temporary_config.replace(folder / "adapter_config.json")
+
+
+def _after_update(config: LoraConfig, model: Any, reports: mlx_lm_reports.Reports) -> Callable[[Update], None]:
+    """Report, and save the adapters as often as the file itself says: mlx_lm's default is about lost work."""
+    values = config.values
+    every = config.given.get("save_every") or 0
+    folder, accumulation = config.resolve(values.adapter_path), values.grad_accumulation_steps
+
+    def after_update(update: Update) -> None:
+        reports.update(update)
+        iteration = update.step * accumulation
+        if every and iteration // every > (iteration - accumulation) // every:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                export(folder, model, values)
+                copy = shutil.copyfile(folder / "adapters.safetensors", folder / ".copy.tmp.safetensors")
+                copy.replace(folder / f"{iteration:07d}_adapters.safetensors")
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # MLX raises the latter on a full disk; the checkpoints are elsewhere
+                print(f"the adapters of iteration {iteration} could not be saved to {folder}: {error}", file=sys.stderr)
+
+    return after_update
 
 
 def _optimizer(config: LoraConfig) -> Any:
@@ -106,15 +138,6 @@ def _model_source(config: LoraConfig) -> str:
     return str(name)
 
 
-def _data_folder(config: LoraConfig) -> Path:
-    folder = config.resolve(config.values.data)
-    if not folder.is_dir():
-        raise config.refuse(
-            "data", f"no such folder: {folder} (datasets of the hub must be saved as train.jsonl in a folder first)"
-        )
-    return folder
-
-
 def _load_model(config: LoraConfig, source: str) -> tuple[Any, Any]:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
@@ -130,16 +153,6 @@ def _load_model(config: LoraConfig, source: str) -> tuple[Any, Any]:
             raise
         raise config.refuse("model", f"{source} cannot be loaded: {error}") from error
     return model, tokenizer
-
-
-def _load_data(
-    config: LoraConfig, folder: Path, tokenizer: Any
-) -> tuple[mlx_lm_data.TokenizedSamples, str, mlx_lm_data.TokenizedSamples | None]:
-    train = mlx_lm_data.load(folder, "train", tokenizer, config)
-    if train is None:
-        raise config.refuse("data", f"{folder} has no train.jsonl")
-    valid = mlx_lm_data.load(folder, "valid", tokenizer, config)
-    return train[0], train[1], valid[0] if valid else None
 
 
 def _prepare_layers(config: LoraConfig, model: Any) -> None:
@@ -174,24 +187,44 @@ def _collate(samples: list[tuple[list[int], int]], max_seq_length: int) -> tuple
     return batch, lengths
 
 
-def _evaluation(config: LoraConfig, valid: mlx_lm_data.TokenizedSamples) -> Callable[[Any, EvaluationContext], float]:
+def _evaluation(
+    config: LoraConfig, samples: mlx_lm_data.TokenizedSamples | None, count: int
+) -> Callable[[Any, EvaluationContext], float] | None:
+    """The mean loss over `count` batches of the samples (-1: all); None where there is nothing to evaluate."""
+    if samples is None or count == 0:
+        return None
     values = config.values
-    whole = min(values.batch_size, len(valid))
-    count = None if values.val_batches == -1 else values.val_batches
+    whole = min(values.batch_size, len(samples))
 
     def run(model: Any, context: EvaluationContext) -> float:
         def batches(dataset: Any, **_options: Any) -> Iterator[tuple[mx.array, mx.array]]:
             # The batches are those of the file, whatever fits in memory now: the losses of a run stay comparable.
-            for batch, lengths in itertools.islice(iterate_batches(dataset, whole, values.max_seq_length), count):
+            chosen_batches = iterate_batches(dataset, whole, values.max_seq_length)
+            for batch, lengths in itertools.islice(chosen_batches, None if count == -1 else count):
                 for start in range(0, whole, context.batch_size):
                     chosen = slice(start, start + context.batch_size)
                     yield batch[chosen], lengths[chosen]
 
         loss = evaluate(
-            model, valid, whole, -1, values.max_seq_length, loss=_loss_of_any, iterate_batches=batches,
+            model, samples, whole, -1, values.max_seq_length, loss=_loss_of_any, iterate_batches=batches,
             progress_callback=context.progress,
         )  # fmt: skip
         return float(loss)
+
+    return run
+
+
+def _test(
+    config: LoraConfig, samples: mlx_lm_data.TokenizedSamples | None
+) -> Callable[[Any, EvaluationContext], str] | None:
+    loss_of = _evaluation(config, samples, config.values.test_batches)
+    if loss_of is None:
+        return None
+
+    def run(model: Any, context: EvaluationContext) -> str:
+        loss = loss_of(model, context)
+        perplexity = math.exp(loss) if loss < 700 else math.inf  # exp overflows there
+        return f"Test loss {loss:.3f}, Test ppl {perplexity:.3f}."  # as mlx_lm words it
 
     return run
 
@@ -227,10 +260,15 @@ def _free(config: LoraConfig) -> dict[str, Any]:
 
 
 def _notes(config: LoraConfig, job: wire.Job, validates: bool) -> list[str]:
-    notes = []
+    notes, values = [], config.values
     seed = config.given.get("seed")
     if seed is not None and seed != job.seed:
         notes.append(f"{config.path.name}: seed {seed} is not used, the run's own seed is {job.seed}")
+    if values.clear_cache_threshold:
+        notes.append(
+            f"{config.path.name}: clear_cache_threshold is not used, and mlx_lm.lora does not use it either: the "
+            " [memory] settings say when MLX's cache is cleared"
+        )
     if not validates:
-        notes.append(f"{config.values.data} has no valid.jsonl: there is no validation")
+        notes.append("there are no validation samples (valid.jsonl): there is no validation")
     return notes
