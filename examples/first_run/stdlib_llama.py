@@ -33,7 +33,7 @@ class Windows:
         return self.text[index * self.length : (index + 1) * self.length + 1]
 
 
-def build(hidden: int = 64, layers: int = 2, heads: int = 4, length: int = 96, learning_rate: float = 3e-3) -> Task:
+def build(hidden: int = 64, layers: int = 2, heads: int = 4, length: int = 96, learning_rate: float = 1e-3) -> Task:
     """The model, the optimizer, the data and the loss. The arguments are those of [runs.NAME.task.args]."""
     model = Model(
         ModelArgs(

@@ -12,6 +12,8 @@ DAMAGED_KEPT = 3
 RUNS_KEPT = 256
 """Runs whose rows stay, the latest used first; settings files come and go over the years."""
 BUSY_TIMEOUT_S = 5.0
+CACHE_KIB = 256
+"""Of pages kept in memory: the journal is written far more than read, and 2 MiB (the default) is much of a small daemon."""
 WAL_LIMIT_BYTES = 16 * 1024 * 1024
 
 ROW_TABLES = ("events", "steps", "samples", "generations")
@@ -114,6 +116,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")  # queued rows; the writer switches to FULL where it must
     connection.execute("PRAGMA fullfsync = 1")  # macOS: fsync alone leaves the data in the drive's cache
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
