@@ -13,7 +13,7 @@ RUNS_KEPT = 256
 """Runs whose rows stay, the latest used first; settings files come and go over the years."""
 BUSY_TIMEOUT_S = 5.0
 CACHE_KIB = 256
-"""Of pages kept in memory: the journal is written more than read, and the default of 2 MiB is much of a small daemon."""
+"""Of pages kept in memory: the journal is written more than read; the default of 2 MiB is much for a small daemon."""
 WAL_LIMIT_BYTES = 16 * 1024 * 1024
 
 ROW_TABLES = ("events", "steps", "samples", "generations")
