@@ -1,5 +1,6 @@
 """The command `mlx-supervisor`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,11 +10,19 @@ EXIT_WRONG_SETTINGS = 2
 
 def main() -> None:
     """Entry point. `serve` goes past the command-line library: the daemon stays small."""
+    _hold_standard_descriptors()
     if sys.argv[1:2] == ["serve"]:
         from mlx_supervisor.cli.serve import serve
 
         sys.exit(serve(sys.argv[2:]))
     _typer_app()
+
+
+def _hold_standard_descriptors() -> None:
+    """Where somebody closed one of them (`2>&-`), a file of ours would get its number, and the worker's output."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _typer_app() -> None:

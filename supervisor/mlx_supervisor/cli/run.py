@@ -5,12 +5,13 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 
 from mlx_supervisor import logs
 from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
+from mlx_supervisor.cli.patient_stream import PatientStream
 from mlx_supervisor.cli.report import print_summary
 from mlx_supervisor.control.socket_file import SocketFileError
 from mlx_supervisor.core.events import CommandKind
@@ -27,7 +28,8 @@ EXIT_INTERRUPTED = 130
 
 def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, fresh: bool) -> int:
     """Run it to its end; the exit code as DESIGN's section 11 has it. With `as_json`, people's lines go to stderr."""
-    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    stream = PatientStream(sys.stderr if as_json else sys.stdout)
+    console = Console(file=cast(TextIO, stream), highlight=False, soft_wrap=True, markup=False, emoji=False)
     try:
         settings = read_settings(file, state_dir)
         chosen = choose(settings, name)
@@ -44,9 +46,13 @@ def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, 
     finally:
         state.close()
     folder = state.path / "runs" / chosen
+    stream.settle()
     print_summary(console, summary, folder, again=f"mlx-supervisor run {file}" + (f" {name}" if name else ""))
     if as_json:
-        print(json.dumps(summary, allow_nan=False), flush=True)
+        line = PatientStream(sys.stdout)
+        line.settle()
+        line.write(json.dumps(summary, allow_nan=False) + "\n")
+        line.flush()
     return _exit_code(summary, interrupted)
 
 
@@ -75,27 +81,32 @@ async def _foreground(
     daemon = Daemon(alone, state, [display])
     await daemon.open(forget=[name] if fresh else [])
     run = daemon.runs[name]
-    interrupted = asyncio.Event()
+    received: set[signal.Signals] = set()
 
     def interrupt(number: signal.Signals) -> None:
-        if interrupted.is_set():
-            console.print("Killing the worker; the checkpoint before this one stays.")
+        """The same signal again kills, but SIGHUP: a terminal that is closed sends it twice, and SIGTERM after it."""
+        if number in received and number is not signal.SIGHUP:
             run.command(CommandKind.KILL, f"second {number.name}")
-            return
-        interrupted.set()
-        console.print("Stopping: the worker checkpoints and exits. Again to kill it.")
-        run.command(CommandKind.STOP, number.name)
+            console.print("Killing the worker; the checkpoint before this one stays.")
+        elif not received:
+            run.command(CommandKind.STOP, number.name)
+            console.print("Stopping: the worker checkpoints and exits. Again to kill it.")
+        received.add(number)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup: it is to outlive the terminal
         loop.add_signal_handler(number, interrupt, number)
     with display:
         try:
             await daemon.recovered()
-            if not interrupted.is_set():
+            if received:
+                run.command(CommandKind.STOP, "interrupted before the start")
+            else:
                 run.command(CommandKind.START, "command line")
             await run.until(lambda: run.at_rest)
             summary = run.summary()
         finally:
             await daemon.close()
-    return summary, interrupted.is_set()
+    return summary, bool(received)

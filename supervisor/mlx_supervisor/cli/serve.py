@@ -50,8 +50,11 @@ def serve(arguments: list[str]) -> int:
 async def _serve(settings: Settings, state: StateDir) -> bool:
     daemon = Daemon(settings, state)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, daemon, number)
+    received: set[signal.Signals] = set()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup: it is to outlive the terminal
+        loop.add_signal_handler(number, _on_signal, daemon, number, received)
     await daemon.open()
     log.info("serving", socket=str(state.control_socket), runs=", ".join(daemon.runs))
     try:
@@ -62,10 +65,12 @@ async def _serve(settings: Settings, state: StateDir) -> bool:
     return daemon.restart_wanted
 
 
-def _on_signal(daemon: Daemon, number: signal.Signals) -> None:
-    if daemon.shutdown_wanted.is_set():
+def _on_signal(daemon: Daemon, number: signal.Signals, received: set[signal.Signals]) -> None:
+    """The same signal again kills, but SIGHUP: a terminal that is closed sends it twice, and SIGTERM after it."""
+    if number in received and number is not signal.SIGHUP:
         log.warning("asked twice: workers are killed", signal=number.name)
         daemon.kill_all(f"second {number.name}")
     else:
         log.info("asked to end: workers checkpoint first", signal=number.name)
         daemon.shutdown_wanted.set()
+    received.add(number)
