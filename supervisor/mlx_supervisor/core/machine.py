@@ -32,6 +32,9 @@ class RunMachine(Endings):
                 self._budget.barren_lives = 0
             self._say("start", "Starting.", batch_size=self.batch.size)
             self._spawn(event.at_s)
+        elif event.kind is not CommandKind.SUSPEND and self.history.generation > 0 and self.history.outcome == "":
+            # a supervisor died in the middle of it, and now nobody wants it to go on
+            self._finish(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped before it was started again")
 
     def _on_survivor_gone(self, event: ev.Exited) -> None:
         if self._survivor is not None:

@@ -85,7 +85,8 @@ class MachineBase:
             return []
         self._account(event.at_s)
         if isinstance(event, ev.Command):
-            self._suspending = event.kind is CommandKind.SUSPEND
+            hurried = self._suspending and event.kind is CommandKind.KILL
+            self._suspending = event.kind is CommandKind.SUSPEND or hurried
         handler, self._allowed = rule
         getattr(self, handler)(event)
         return self._out
