@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ class Child:
         self.token = token
         self.pid = process.pid
         self.started_s = time.monotonic()
-        self.create_time_s = psutil.Process(process.pid).create_time()
+        self.create_time_s = _create_time_s(process.pid)
 
     @classmethod
     def spawn(cls, command: Sequence[str], cwd: Path, token: str, stdout: int, stderr: int) -> "Child":
@@ -82,6 +82,11 @@ class Child:
         """SIGKILL to the whole group."""
         _kill_group(self.pid)
 
+    def brake(self) -> None:
+        """As `kill`, from another thread, and only while the leader is not reaped: then its number may be free."""
+        if self._process.returncode is None:
+            _kill_group(self.pid)
+
     def signal(self, number: int) -> None:
         """Any other signal, to the leader. Raises ProcessLookupError when it is gone."""
         if self._process.returncode is not None:
@@ -101,17 +106,23 @@ class Child:
         return ExitStatus(code, None, oom_killed)
 
 
-async def end_orphan(pid: int, create_time_s: float, token: str, grace_s: float) -> bool:
+def _never() -> bool:
+    return False
+
+
+async def end_orphan(
+    pid: int, create_time_s: float, token: str, grace_s: float, hurried: Callable[[], bool] = _never
+) -> bool:
     """Make sure that a dead supervisor's worker is gone: it is given `grace_s` to checkpoint and leave, then killed.
 
-    True when it had to be killed. The pid alone proves nothing: the start time or the token has to match. `pid` 0: the
-    supervisor died before it could note it.
+    `hurried` ends the grace. True when it had to be killed. The pid alone proves nothing: the start time or the token
+    has to match. `pid` 0: the supervisor died before it could note it.
     """
     if pid == 0:
-        return await _end_by_token(token, grace_s)
+        return await _end_by_token(token, grace_s, hurried)
     deadline_s = time.monotonic() + grace_s
     while _is_ours(pid, create_time_s):
-        if time.monotonic() >= deadline_s:
+        if hurried() or time.monotonic() >= deadline_s:
             _kill_group(pid)
             await end_remains(pid, token)
             return True
@@ -119,9 +130,9 @@ async def end_orphan(pid: int, create_time_s: float, token: str, grace_s: float)
     return await end_remains(pid, token, group=False)
 
 
-async def _end_by_token(token: str, grace_s: float) -> bool:
+async def _end_by_token(token: str, grace_s: float, hurried: Callable[[], bool]) -> bool:
     deadline_s = time.monotonic() + grace_s
-    while _remains(0, token, group=False) and time.monotonic() < deadline_s:
+    while await _remains(0, token, group=False) and not hurried() and time.monotonic() < deadline_s:
         await asyncio.sleep(10 * POLL_S)
     return await end_remains(0, token, group=False)
 
@@ -133,7 +144,7 @@ async def end_remains(pid: int, token: str, group: bool = True) -> bool:
     """
     deadline_s = time.monotonic() + REMAINS_WAIT_S
     found = False
-    while remains := _remains(pid, token, group):
+    while remains := await _remains(pid, token, group):
         found = True
         for each in remains:
             _kill_one(each)
@@ -143,7 +154,12 @@ async def end_remains(pid: int, token: str, group: bool = True) -> bool:
     return found
 
 
-def _remains(pid: int, token: str, group: bool) -> list[psutil.Process]:
+async def _remains(pid: int, token: str, group: bool) -> list[psutil.Process]:
+    """In a thread: with thousands of processes on the machine it takes a while, and other runs have to be watched."""
+    return await asyncio.to_thread(_look_for_remains, pid, token, group)
+
+
+def _look_for_remains(pid: int, token: str, group: bool) -> list[psutil.Process]:
     mark = (TOKEN_VARIABLE, token)
     found = []
     for process in psutil.process_iter():
@@ -156,6 +172,13 @@ def _remains(pid: int, token: str, group: bool) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def _create_time_s(pid: int) -> float:
+    try:
+        return psutil.Process(pid).create_time()
+    except (psutil.Error, OSError):  # then only the token tells an orphan from a stranger
+        return 0.0
 
 
 def _is_ours(pid: int, create_time_s: float) -> bool:

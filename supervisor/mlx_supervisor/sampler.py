@@ -22,6 +22,9 @@ LOOKS = 4
 PENDING_AT_MOST = 64
 """Samples under way to a stalled event loop; further ones are dropped."""
 
+BRAKE_S = 0.5
+"""Over the limit for so long, while the event loop took no sample: it is stuck, and the worker is killed from here."""
+
 Deliver = Callable[[str, Sample | SampleMissing], None]
 
 
@@ -32,6 +35,8 @@ class _Watch:
     session: int
     limit_bytes: int
     interval_s: float
+    brake: Callable[[], None]
+    over_since_s: float | None = None
     due_s: float = 0.0
     members: list[int] = field(default_factory=list)
     members_due_s: float = 0.0
@@ -42,7 +47,11 @@ class _Watch:
 
 
 class Sampler:
-    """`deliver` is called in the sampler's thread; `delivered` tells it that a sample has been dealt with."""
+    """`deliver` is called in the sampler's thread; `delivered` tells it that a sample has been dealt with.
+
+    What to do about a sample is the event loop's business, but for one case: a worker over its limit while the loop is
+    stuck (a hanging disk, for one) would take the machine down.
+    """
 
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
@@ -51,14 +60,26 @@ class Sampler:
         self._changed = threading.Condition()
         self._closing = False
         self._pending = 0
+        self._delivered_s = time.monotonic()
         self.dropped = 0
         self._thread = threading.Thread(target=self._loop, name="sampler", daemon=True)
         self._thread.start()
 
-    def watch(self, run: str, generation: int, session: int, limit_bytes: int, interval_s: float) -> None:
-        """Sample the session of a worker, first at once. Replaces an earlier watch of the same run."""
+    def watch(
+        self,
+        run: str,
+        generation: int,
+        session: int,
+        limit_bytes: int,
+        interval_s: float,
+        brake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Sample the session of a worker, first at once. Replaces an earlier watch of the same run.
+
+        `brake` kills the worker; it is called in the sampler's thread.
+        """
         with self._changed:
-            self._watches[run] = _Watch(run, generation, session, limit_bytes, interval_s)
+            self._watches[run] = _Watch(run, generation, session, limit_bytes, interval_s, brake)
             self._changed.notify()
 
     def unwatch(self, run: str) -> None:
@@ -70,6 +91,7 @@ class Sampler:
         """A sample arrived in the event loop."""
         with self._changed:
             self._pending -= 1
+            self._delivered_s = time.monotonic()
 
     def close(self) -> None:
         """End the thread."""
@@ -94,20 +116,37 @@ class Sampler:
 
     def _take(self, watch: _Watch) -> None:
         now_s = time.monotonic()
+        over = False
         event: Sample | SampleMissing
         try:
             used_bytes = self._measure(watch, now_s)
             event = Sample(now_s, watch.generation, used_bytes, watch.available_bytes, len(watch.members))
             watch.due_s = now_s + self._interval_s(watch, used_bytes, now_s)
+            over = used_bytes > watch.limit_bytes
         except Exception as error:  # whatever it is, the watching must go on, and a zero must not come of it
             event = SampleMissing(now_s, watch.generation, f"{type(error).__name__}: {error}"[:200])
             watch.due_s = now_s + watch.interval_s
         with self._changed:
-            if self._pending >= PENDING_AT_MOST:
+            # why a worker was killed from here has to be known once the loop goes on
+            if self._pending >= (8 if over else 1) * PENDING_AT_MOST:
                 self.dropped += 1
-                return
-            self._pending += 1
-        self._deliver(watch.run, event)
+                waits = False
+            else:
+                self._pending += 1
+                waits = True
+        if waits:
+            self._deliver(watch.run, event)
+        self._brake(watch, over, now_s)
+
+    def _brake(self, watch: _Watch, over: bool, now_s: float) -> None:
+        if not over:
+            watch.over_since_s = None
+            return
+        watch.over_since_s = watch.over_since_s or now_s
+        with self._changed:
+            stuck = now_s - max(watch.over_since_s, self._delivered_s) >= BRAKE_S
+            if stuck and self._watches.get(watch.run) is watch:  # else its number may be another's
+                watch.brake()
 
     def _measure(self, watch: _Watch, now_s: float) -> int:
         if now_s >= watch.members_due_s:
