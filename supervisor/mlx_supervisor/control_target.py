@@ -67,6 +67,8 @@ class DaemonTarget:
         """See Target."""
         run = self._run(name)
         await run.until(lambda: not run.recovering)
+        if self.shutting_down:
+            raise Fault(FaultCode.SHUTDOWN_STATE, name)
         if run.machine.state in LIVE and not run.machine.stopping:
             raise Fault(FaultCode.ALREADY_STARTED, name)
         generation = run.machine.history.generation
@@ -158,15 +160,16 @@ class DaemonTarget:
             raise Fault(FaultCode.BAD_NAME, name)
         self._daemon.settings = settings
         try:
-            run = self._daemon.add(name)
+            run = await self._daemon.take_up(name)
         except Exception as error:
             raise Fault(FaultCode.FAILED, f"{name}: {error}") from error
-        if settings.runs[name].autostart:
+        if settings.runs[name].autostart and not self.shutting_down:
             run.command(CommandKind.START, "autostart")
 
     async def remove(self, name: str) -> None:
         """See Target."""
-        if not self._run(name).at_rest:
+        run = self._run(name)
+        if run.recovering or not run.at_rest:
             raise Fault(FaultCode.STILL_RUNNING, name)
         await self._daemon.remove(name)
 

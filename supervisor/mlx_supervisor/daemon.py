@@ -3,7 +3,8 @@
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import structlog
 
@@ -20,6 +21,8 @@ from mlx_supervisor.supervised_run import Observer, Shared, SupervisedRun
 from mlx_supervisor.telemetry import Telemetry
 
 HOUSEKEEPING_INTERVAL_S = 1.0
+STRAY_GRACE_S = 70.0
+"""For a worker of a run that the settings no longer know to checkpoint and leave, as the defaults would give it."""
 
 log = structlog.get_logger()
 
@@ -38,6 +41,7 @@ class Daemon:
         self.restart_wanted = False
         self._observers = observers
         self._recoveries: set[asyncio.Task[None]] = set()
+        self._strays: set[asyncio.Task[None]] = set()
 
     async def open(self, forget: Sequence[str] = ()) -> None:
         """Take up the sources and the runs; begin to clear away what a dead supervisor left.
@@ -69,6 +73,15 @@ class Daemon:
         self.runs[name] = run
         return run
 
+    async def take_up(self, name: str) -> SupervisedRun:
+        """`add`, and be sure that no worker of a dead supervisor is at it."""
+        run = self.add(name)
+        lefts = [left for left in self._journal.open_generations() if left.run == name]
+        if lefts:
+            self._recover_run(run, lefts)
+            await run.until(lambda: not run.recovering)
+        return run
+
     async def remove(self, name: str) -> None:
         """Take a run that is at rest out of use."""
         await self.runs.pop(name).close()
@@ -76,10 +89,11 @@ class Daemon:
     async def start_wanted(self) -> None:
         """Start what starts by itself, and what a supervisor that ended before its runs was still at."""
         await self.recovered()
-        for name, run in self.runs.items():
+        for name, run in list(self.runs.items()):
             history = run.machine.history
-            fresh = history.generation == 0 and self.settings.runs[name].autostart
-            unfinished = history.wanted or (self.settings.runs[name].autostart and history.outcome == "")
+            autostart = run.settings.runs[name].autostart
+            fresh = history.generation == 0 and autostart
+            unfinished = history.wanted or (autostart and history.outcome == "")
             if run.at_rest and (fresh or unfinished):
                 run.command(ev.CommandKind.START, "autostart")
 
@@ -121,16 +135,16 @@ class Daemon:
     async def suspend(self) -> None:
         """Have every worker checkpoint and exit."""
         for run in self.runs.values():
-            if not run.at_rest:
+            if not run.at_rest and not run.machine.stopping:  # what somebody stops stays stopped
                 run.command(ev.CommandKind.SUSPEND, "the supervisor is shutting down")
         await asyncio.gather(*(run.until(lambda run=run: run.at_rest) for run in self.runs.values()))  # type: ignore[misc]
 
     async def close(self) -> None:
         """Give everything back. Workers must be gone (`suspend`)."""
-        self._housekeeping.cancel()
-        for task in self._recoveries:
+        tasks = [self._housekeeping, *self._recoveries, *self._strays]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(self._housekeeping, *self._recoveries, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._close_sources()
 
     async def _close_sources(self) -> None:
@@ -170,10 +184,26 @@ class Daemon:
             run = self.runs.get(name)
             if run is None:
                 log.warning("a worker of a run that is not in the settings may live", run=name, pid=lefts[-1].pid)
+                self._keep(self._strays, self._end_strays(lefts))
                 continue
-            task = asyncio.get_running_loop().create_task(run.recover(lefts))
-            self._recoveries.add(task)
-            task.add_done_callback(self._recoveries.discard)
+            self._recover_run(run, lefts)
+
+    def _recover_run(self, run: SupervisedRun, lefts: list[OpenGeneration]) -> None:
+        run.recovering = True
+        self._keep(self._recoveries, run.recover(lefts))
+
+    def _keep(self, tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def _end_strays(self, lefts: list[OpenGeneration]) -> None:
+        """Nobody watches their memory. The journal keeps them open: the run may come back."""
+        for left in lefts:
+            if left.boot_id != boot_id():
+                continue
+            if await end_orphan(left.pid, left.create_time_s, left.token, STRAY_GRACE_S):
+                log.warning("a worker of a run that is not in the settings was killed", run=left.run, pid=left.pid)
 
     async def _keep_house(self) -> None:
         watchdog_s = notify.watchdog_interval_s()

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine import RunMachine
-from mlx_supervisor.core.table import AT_REST
+from mlx_supervisor.core.table import AT_REST, State
 from mlx_supervisor.journal import Journal, OpenGeneration
 from mlx_supervisor.journal_file import JournalError
 from mlx_supervisor.logs import RunLog
@@ -35,12 +35,24 @@ WORKER_VARIABLE = "MLX_SUPERVISOR_WORKER"
 """Environment variable with another worker's command line, for tests and benches; the job's path is appended."""
 BYE_WAIT_S = 0.5
 """How long the last frames of a worker that has exited may still be on their way."""
+LATE_S = 1.0
+"""A deadline noticed so late means that we were stopped, or stuck."""
+CATCH_UP_S = 1.0
+"""Then what the worker said meanwhile is heard first, for so long."""
+COMPLAINT_INTERVAL_S = 60.0
+RECORDS_KEPT = 1000
 JOURNAL_SAMPLE_INTERVAL_S = 1.0
 STEP_LINE_INTERVAL_S = 1.0
 REQUESTS: dict[type[act.Action], type[wire.Message]] = {
     act.RequestClearCache: wire.ClearCache,
     act.RequestStop: wire.Stop,
     act.RequestResize: wire.Resize,
+}
+FAILED_WORDS = {
+    "spawn": "Starting the worker",
+    "SaveHistory": "Keeping the run's history in the journal",
+    "CloseGeneration": "Noting the worker's end in the journal",
+    "Finish": "Writing summary.json",
 }
 
 log = structlog.get_logger()
@@ -92,6 +104,12 @@ class SupervisedRun:
         self._working = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = math.inf
+        self._forgiven_s: float | None = None
+        self._catch_up_s = -math.inf
+        self._hurried = False
+        self._broken = False
+        self._complained_s: dict[str, float] = {}
+        self._records: deque[dict[str, object]] = deque(maxlen=RECORDS_KEPT)
         self._changed = asyncio.Event()
         self._bye = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,10 +137,13 @@ class SupervisedRun:
     @property
     def at_rest(self) -> bool:
         """No worker, and none to come."""
-        return self.machine.state in AT_REST
+        return self.machine.state in AT_REST and not (self._broken and self._child is not None)
 
     def command(self, kind: ev.CommandKind, reason: str = "") -> None:
-        """What somebody asks of the run."""
+        """What somebody asks of the run. While it is recovering only KILL does something: it ends the wait."""
+        if self.recovering:
+            self._hurried |= kind is ev.CommandKind.KILL
+            return
         self.post(ev.Command(time.monotonic(), kind, reason))
 
     def signal(self, number: int) -> None:
@@ -148,8 +169,10 @@ class SupervisedRun:
                 self._shared.journal.close_generation(self.name, left.generation, {"ended": "lost", "cause": "unknown"})
             self.machine.history.generation = newest.generation
             self.post(_recovered(newest, self._shared.journal, self.name))
+        except Exception as error:  # the run can be started all the same: its last worker is gone, or was never there
+            log.error("what a dead supervisor left can't be taken over", run=self.name, exc_info=error)
         finally:
-            self.recovering = False
+            self.recovering = self._hurried = False
             self._changed.set()
 
     async def _end_left(self, left: OpenGeneration) -> None:
@@ -157,7 +180,8 @@ class SupervisedRun:
             return
         self._notice(act.Persist("recovering", f"Making sure that no worker of generation {left.generation} lives."))
         restart = self.machine.policy.restart
-        if await end_orphan(left.pid, left.create_time_s, left.token, restart.stop_grace_s + restart.term_grace_s):
+        grace_s = restart.stop_grace_s + restart.term_grace_s
+        if await end_orphan(left.pid, left.create_time_s, left.token, grace_s, lambda: self._hurried):
             text = f"Generation {left.generation} outlived its supervisor and was killed."
             self._notice(act.Persist("orphan_killed", text, act.Level.WARNING))
 
@@ -166,8 +190,13 @@ class SupervisedRun:
         self.log.rotate_if_needed()
 
     def summary(self) -> dict[str, object]:
-        """As `summary.json` has it. Raises JournalError."""
-        return summary_of(self.name, self.machine.history, self._shared.journal.generations(self.name))
+        """As `summary.json` has it. Lives that the journal can't tell of are told from memory."""
+        lives: dict[object, Mapping[str, object]] = {record["generation"]: record for record in self._records}
+        try:
+            lives |= {record["generation"]: record for record in self._shared.journal.generations(self.name)}
+        except JournalError as error:
+            log.error("the summary lacks what only the journal knows", run=self.name, error=str(error))
+        return summary_of(self.name, self.machine.history, [lives[key] for key in sorted(lives, key=_number)])
 
     async def close(self) -> None:
         """After the run has come to rest."""
@@ -189,9 +218,11 @@ class SupervisedRun:
         try:
             while self._events:
                 self._deal_with(self._events.popleft())
+            self._schedule()
+        except Exception as error:
+            self._give_up(error)
         finally:
             self._working = False
-        self._schedule()
         self._changed.set()
 
     def _deal_with(self, event: ev.Event) -> None:
@@ -199,26 +230,73 @@ class SupervisedRun:
             try:
                 self._do(action)
             except (OSError, StateDirError, JournalError, wire.WireError) as error:
-                name = _action_name(action)
-                log.error("an action failed", run=self.name, action=name, error=str(error))
-                self._events.append(ev.ActionFailed(time.monotonic(), name, str(error)))
+                self._failed(action, error)
         self._note(event)
-        for observer in self.observers:
-            observer.on_event(self, event)
+        self._show(lambda observer: observer.on_event(self, event))
+
+    def _failed(self, action: act.Action, error: Exception) -> None:
+        name = _action_name(action)
+        log.error("an action failed", run=self.name, action=name, error=str(error))
+        now_s = time.monotonic()
+        if now_s - self._complained_s.get(name, -math.inf) >= COMPLAINT_INTERVAL_S:
+            self._complained_s[name] = now_s
+            text = f"{FAILED_WORDS.get(name, name)} failed: {error}"
+            self._show(lambda observer: observer.on_notice(self, act.Persist("action_failed", text, act.Level.ERROR)))
+        self._events.append(ev.ActionFailed(now_s, name, str(error)))
+
+    def _show(self, show: Callable[[Observer], None]) -> None:
+        """A display that fails is done without: the run matters more."""
+        for observer in list(self.observers):
+            try:
+                show(observer)
+            except Exception as error:
+                self.observers.remove(observer)
+                log.error("a display failed and is left out", run=self.name, error=repr(error))
+
+    def _give_up(self, error: Exception) -> None:
+        """A bug of ours. A worker that nobody watches is worse than none: it is killed, and the run has failed."""
+        reason = f"a bug of the supervisor: {type(error).__name__}: {error}"[:500]
+        log.error(reason, run=self.name, exc_info=error)
+        self._broken = True
+        self._events.clear()
+        if self._child is not None:
+            self._child.kill()
+        self.machine.state = State.FATAL
+        self.machine.reason = self.machine.history.reason = reason
+        self.machine.history.outcome, self.machine.history.wanted = "failed", False
+        life = self.machine.life
+        last: list[act.Action] = [act.Persist("bug", f"Failed: {reason}.", act.Level.ERROR)]
+        if life is not None and self._child is not None:
+            record = life.record(time.monotonic(), "killed", "a bug of the supervisor")
+            last.append(act.CloseGeneration(life.generation, record))
+        last += [act.SaveHistory(self.machine.history.snapshot()), act.Finish("failed", reason)]
+        for action in last:
+            try:
+                self._do(action)
+            except Exception as another:  # one of these may be what is broken
+                log.error("an action failed", run=self.name, action=_action_name(action), error=repr(another))
 
     def _schedule(self) -> None:
         """Have a Tick at the next deadline. A timer that comes too early does no harm: it sets the next one."""
         deadline_s = self.machine.next_deadline()
-        if deadline_s is None or self._timer_s <= deadline_s:
+        if deadline_s is None:
+            return
+        at_s = max(deadline_s, self._catch_up_s)
+        if self._timer_s <= at_s:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_s = deadline_s
-        delay_s = max(deadline_s - time.monotonic(), 0.0)
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+        self._timer_s = at_s
+        self._timer = asyncio.get_running_loop().call_later(max(at_s - time.monotonic(), 0.0), self._tick)
 
     def _tick(self) -> None:
-        self._timer, self._timer_s = None, math.inf
+        due_s, self._timer, self._timer_s = self._timer_s, None, math.inf
+        now_s, deadline_s = time.monotonic(), self.machine.next_deadline()
+        if now_s - due_s > LATE_S and deadline_s != self._forgiven_s:
+            self._forgiven_s, self._catch_up_s = deadline_s, now_s + CATCH_UP_S
+            log.warning("the supervisor was stopped or stuck", run=self.name, late_s=round(now_s - due_s, 1))
+            self._schedule()
+            return
         self.post(ev.Tick(time.monotonic()))
 
     def _note(self, event: ev.Event) -> None:
@@ -272,6 +350,7 @@ class SupervisedRun:
             case act.SaveHistory():
                 self._shared.journal.save_history(self.name, action.snapshot)
             case act.CloseGeneration():
+                self._records.append({"generation": action.generation, **action.record})
                 self._shared.journal.close_generation(self.name, action.generation, action.record)
             case act.Spawn():
                 self._spawn(action)
@@ -293,8 +372,7 @@ class SupervisedRun:
             self.name, notice.generation, notice.kind, notice.level, notice.text, notice.fields, now_s
         )
         self.log.line(f"{time.strftime('%H:%M:%S')} [supervisor] {notice.text}")
-        for observer in self.observers:
-            observer.on_notice(self, notice)
+        self._show(lambda observer: observer.on_notice(self, notice))
 
     def _request(self, action: act.RequestClearCache | act.RequestStop | act.RequestResize) -> None:
         fields: dict[str, object] = {}
@@ -317,6 +395,7 @@ class SupervisedRun:
             self._child.kill()
 
     def _spawn(self, action: act.Spawn) -> None:
+        self._broken = False
         token = secrets.token_hex(16)
         job = job_of(
             self.settings,
@@ -327,6 +406,8 @@ class SupervisedRun:
             action.batch_size,
             action.effective_batch,
             action.checkpoint_every_steps,
+            action.mean_time_between_failures_s,
+            self.machine.policy.memory.limit_bytes,
         )
         job_file = self.folder / "job.json"
         _write_private(job_file, wire.dump_json(job))
@@ -342,7 +423,7 @@ class SupervisedRun:
         self.started_wall_s = time.time()
         memory = self.machine.policy.memory
         interval_s = self.settings.runs[self.name].memory.sample_interval_s
-        self._shared.sampler.watch(self.name, action.generation, child.pid, memory.limit_bytes, interval_s)
+        self._shared.sampler.watch(self.name, action.generation, child.pid, memory.limit_bytes, interval_s, child.brake)
         self._events.append(ev.Spawned(time.monotonic(), action.generation, child.pid))
         task = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
         self._tasks.add(task)
@@ -371,7 +452,12 @@ class SupervisedRun:
             log.error("the journal can't note a worker; it is started all the same", run=self.name, error=str(error))
 
     async def _wait(self, child: Child, generation: int) -> None:
-        status = await child.wait()
+        try:
+            status = await child.wait()
+        except Exception as error:  # whatever it is, the run must not wait for this worker for ever
+            log.error("a worker could not be waited for; it is killed", run=self.name, exc_info=error)
+            child.kill()
+            status = ExitStatus(None, None, None)
         self._shared.sampler.unwatch(self.name)
         if status.exit_code is not None and not self._bye.is_set():
             try:
@@ -445,6 +531,10 @@ def _write_private(path: Path, data: bytes) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
     temporary.replace(path)
+
+
+def _number(generation: object) -> int:
+    return generation if isinstance(generation, int) else 0
 
 
 def _exit_number(status: ExitStatus) -> int:
