@@ -52,19 +52,18 @@ def environment() -> dict[str, str]:
 class Foreground:
     """`mlx-supervisor run`, in the background of a test. Output goes to files, so that no pipe can fill.
 
-    `trains`: with the real worker.
+    `trains`: with the real worker. `options` go to Popen.
     """
 
-    def __init__(self, settings: Path, *arguments: str, trains: bool = False) -> None:
+    def __init__(self, settings: Path, *arguments: str, trains: bool = False, **options: Any) -> None:
         self.folder = settings.parent
         self._out = (self.folder / "out.txt").open("w+")
         self._err = (self.folder / "err.txt").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlx_supervisor", "run", str(settings), "--json", *arguments],
-            stdout=self._out,
-            stderr=self._err,
             env=dict(os.environ) if trains else environment(),
             start_new_session=True,
+            **{"stdout": self._out, "stderr": self._err} | options,
         )
 
     @property

@@ -103,12 +103,13 @@ class Worker:
     def misbehave(self) -> None:
         """At the step named by `at_step`."""
         if self.mode == "crash":
-            raise RuntimeError("the user's code is broken")
+            raise RuntimeError(self.args.get("says", "the user's code is broken"))
         if self.mode == "hang":
             time.sleep(3600)
         if self.mode == "ramp":
             self.ramp()
         if self.mode == "suicide" and self.job.generation <= self.args.get("lives", 1):
+            time.sleep(0.1)  # what it has said is on its way
             os.kill(os.getpid(), signal.SIGKILL)
         if self.mode == "refuse":
             print("refused: data/train.jsonl:3: empty line", file=sys.stderr, flush=True)

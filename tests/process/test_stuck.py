@@ -1,0 +1,212 @@
+"""What nobody planned for: our own bugs, an event loop that hangs, a display or a journal that fails."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.process import harness
+
+from mlx_supervisor import child, daemon, supervised_run
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.table import State
+from mlx_supervisor.daemon import Daemon
+from mlx_supervisor.journal_file import JournalError
+from mlx_supervisor.sampler import Sampler
+from mlx_supervisor.settings import read_settings
+from mlx_supervisor.state_dir import StateDir, boot_id
+from mlx_supervisor.supervised_run import Observer, SupervisedRun
+
+
+@asynccontextmanager
+async def opened(settings: Path, *observers: Observer) -> AsyncIterator[Daemon]:
+    """A daemon in this process; its workers are gone at the end."""
+    read = read_settings(settings)
+    state = StateDir(read.state_dir)
+    try:
+        running = Daemon(read, state, observers)
+        async with asyncio.timeout(harness.PATIENCE_S):
+            await running.open()
+            try:
+                yield running
+                running.kill_all("the test is over")
+                await running.suspend()
+            finally:
+                await running.close()
+    finally:
+        state.close()
+
+
+@pytest.fixture(autouse=True)
+def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(supervised_run.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
+
+
+async def started(running: Daemon) -> SupervisedRun:
+    run = running.runs["run"]
+    run.command(ev.CommandKind.START)
+    await run.until(lambda: run.machine.last_step is not None)
+    return run
+
+
+def test_a_bug_of_ours_leaves_no_worker_unwatched_and_the_run_can_be_started_again(folder, monkeypatch) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=10**6)
+
+    async def scenario() -> None:
+        async with opened(settings) as running:
+            run = await started(running)
+            pid = run.pid
+            with monkeypatch.context() as broken:
+                broken.setattr(type(run.machine), "_on_step", lambda *_: 1 / 0)
+                await run.until(lambda: run.at_rest)
+            assert not psutil.pid_exists(pid)
+            assert run.machine.state is State.FATAL
+            assert "ZeroDivisionError" in run.summary()["reason"]
+            assert (run.summary()["outcome"], len(run.summary()["generations"])) == ("failed", 1)
+            run.command(ev.CommandKind.START)
+            await run.until(lambda: run.machine.state is State.RUNNING)
+
+    asyncio.run(scenario())
+    assert '"outcome": "stopped"' in (folder / "state/runs/run/summary.json").read_text()
+
+
+def test_a_worker_that_cannot_be_waited_for_is_no_run_without_end(folder, monkeypatch) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=10**6, restart={"max_without_progress": 1})
+
+    async def fail(*_: object) -> None:
+        raise PermissionError("/proc")
+
+    async def scenario() -> None:
+        async with opened(settings) as running:
+            run = await started(running)
+            monkeypatch.setattr(child, "end_remains", fail)
+            run.signal(signal.SIGKILL)
+            await run.until(lambda: run.at_rest or run.machine.history.generation > 1)
+            monkeypatch.undo()
+
+    asyncio.run(scenario())
+
+
+class Fragile(Observer):
+    def on_notice(self, run: SupervisedRun, notice: act.Persist) -> None:
+        raise RuntimeError("the terminal is on fire")
+
+
+def test_a_display_that_fails_is_done_without(folder) -> None:
+    settings = harness.write_settings(folder, args={})
+
+    async def scenario() -> None:
+        async with opened(settings, Fragile()) as running:
+            run = running.runs["run"]
+            run.command(ev.CommandKind.START)
+            await run.until(lambda: run.at_rest)
+            assert run.machine.state is State.COMPLETED
+
+    asyncio.run(scenario())
+
+
+class Listener(Observer):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def on_notice(self, run: SupervisedRun, notice: act.Persist) -> None:
+        self.texts.append(notice.text)
+
+
+def test_a_journal_that_takes_nothing_more_is_told_of_and_the_run_completes_with_its_account(folder) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.02})
+    listener = Listener()
+
+    async def scenario() -> None:
+        async with opened(settings, listener) as running:
+            run = await started(running)
+
+            def full(*_: object) -> None:
+                raise JournalError("no space left")
+
+            for name in ("save_history", "close_generation", "generations"):
+                setattr(running._journal, name, full)
+            await run.until(lambda: run.at_rest)
+            summary = run.summary()
+            assert (summary["outcome"], len(summary["generations"])) == ("completed", 1)
+
+    asyncio.run(scenario())
+    told = [text for text in listener.texts if "no space left" in text]
+    assert len(told) == len(set(told)) == 2  # once each, not at every checkpoint
+    assert '"cause": "completed"' in (folder / "state/runs/run/summary.json").read_text()
+
+
+HOLD = [sys.executable, "-c", "x = b'x' * (40 << 20); print(flush=True); import time; time.sleep(3600)"]
+
+
+@pytest.mark.parametrize("stuck", [True, False])
+def test_a_worker_over_its_limit_is_killed_even_when_the_event_loop_is_stuck(stuck: bool) -> None:
+    seen: list[ev.Event] = []
+    braked = threading.Event()
+
+    def deliver(_: str, sample: ev.Sample | ev.SampleMissing) -> None:
+        seen.append(sample)
+        if not stuck:
+            sampler.delivered()
+
+    def brake() -> None:
+        braked.set()
+        os.killpg(worker.pid, signal.SIGKILL)
+
+    with subprocess.Popen(HOLD, stdout=subprocess.PIPE, start_new_session=True) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        sampler = Sampler(deliver)
+        try:
+            sampler.watch("run", 1, worker.pid, 30 << 20, 0.05, brake)
+            if stuck:
+                assert worker.wait(harness.PATIENCE_S) == -signal.SIGKILL
+            else:  # a loop that takes its samples decides for itself
+                harness.eventually(lambda: len(seen) > 300)
+                assert not braked.is_set()
+        finally:
+            sampler.close()
+            worker.kill()
+    over = [each for each in seen if isinstance(each, ev.Sample) and each.footprint_bytes > 30 << 20]
+    assert len(over) >= 2  # so that the machine can name the cause
+
+
+def test_the_worker_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_back_is_waited_for(
+    folder, monkeypatch
+) -> None:
+    settings = harness.write_settings(folder, args={}, restart={"stop_grace_s": 0, "term_grace_s": 0})
+    monkeypatch.setattr(daemon, "STRAY_GRACE_S", 0.0)
+
+    def orphan() -> subprocess.Popen[bytes]:
+        token = f"{time.monotonic_ns():032x}"
+        left = subprocess.Popen(HOLD, start_new_session=True, env=os.environ | {child.TOKEN_VARIABLE: token})
+        created_s = psutil.Process(left.pid).create_time()
+        running._journal.open_generation("lost", 1, left.pid, created_s, token, boot_id(), 1, 1, time.time())
+        return left
+
+    async def scenario() -> None:
+        nonlocal running
+        async with opened(settings) as running:
+            left = orphan()
+            running._recover()
+            assert await asyncio.to_thread(left.wait, harness.PATIENCE_S) == -signal.SIGKILL
+            left = orphan()
+            text = settings.read_text()
+            settings.write_text(text + text[text.index("[runs.run]") :].replace("runs.run", "runs.lost"))
+            running.settings = read_settings(settings)
+            run = await running.take_up("lost")
+            assert left.wait(harness.PATIENCE_S) == -signal.SIGKILL
+            assert run.machine.history.generation == 1
+            assert running._journal.open_generations() == []
+
+    running: Daemon
+    asyncio.run(scenario())
