@@ -152,6 +152,47 @@ def test_half_deleted_and_half_written_folders_are_swept(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 
 
+def test_sweeping_does_not_follow_links(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "more").mkdir(parents=True)
+    (outside / "more" / "precious").touch()
+    folder = tmp_path / "checkpoints"
+    (folder / ".tmp-step-000000002-abc" / "deep").mkdir(parents=True)
+    (folder / ".tmp-step-000000002-abc" / "deep" / "link").symlink_to(outside)
+    (folder / ".tmp-step-000000002-abc" / "file").symlink_to(outside / "more" / "precious")
+    CheckpointStore(folder, "run", 2)
+    assert list(folder.iterdir()) == []
+    assert (outside / "more" / "precious").exists()
+
+
+def test_what_could_not_be_deleted_is_deleted_by_the_next_save(tmp_path: Path) -> None:
+    """Otherwise a disk that is full once would stay so."""
+    store = CheckpointStore(tmp_path, "run", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        Failpoint(patch, "write", errno.ENOSPC, at=3)
+        Failpoint(patch, "rmdir", errno.EIO, at=1)
+        assert "ENOSPC" in save_or_error(store, 1)
+    assert len(list(tmp_path.glob(".tmp-*"))) == 1
+    save(store, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
+@pytest.mark.parametrize(("code", "opens"), [(errno.EACCES, True), (errno.EIO, False), (errno.ENOSPC, False)])
+def test_a_folder_above_that_cannot_be_flushed(tmp_path: Path, code: int, opens: bool) -> None:
+    """One that may not be opened was made by others, long ago. Else the whole run could vanish in a power loss."""
+
+    class Files(durable.Files):
+        def flush_folder(self, folder: Path) -> None:
+            if folder == tmp_path:
+                raise OSError(code, os.strerror(code))
+
+    if opens:
+        CheckpointStore(tmp_path / "a" / "b", "run", 1, Files())
+    else:
+        with pytest.raises(CheckpointError, match=r"the folder for checkpoints cannot be used: .*\(E"):
+            CheckpointStore(tmp_path / "a" / "b", "run", 1, Files())
+
+
 def test_a_folder_that_is_being_written_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second look at the folder (another process, or a new store) must not tear a save apart."""
     store = CheckpointStore(tmp_path, "run", 2)
@@ -248,10 +289,11 @@ def test_a_saver_killed_at_any_moment_loses_nothing_acknowledged(tmp_path: Path)
     rng = random.Random(20)
     acknowledged = 0
     for life in range(8):
+        before = newest_or_zero(tmp_path)  # looked at before the child deletes what it finds old
         child = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE)
         assert child.stdout is not None
         try:
-            assert child.stdout.readline() == b"open %d\n" % newest_or_zero(tmp_path)
+            assert child.stdout.readline() == b"open %d\n" % before
             for _ in range(rng.randrange(1, 6)):
                 acknowledged = int(child.stdout.readline().split()[1])
             delay_s = rng.random() * 0.02

@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,7 +49,7 @@ _TEMPORARY = ".tmp-"
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A durable checkpoint. `notes`: old ones that could not be deleted, one sentence each."""
+    """A durable checkpoint. `notes`: what was in its way, and old ones that could not be deleted, one sentence each."""
 
     path: Path
     size_bytes: int
@@ -73,26 +72,26 @@ class LoadedCheckpoint:
 class CheckpointStore:
     """The checkpoints of one run, in `folder`, of which the `keep` newest stay.
 
-    One process at a time saves here. Raises CheckpointError when the folder cannot be made or read, ValueError when
-    `keep` is less than 1.
+    One process at a time saves here. Raises CheckpointError when the folder cannot be made, flushed or read, ValueError
+    when `keep` is less than 1.
     """
 
     folder: Path
     run: str
     keep: int
+    files: durable.Files = field(default_factory=durable.Files)
     passed_over: list[str] = field(default_factory=list, init=False)
     """Filled by `load_newest`: what it did not use, and why, one sentence each; at most PASSED_OVER_LIMIT."""
+    protected: frozenset[int] = field(default=frozenset(), init=False)
+    """Steps whose checkpoints stay however many newer ones there are."""
     _damaged: set[Path] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"keep must be at least 1, found {self.keep}")
         with _telling(f"{self.folder}: the folder for checkpoints cannot be used"):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.make_folders(self.files, self.folder.absolute())
             self._sweep()
-        for ancestor in list(self.folder.parents)[:4]:  # up to the one that holds state_dir: all may be new
-            with contextlib.suppress(OSError):
-                durable.flush_folder(ancestor)
 
     def save(
         self,
@@ -104,20 +103,24 @@ class CheckpointStore:
         """Write the checkpoint of `step`; it is durable when this returns. Older ones are deleted only after that.
 
         A valid checkpoint of the same step is left as it is, and nothing is written: the same step of the same run
-        holds the same state. A damaged one is replaced. Raises CheckpointError when the disk is too full, a write or a
-        flush fails, or a weight is not finite; the checkpoints that were there stay as they were. MLX's errors pass.
+        holds the same state. A damaged one is replaced; what may be somebody else's is given another name. Raises
+        CheckpointError when the disk is too full, a write or a flush fails, or a weight is not finite; the checkpoints
+        that were there stay as they were. MLX's errors pass.
         """
         started_s = time.perf_counter()
         path = self.folder / name_of(step)
+        notes: list[str] = []
         size_bytes = self._standing(path, step)
         if size_bytes is None:
             payload = self._trainer_bytes(step, trainer)
             mx.eval(*trained.values(), *optimizer.values())
             _require_finite(step, trained)
+            with _telling(f"step {step}: {self.folder} could not be swept"):  # what could not be deleted before
+                self._sweep()
             self._require_space(step, trained, optimizer, payload)
-            size_bytes = self._write(path, step, trained, optimizer, payload)
+            size_bytes, notes = self._write(path, step, trained, optimizer, payload)
             self._damaged.discard(path)
-        notes = self._delete_old(path)
+        notes += self._delete_old(path)
         return SavedCheckpoint(path, size_bytes, time.perf_counter() - started_s, tuple(notes))
 
     def load_newest(self) -> LoadedCheckpoint | None:
@@ -155,13 +158,11 @@ class CheckpointStore:
             return None
         try:
             manifest = verify(path, self.run, step)
-        except UnusableError as reason:
-            if reason.foreign:
-                raise CheckpointError(f"step {step}: {path} is in the way ({reason}); move it elsewhere") from None
+        except UnusableError:
             return None
         with _telling(f"step {step}: {self.folder} could not be flushed"):
-            durable.flush_folder(self.folder)
-        return sum(entry.size_bytes for entry in manifest.files) + (path / MANIFEST).stat().st_size
+            self.files.flush_folder(self.folder)
+            return sum(entry.size_bytes for entry in manifest.files) + (path / MANIFEST).stat().st_size
 
     def _trainer_bytes(self, step: int, trainer: Mapping[str, Any]) -> bytes:
         try:
@@ -195,7 +196,7 @@ class CheckpointStore:
         trained: Mapping[str, mx.array],
         optimizer: Mapping[str, mx.array],
         payload: bytes,
-    ) -> int:
+    ) -> tuple[int, list[str]]:
         writers: dict[str, Callable[[durable.HashingFile], object]] = {
             MODEL: lambda file: mx.save_safetensors(_as_file(file), dict(trained), {"format": "mlx"}),
             OPTIMIZER: lambda file: mx.save_safetensors(_as_file(file), dict(optimizer), {"format": "mlx"}),
@@ -205,41 +206,52 @@ class CheckpointStore:
             files = []
             for name, write in writers.items():
                 with _telling(f"step {step}: {name} could not be written"):
-                    files.append(wire.FileEntry(name, *durable.write_file(temporary / name, write)))
+                    files.append(wire.FileEntry(name, *durable.write_file(temporary / name, write, self.files)))
             seal = wire.dump_json(wire.Manifest(run=self.run, step=step, files=files))
             with _telling(f"step {step}: {MANIFEST} could not be written"):
-                durable.write_file(temporary / MANIFEST, lambda file: file.write(seal))
-                durable.flush_folder(temporary)
-            self._publish(temporary, path, step)
-        return sum(entry.size_bytes for entry in files) + len(seal)
+                durable.write_file(temporary / MANIFEST, lambda file: file.write(seal), self.files)
+                self.files.flush_folder(temporary)
+            notes = self._publish(temporary, path, step)
+        return sum(entry.size_bytes for entry in files) + len(seal), notes
 
-    def _publish(self, temporary: Path, path: Path, step: int) -> None:
+    def _publish(self, temporary: Path, path: Path, step: int) -> list[str]:
         with _telling(f"step {step}: the checkpoint could not be given its name"):
-            if os.path.lexists(path):  # found damaged before; the new one is complete, so this loses nothing
-                self._retire(path)
-            temporary.replace(path)
+            # what stands there cannot be used, and the new one is complete: this loses nothing
+            notes = self._clear(path, step) if os.path.lexists(path) else []
+            self.files.rename(temporary, path)
         try:
-            durable.flush_folder(self.folder)
+            self.files.flush_folder(self.folder)
         except OSError as error:
             with contextlib.suppress(OSError):  # take it back: a later save must not take its durability for granted
-                path.replace(temporary)
+                self.files.rename(path, temporary)
             raise CheckpointError(f"step {step}: {self.folder} could not be flushed: {describe(error)}") from error
+        return notes
+
+    def _clear(self, path: Path, step: int) -> list[str]:
+        """Free the name of a checkpoint. What may be somebody's is kept: one flipped bit can make it look so."""
+        try:
+            examine(path, self.run, step)
+        except UnusableError as reason:
+            if reason.foreign:
+                aside = path.with_name(f"set-aside-{path.name}-{secrets.token_hex(4)}")
+                self.files.rename(path, aside)
+                return [f"{path.name} was in the way, and is now {aside.name}: {reason}"]
+        self._retire(path)
+        return []
 
     @contextlib.contextmanager
     def _temporary(self, step: int) -> Iterator[Path]:
         """A locked temporary folder, gone afterwards unless it was renamed."""
         with _telling(f"step {step}: no temporary folder in {self.folder}"):
-            temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{name_of(step)}-", dir=self.folder))
-        descriptor = None
-        try:
+            temporary = self.folder / f"{_TEMPORARY}{name_of(step)}-{secrets.token_hex(4)}"
+            self.files.make_folder(temporary)
+        with contextlib.ExitStack() as held:
             with contextlib.suppress(OSError):  # a file system without locks has no second worker either
                 descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+                held.callback(os.close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.callback(durable.delete_tree, self.files, temporary)
             yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if descriptor is not None:
-                os.close(descriptor)
 
     # Deleting
 
@@ -247,7 +259,7 @@ class CheckpointStore:
         """Delete temporary folders whose writer is gone."""
         for entry in self.folder.iterdir():
             if entry.name.startswith(_TEMPORARY) and not _is_locked(entry):
-                shutil.rmtree(entry, ignore_errors=True)
+                durable.delete_tree(self.files, entry)
 
     def _delete_old(self, saved: Path) -> list[str]:
         """Delete what is older than the `keep` newest checkpoints, never `saved`; say what could not be deleted.
@@ -268,7 +280,7 @@ class CheckpointStore:
                 if isinstance(reason, CheckpointError) or reason.foreign:
                     continue
                 valid = False
-            if kept < self.keep or path == saved:
+            if kept < self.keep or path == saved or step in self.protected:
                 kept += valid
                 continue
             try:
@@ -280,8 +292,8 @@ class CheckpointStore:
     def _retire(self, path: Path) -> None:
         """Rename first: a folder that is half deleted must not carry a checkpoint's name."""
         doomed = path.with_name(f"{_TEMPORARY}old-{path.name}-{secrets.token_hex(4)}")
-        path.replace(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        self.files.rename(path, doomed)
+        durable.delete_tree(self.files, doomed)
         self._damaged.discard(path)
 
     # Reading
@@ -341,7 +353,7 @@ def _require_finite(step: int, trained: Mapping[str, mx.array]) -> None:
 
 def _is_locked(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     except OSError:
         return False
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import re
 import stat
@@ -78,8 +79,8 @@ def examine(path: Path, run: str, step: int) -> wire.Manifest:
 
 
 def _read_manifest(path: Path) -> wire.Manifest:
-    with _reading(path / MANIFEST), (path / MANIFEST).open("rb") as file:
-        data = file.read(wire.MANIFEST_LIMIT_BYTES + 1)
+    with _reading(path / MANIFEST), durable.open_to_read(path / MANIFEST) as file:
+        data = io.BufferedReader(file).read(wire.MANIFEST_LIMIT_BYTES + 1)
     try:
         return wire.load_manifest(data)
     except wire.WireError as error:
