@@ -63,6 +63,16 @@ def test_fresh_begins_anew_and_keeps_the_old_folder(tmp_path: Path) -> None:
     assert (tmp_path / "state/runs/run.previous/saved").read_text() == "20"
 
 
+def test_fresh_does_not_take_another_runs_folder_for_its_own(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={})
+    text = settings.read_text()
+    settings.write_text(text + text[text.index("[runs.run]") :].replace("runs.run", 'runs."run.previous"'))
+    assert harness.run(settings, "run.previous").process.returncode == 0
+    assert harness.run(settings, "run").process.returncode == 0
+    assert harness.run(settings, "run", "--fresh").process.returncode == 2
+    assert (tmp_path / "state/runs/run.previous/saved").exists()
+
+
 def test_soft_trips_halve_the_batch_down_to_the_minimum_and_replay_nothing(tmp_path: Path) -> None:
     settings = harness.write_settings(
         tmp_path,

@@ -33,6 +33,9 @@ def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, 
     try:
         settings = read_settings(file, state_dir)
         chosen = choose(settings, name)
+        if fresh and f"{chosen}.previous" in settings.runs:
+            problem = f"runs: {chosen}.previous is where --fresh sets {chosen} aside; give that run another name"
+            raise SettingsError([problem], settings.path)
         state = StateDir(settings.state_dir)
     except (SettingsError, StateDirError) as error:
         print(error, file=sys.stderr)
