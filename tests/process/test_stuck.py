@@ -180,6 +180,28 @@ def test_a_worker_over_its_limit_is_killed_even_when_the_event_loop_is_stuck(stu
     assert len(over) >= 2  # so that the machine can name the cause
 
 
+def test_memory_that_runs_over_while_the_event_loop_is_stuck_is_a_trip_like_any_other(folder) -> None:
+    args = {"mode": "ramp", "at_step": 2, "mib_per_s": 100}
+    settings = harness.write_settings(
+        folder, args=args, batch={"size": 4}, memory={"limit": "120 MiB"}, restart={"max_without_progress": 1}
+    )
+
+    async def scenario() -> None:
+        async with opened(settings) as running:
+            run = await started(running)
+            worker = psutil.Process(run.pid)
+            deadline_s = time.monotonic() + harness.PATIENCE_S
+            while worker.status() != psutil.STATUS_ZOMBIE:  # nothing but the sampler's thread runs meanwhile
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
+            await run.until(lambda: run.machine.history.generation > 1)
+            first = run.summary()["generations"][0]
+            assert (first["cause"], first["ended"]) == ("memory pressure", "signal 9")
+            assert run.machine.batch.size == 2
+
+    asyncio.run(scenario())
+
+
 def test_the_worker_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_back_is_waited_for(
     folder, monkeypatch
 ) -> None:
