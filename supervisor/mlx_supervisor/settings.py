@@ -67,11 +67,18 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a checkpoint is taken, and how many stay."""
+    """When a checkpoint is taken, and how many stay. Without an `every_…`, `overhead` decides (see `wire`)."""
 
-    every_steps: Whole = 0
-    every_seconds: Seconds = 60.0
+    overhead: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.01
+    every_steps: Whole | None = None
+    every_seconds: Seconds | None = None
     keep: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    keep_best: bool = False
+
+    @property
+    def automatic(self) -> bool:
+        """Whether no interval was named."""
+        return self.every_steps is None and self.every_seconds is None
 
 
 class RestartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -268,15 +275,14 @@ def job_of(
     batch_size: int | None,
     effective_batch: int | None,
     checkpoint_every_steps: int | None = None,
+    mean_time_between_failures_s: float | None = None,
+    memory_limit_bytes: int | None = None,
 ) -> wire.Job:
     """What the worker of one generation is told. `checkpoint_every_steps` tightens the settings' interval only."""
     run = settings.runs[name]
     base = settings.path.parent
-    memory = {key: getattr(run.memory, key) for key in wire.MemoryJob.__struct_fields__ if key != "cache_limit_bytes"}
+    memory = {key: getattr(run.memory, key) for key in wire.MemoryJob.__struct_fields__ if "limit" not in key}
     cache_limit = run.memory.cache_limit
-    every_steps = run.checkpoint.every_steps
-    if checkpoint_every_steps is not None:
-        every_steps = min(every_steps or checkpoint_every_steps, checkpoint_every_steps)
     config = resolve(run.task.config, base) if run.task.config is not None else None
     return wire.Job(
         run=name,
@@ -299,12 +305,30 @@ def job_of(
             sample_log=run.batch.sample_log,
         ),
         memory=wire.MemoryJob(
-            **memory, cache_limit_bytes=None if cache_limit is None else parse_bytes(cache_limit, None)
+            **memory,
+            cache_limit_bytes=None if cache_limit is None else parse_bytes(cache_limit, None),
+            limit_bytes=memory_limit_bytes,
         ),
-        checkpoint=wire.CheckpointJob(
-            every_steps=every_steps, every_seconds=run.checkpoint.every_seconds, keep=run.checkpoint.keep
-        ),
+        checkpoint=_checkpoint_job(run.checkpoint, checkpoint_every_steps, mean_time_between_failures_s),
         drill=wire.DrillJob(**msgspec.structs.asdict(run.drill)),
         grace_s=run.restart.stop_grace_s,
         hang_timeout_s=run.restart.hang_timeout_s,
     )
+
+
+def _checkpoint_job(
+    settings: CheckpointSettings, tighter_steps: int | None, mean_time_between_failures_s: float | None
+) -> wire.CheckpointJob:
+    every_steps = settings.every_steps or 0
+    if tighter_steps is not None:
+        every_steps = min(every_steps or tighter_steps, tighter_steps)
+    job = wire.CheckpointJob(
+        every_steps=every_steps,
+        every_seconds=settings.every_seconds or 0.0,
+        overhead=settings.overhead if settings.automatic else 0.0,
+        keep=settings.keep,
+        keep_best=settings.keep_best,
+    )
+    if mean_time_between_failures_s is None:
+        return job
+    return msgspec.structs.replace(job, mean_time_between_failures_s=mean_time_between_failures_s)

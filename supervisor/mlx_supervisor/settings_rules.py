@@ -46,9 +46,12 @@ def check_run(run: RunSettings, path: str, base: Path, problems: tables.Problems
     _check_batch(run.batch, complain)
     _check_memory(run.memory, complain)
     _check_drill(run, complain)
-    if run.checkpoint.every_steps == 0 and run.checkpoint.every_seconds == 0:
-        allowed = "at least one of every_steps and every_seconds above 0: a run without checkpoints cannot be resumed"
-        complain("checkpoint", "both intervals 0", allowed)
+    if not (run.checkpoint.automatic or run.checkpoint.every_steps or run.checkpoint.every_seconds):
+        allowed = (
+            "every_steps or every_seconds above 0, or neither of them (then overhead decides): "
+            "a run without checkpoints cannot be resumed"
+        )
+        complain("checkpoint", "no interval above 0", allowed)
     first_s, last_s = run.restart.backoff_s, run.restart.backoff_max_s
     if first_s > last_s:
         complain("restart.backoff_s", f"{first_s:g}", f"at most restart.backoff_max_s, {last_s:g}")

@@ -228,21 +228,33 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryJob(msgspec.Struct, frozen=True, kw_only=True):
-    """When the worker clears MLX's cache; `release_pause_s` is waited after each clearing."""
+    """When the worker clears MLX's cache; `release_pause_s` is waited after each clearing.
+
+    `limit_bytes`: what the supervisor allows the worker's process group; None: nobody watches.
+    """
 
     clear_before_gradients: bool = False
     clear_after_gradients: bool = False
     clear_after_update: bool = True
     release_pause_s: Seconds = 0.0
     cache_limit_bytes: Count | None = None
+    limit_bytes: Count | None = None
 
 
 class CheckpointJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint is taken when either interval has passed (0 switches one off); `keep` of them stay."""
+    """A checkpoint is taken when any interval has passed (0 switches one off); the `keep` newest stay.
+
+    `overhead`: an interval that the worker derives from what a checkpoint costs and from
+    `mean_time_between_failures_s`, so that training stands still for at most that share of the time.
+    `keep_best`: besides, the one with the lowest validation loss stays.
+    """
 
     every_steps: Count = 0
     every_seconds: Seconds = 60.0
+    overhead: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    mean_time_between_failures_s: Seconds = 14_400.0
     keep: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    keep_best: bool = False
 
 
 class DrillJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -104,6 +104,16 @@ WRONG = [
     (with_table("memory", "leak_mib_per_step = inf"), "runs.night.memory.leak_mib_per_step", "inf", "above 0"),
     (with_table("memory", "sample_interval_s = 0.001"), "runs.night.memory.sample_interval_s", "0.001", "0.005 to 10"),
     (with_table("checkpoint", "keep = 0"), "runs.night.checkpoint.keep", "whole number 0", "from 1 to 1000"),
+    (with_table("checkpoint", "overhead = 0"), "runs.night.checkpoint.overhead", "0", "above 0 to 0.5"),
+    (with_table("checkpoint", "overhead = 0.6"), "runs.night.checkpoint.overhead", "0.6", "above 0 to 0.5"),
+    (with_table("checkpoint", 'overhead = "1%"'), "runs.night.checkpoint.overhead", '"1%"', "a number"),
+    (with_table("checkpoint", "overhead = nan"), "runs.night.checkpoint.overhead", "nan", "a finite number"),
+    (with_table("checkpoint", "every_steps = -1"), "runs.night.checkpoint.every_steps", "-1", "a whole number"),
+    (with_table("checkpoint", "every_steps = 1.5"), "runs.night.checkpoint.every_steps", "1.5", "a whole number"),
+    (with_table("checkpoint", "every_seconds = -1.0"), "runs.night.checkpoint.every_seconds", "-1.0", "from 0"),
+    (with_table("checkpoint", "every_seconds = inf"), "runs.night.checkpoint.every_seconds", "inf", "finite"),
+    (with_table("checkpoint", "keep_best = 1"), "runs.night.checkpoint.keep_best", "whole number 1", "true or false"),
+    (with_table("checkpoint", "keep_bets = true"), "runs.night.checkpoint.keep_bets", "unknown key", "keep_best"),
     (with_table("restart", "start_timeout_s = inf"), "runs.night.restart.start_timeout_s", "inf", "a finite number"),
     (with_table("restart", "backoff_s = -1.0"), "runs.night.restart.backoff_s", "-1.0", "from 0"),
     (with_table("drill", 'leak_kind = "both"'), "runs.night.drill.leak_kind", '"both"', '"arrays" or "native"'),
@@ -129,7 +139,14 @@ WRONG = [
     (with_table("batch", "start = 2"), "runs.night.batch.start", "2", "only together with batch.size"),
     (with_table("batch", "accumulation = 2"), "runs.night.batch.accumulation", "2", "batch.size is not set"),
     (with_table("batch", "size = 65536\naccumulation = 65536"), "runs.night.batch.accumulation", "65536", "below"),
-    (with_table("checkpoint", "every_seconds = 0"), "runs.night.checkpoint", "both intervals 0", "cannot be resumed"),
+    (with_table("checkpoint", "every_seconds = 0"), "runs.night.checkpoint", "no interval above 0", "be resumed"),
+    (with_table("checkpoint", "every_steps = 0"), "runs.night.checkpoint", "no interval above 0", "overhead decides"),
+    (
+        with_table("checkpoint", "every_steps = 0\nevery_seconds = 0.0\noverhead = 0.02"),
+        "runs.night.checkpoint",
+        "no interval above 0",
+        "every_steps or every_seconds above 0",
+    ),
     (
         with_table("restart", "backoff_s = 9\nbackoff_max_s = 3"),
         "runs.night.restart.backoff_s",
@@ -227,7 +244,7 @@ def test_a_short_file_has_the_defaults_and_a_byte_order_mark_is_no_mistake(tmp_p
         settings = read(tmp_path, text)
         run = settings.runs["night"]
         assert settings.path == tmp_path / "runs.toml"
-        assert (run.steps, run.seed, run.memory.limit, run.checkpoint.every_seconds) == (100, 0, "80%", 60.0)
+        assert (run.steps, run.seed, run.memory.limit, run.checkpoint.automatic) == (100, 0, "80%", True)
 
 
 def test_whole_numbers_do_for_seconds_and_the_config_is_found_beside_the_file(tmp_path: Path) -> None:
@@ -329,9 +346,29 @@ def test_job_survives_its_file_and_carries_everything(tmp_path: Path) -> None:
     assert job.task.base_dir == str(tmp_path)
 
 
+def test_an_interval_that_is_named_switches_the_automatic_one_off(tmp_path: Path) -> None:
+    for lines, expected in {
+        "keep = 2": (0, 0.0, 0.01),
+        "overhead = 0.05": (0, 0.0, 0.05),
+        "every_steps = 9": (9, 0.0, 0.0),
+        "every_seconds = 30\noverhead = 0.05": (0, 30.0, 0.0),
+        "every_seconds = 30\nevery_steps = 0": (0, 30.0, 0.0),
+    }.items():
+        settings = read(tmp_path, with_table("checkpoint", lines))
+        job = job_of(settings, "night", 1, tmp_path, None, 1, 1, mean_time_between_failures_s=77.0).checkpoint
+        assert (job.every_steps, job.every_seconds, job.overhead) == expected
+        assert job.mean_time_between_failures_s == 77.0
+
+
+def test_a_life_that_saved_nothing_tightens_the_automatic_interval_too(tmp_path: Path) -> None:
+    settings = read(tmp_path, with_table("checkpoint", "keep_best = true"))
+    job = job_of(settings, "night", 2, tmp_path, None, 1, 1, 4).checkpoint
+    assert (job.every_steps, job.overhead, job.keep_best) == (4, 0.01, True)
+
+
 def test_checkpoint_interval_is_tightened_never_loosened(tmp_path: Path) -> None:
     for every, asked, expected in ((9, 5, 5), (9, 50, 9), (0, 5, 5), (9, None, 9)):
-        settings = read(tmp_path, with_table("checkpoint", f"every_steps = {every}"))
+        settings = read(tmp_path, with_table("checkpoint", f"every_steps = {every}\nevery_seconds = 60"))
         assert job_of(settings, "night", 1, tmp_path, None, 1, 1, asked).checkpoint.every_steps == expected
 
 

@@ -60,6 +60,13 @@ class Worker:
             if time.monotonic() > end_s or not (self.desk.receive(0.2) or self.process.poll() is None):
                 raise AssertionError(f"no such {kind.__name__}: {self.messages[-3:]}\n{self.stderr}")
 
+    def until_saved(self, step):
+        """Until that checkpoint is there: it is written in the background, and told after the next update."""
+        end_s = time.monotonic() + DEADLINE_S
+        while step not in self.saved_steps:
+            assert time.monotonic() < end_s, f"no checkpoint of step {step}: {self.saved_steps}\n{self.stderr}"
+            self.desk.receive(0.02)
+
     def send(self, kind, **fields):
         self.desk.socket.send_multipart(
             [self.identity, wire.encode(kind(run=self.job.run, generation=self.job.generation, seq=self.seq, **fields))]

@@ -45,6 +45,7 @@ def test_killed_and_resumed_is_bit_equal_and_mlx_lm_loads_the_result(desk, llama
     job |= {"drill": {"hang_at_step": 4, "generations": [1]}}
     first = desk.start(desk.job("killed", **job))
     first.until(wire.Step, lambda message: message.step == 3)
+    first.until_saved(2)
     first.signal(signal.SIGKILL)
     first.wait()
     second = finish(desk.run(desk.job("killed", generation=2, **job)))

@@ -100,6 +100,7 @@ def test_killed_in_the_middle_is_bit_equal(desk, undisturbed):
     hang = {"hang_at_step": 8, "generations": [1]}
     first = desk.start(desk.job("killed", args=ARGS, batch=LOGGED, checkpoint=EVERY, drill=hang))
     first.until(wire.Step, lambda message: message.step == 7)
+    first.until_saved(6)
     first.signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     second = desk.run(desk.job("killed", args=ARGS, batch=LOGGED, checkpoint=EVERY, drill=hang, generation=2))

@@ -22,6 +22,11 @@ class Control:
         self._phase = name
         self.link.send(wire.PhaseChange, phase=name, detail=detail)
 
+    @property
+    def present(self) -> wire.PhaseName:
+        """The phase that was told last."""
+        return self._phase
+
     def poll(self) -> None:
         """Handle the commands that have come; never waits."""
         for command in self.link.receive():

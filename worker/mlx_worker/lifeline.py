@@ -54,7 +54,7 @@ def install_signals(stop: StopFlag, *, ignore_sigterm: bool = False) -> None:
 
 
 def _count_signals(read_end: int, stop: StopFlag) -> None:
-    _leave_signals_to_the_main_thread()
+    leave_signals_to_the_main_thread()
     seen = 0
     while numbers := os.read(read_end, 64):
         for number in numbers:
@@ -65,7 +65,8 @@ def _count_signals(read_end: int, stop: StopFlag) -> None:
                 os._exit(128 + number)
 
 
-def _leave_signals_to_the_main_thread() -> None:
+def leave_signals_to_the_main_thread() -> None:
+    """To be called first in every other thread: a system call there must not be interrupted in its place."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
 
 
@@ -86,7 +87,7 @@ def watch_supervisor(stop: StopFlag, grace_s: float) -> None:
 
 
 def _watch(descriptor: int, stop: StopFlag, grace_s: float) -> None:
-    _leave_signals_to_the_main_thread()
+    leave_signals_to_the_main_thread()
     with contextlib.suppress(OSError):
         while os.read(descriptor, 4096):
             pass

@@ -1,5 +1,6 @@
 """The training loop, and what stands around it: building the task, resuming, the end."""
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
 from mlx_worker import order, resume, rng
-from mlx_worker.checkpoints import CheckpointStore, weights_sha256
+from mlx_worker.checkpoints import CheckpointStore, LoadedCheckpoint, weights_sha256
 from mlx_worker.control import Control
 from mlx_worker.drills import Drills
 from mlx_worker.errors import RefusedError
@@ -120,20 +121,18 @@ class Trainer:
         self.link, self.stop = control.link, control.stop
         self.facts = resume.recipe(job, task, plan.steps, plan.size, plan.effective)
         store = CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
-        self.progress, self.checkpoint, changes = self._restore(store)
+        newest = store.load_newest()
+        self.progress, changes = self._restore(newest)
+        self.checkpoint = None if newest is None else newest.path.name
         self.passed_over, self.notes = store.passed_over, [*task.notes, *changes]
         grouping = order.grouping(self.facts["order"], task)
         self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor, grouping)
-        self.saver = Saver(job.checkpoint, store, self.progress.step)
         self.watchdog = HangWatchdog(job.hang_timeout_s)
+        self.saver = Saver(job, store, newest, control, memory, self.watchdog)
         self.sample_log = SampleLog(job)
 
-    def _restore(self, store: CheckpointStore) -> tuple[resume.Progress, str | None, list[str]]:
-        newest = store.load_newest()
-        if newest is None:
-            return resume.Progress(), None, []
-        progress, changes = resume.restore(newest, self.task, self.facts)
-        return progress, newest.path.name, changes
+    def _restore(self, newest: LoadedCheckpoint | None) -> tuple[resume.Progress, list[str]]:
+        return (resume.Progress(), []) if newest is None else resume.restore(newest, self.task, self.facts)
 
     def run(self) -> Ending:
         """Train, save, export."""
@@ -147,9 +146,14 @@ class Trainer:
             print(f"note: {note}")
         first_step, started_s = self.progress.step, time.perf_counter()
         self.control.phase("train")
-        self._train()
+        try:
+            self._train()
+        except BaseException:
+            with contextlib.suppress(Exception):  # what was begun is worth more than a quick death
+                self.saver.settle()
+            raise
         seconds = time.perf_counter() - started_s
-        saved = self._save()
+        saved = self._save(waiting=True)
         completed = self.progress.step >= self.plan.steps
         if completed and not saved:
             raise SaveError(f"the last checkpoint could not be written: {self.saver.error}")
@@ -201,6 +205,7 @@ class Trainer:
             progress.loss = loss
             seconds = time.perf_counter() - started_s
             self.watchdog.note_update(seconds)
+            self.saver.note_update(seconds)
             self.sample_log.write(progress.step, epoch, ids)
             self._report(tokens, len(ids), len(micro_batches), seconds)
             if task.after_update is not None:
@@ -210,7 +215,7 @@ class Trainer:
                 self._evaluate()
             self.control.poll()
             if self.saver.is_due(progress.step) or self.control.checkpoint_asked:
-                self._save()
+                self._save(waiting=self.control.checkpoint_asked)
 
     def _collate(self, ids: list[int]) -> tuple[Any, ...]:
         arrays = self.task.collate([self.task.dataset[i] for i in ids])
@@ -239,10 +244,11 @@ class Trainer:
             resident_bytes=counters.resident_bytes, dropped=self.link.dropped,
         )  # fmt: skip
 
-    def _save(self) -> bool:
+    def _save(self, *, waiting: bool) -> bool:
         self.control.checkpoint_asked = False
-        saved = self.saver.save(self.progress, self.batches.epoch, self.facts, self.task, self.control, self.watchdog)
-        self.control.phase("train")
+        saved = self.saver.save(self.progress, self.batches.epoch, self.facts, self.task, waiting=waiting)
+        if self.control.present != "train":
+            self.control.phase("train")
         return saved
 
     def _evaluation_is_due(self) -> bool:
@@ -259,6 +265,7 @@ class Trainer:
         else:
             detail = f"validation loss {float(loss):.4f} at step {step}"
             print(detail)
+            self.saver.note_evaluation(step, float(loss))
             if self.task.after_evaluation is not None:
                 self.task.after_evaluation(step, float(loss), time.perf_counter() - started_s)
         self.control.phase("train", detail)

@@ -60,13 +60,20 @@ def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> 
         "batch.effective": effective,
         "batch.preserve_effective": job.batch.preserve_effective,
         "learning_rate": learning_rates(task),
-        "checkpoint": msgspec.to_builtins(job.checkpoint),
+        "checkpoint": _wanted(job.checkpoint),
         "memory": msgspec.to_builtins(job.memory),
         **task.free,
     }
     facts = {"fixed": fixed, "free": free, "order": order.decide(task, effective)}
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(facts, enc_hook=str))
     return plain
+
+
+def _wanted(checkpoint: wire.CheckpointJob) -> dict[str, Any]:
+    """Without what the supervisor has measured: no person changed that."""
+    chosen: dict[str, Any] = msgspec.to_builtins(checkpoint)
+    del chosen["mean_time_between_failures_s"]
+    return chosen
 
 
 def learning_rates(task: Task) -> dict[str, Any]:

@@ -1,69 +1,192 @@
-"""When a checkpoint is due, and how training goes on when it fails."""
+"""When a checkpoint is due, who writes it, and how training goes on when it fails."""
 
+import math
 import sys
 import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlx_supervisor import wire
-from mlx_worker import resume
-from mlx_worker.checkpoints import CheckpointError, CheckpointStore
+from mlx_worker import resume, snapshot
+from mlx_worker.checkpoints import CheckpointError, CheckpointStore, LoadedCheckpoint, SavedCheckpoint
 from mlx_worker.control import Control
+from mlx_worker.interval import Measured, SlowDown
 from mlx_worker.lifeline import HangWatchdog
+from mlx_worker.manifest import name_of
+from mlx_worker.memory import Memory
 from mlx_worker.task import Task
+from mlx_worker.writer import Writer, Written, written
 
 CHECKPOINT_BOUND_S = 1800.0
 """No checkpoint is called hung sooner: a slow disk is not a hang."""
+HEADROOM_SHARE = 0.9
+"""Of the memory limit: where a snapshot would take more, training waits for the writing instead."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The update whose validation loss was the lowest so far."""
+
+    step: int
+    loss: float
+
+
+@dataclass
+class _Attempt:
+    """`by_itself`: neither a stop nor the supervisor asked for it. `stall_s`: that training stood still for it."""
+
+    step: int
+    best: Best | None
+    started_s: float
+    by_itself: bool
+    stall_s: float = 0.0
 
 
 class Saver:
-    """Saves every so many steps or seconds, the seconds counted from the end of the last attempt."""
+    """Saves as the job says, in the background, one checkpoint at a time.
 
-    def __init__(self, job: wire.CheckpointJob, store: CheckpointStore, saved_step: int) -> None:
-        self._job = job
-        self._store = store
-        self._last_s = time.monotonic()
-        self._last_step = saved_step
-        self.saved_step = saved_step
+    To be used by the thread that trains, between updates: it alone may talk to the supervisor. Intervals count from the
+    beginning of the last attempt, whether it succeeded or not. `newest` is what this life began with.
+    """
+
+    def __init__(
+        self,
+        job: wire.Job,
+        store: CheckpointStore,
+        newest: LoadedCheckpoint | None,
+        control: Control,
+        memory: Memory,
+        watchdog: HangWatchdog,
+    ) -> None:
+        self._job, self._limit_bytes = job.checkpoint, job.memory.limit_bytes
+        self._store, self._control, self._memory, self._watchdog = store, control, memory, watchdog
+        self._born_s = self._last_s = time.monotonic()
+        self._last_step = self.saved_step = 0 if newest is None else newest.step
+        self.best = _best_of(newest, store) if job.checkpoint.keep_best else None
+        self._candidate: Best | None = None
+        self._measured = Measured(job.checkpoint.overhead, job.checkpoint.mean_time_between_failures_s)
+        self._slow_down = SlowDown()
+        self._writer = Writer()
+        self._attempt: _Attempt | None = None
         self.error = ""
 
-    def is_due(self, step: int) -> bool:
-        """Whether either interval has passed."""
-        by_steps = self._job.every_steps > 0 and step - self._last_step >= self._job.every_steps
-        by_time = self._job.every_seconds > 0 and time.monotonic() - self._last_s >= self._job.every_seconds
-        return by_steps or by_time
+    def note_update(self, seconds: float) -> None:
+        """An update took so long. Tells of a checkpoint that was written meanwhile; raises as `save` does."""
+        self._slow_down.note_update(seconds, writing=self._writer.busy)
+        done = self._writer.collect()
+        if done is not None:
+            self._finish(done)
 
-    def save(
-        self,
-        progress: resume.Progress,
-        epoch: int,
-        facts: dict[str, Any],
-        task: Task,
-        control: Control,
-        watchdog: HangWatchdog,
-    ) -> bool:
-        """Save unless this step is saved already. A failure is reported, and False; it is not tried twice."""
+    def note_evaluation(self, step: int, loss: float) -> None:
+        """With `keep_best`, the best state so far is due whatever the interval. Step 0 has nothing to save."""
+        better = math.isfinite(loss) and (self.best is None or loss < self.best.loss)
+        if self._job.keep_best and better and step > 0:
+            self._candidate = Best(step, loss)
+
+    def is_due(self, step: int) -> bool:
+        """Whether an interval has passed. One of time waits for a writer that is busy; one of updates is kept exactly,
+        and so is a best state: `save` then waits for the writer."""
+        job = self._job
+        if self._candidate is not None or 0 < job.every_steps <= step - self._last_step:
+            return True
+        if self._writer.busy:
+            return False
+        now_s = time.monotonic()
+        since_s = now_s - self._last_s
+        by_worth = job.overhead > 0 and since_s >= self._measured.seconds(now_s - self._born_s)
+        return by_worth or 0 < job.every_seconds <= since_s
+
+    def save(self, progress: resume.Progress, epoch: int, facts: dict[str, Any], task: Task, *, waiting: bool) -> bool:
+        """Save unless this step is saved already. A failure is told, and False; it is not tried twice.
+
+        Where it is not `waiting`, and memory allows, True means that the write has begun; a later call tells its end.
+        A write that is under way is waited for. Raises what MLX raises: a device that failed computes no more.
+        """
+        self.settle()
+        best, self._candidate = self._candidate or self.best, None
         if self.saved_step == progress.step:
             return True
         if self.error and self._last_step == progress.step:
             return False
-        control.phase("checkpoint", f"step {progress.step}")
-        watchdog.arm(CHECKPOINT_BOUND_S)
+        self._last_s, self._last_step, self.error = time.monotonic(), progress.step, ""
+        aside = not waiting and self._has_room(task)
+        if not aside:
+            self._stand_still(progress.step)
         started_s = time.perf_counter()
-        size_bytes, seconds, self.error = 0, 0.0, ""
-        try:
-            state = resume.trainer_state(progress, epoch, facts, task)
-            arrays = resume.trained_arrays(task), resume.optimizer_arrays(task)
-            saved = self._store.save(progress.step, *arrays, state)
-            size_bytes, seconds, self.saved_step = saved.size_bytes, saved.seconds, progress.step
-        except (CheckpointError, OSError) as error:
-            self.error = str(error)
-            print(f"checkpoint failed: {error}", file=sys.stderr)
-        stall_s = time.perf_counter() - started_s
-        control.link.send(
+        state = snapshot.take(progress, epoch, facts, task, None if best is None else asdict(best))
+        self._attempt = _Attempt(progress.step, best, started_s, by_itself=not waiting)
+        if aside:
+            self._writer.start(lambda: self._write(state, best))
+            self._attempt.stall_s = time.perf_counter() - started_s
+            return True
+        outcome = written(lambda: self._write(state, best))
+        self._attempt.stall_s = time.perf_counter() - started_s
+        return self._finish(outcome)
+
+    def settle(self) -> None:
+        """Wait for the write that is under way, if there is one, and tell its end."""
+        if self._attempt is None:
+            return
+        self._stand_still(self._attempt.step)
+        started_s = time.perf_counter()
+        outcome = self._writer.collect(waiting=True)
+        assert outcome is not None
+        self._attempt.stall_s += time.perf_counter() - started_s
+        self._finish(outcome)
+
+    def _stand_still(self, step: int) -> None:
+        self._control.phase("checkpoint", f"step {step}")
+        self._watchdog.arm(CHECKPOINT_BOUND_S)
+
+    def _has_room(self, task: Task) -> bool:
+        """Whether the limit allows for the old arrays beside the new ones, at the height of the next update.
+
+        The resident set is at rest now; what the last update took above that, the next one will take again.
+        """
+        if self._limit_bytes is None:
+            return True
+        counters = self._memory.read()
+        height_bytes = max(counters.peak_bytes - counters.active_bytes, 0) if snapshot.shared_memory() else 0
+        needed_bytes = counters.resident_bytes + height_bytes + snapshot.size_bytes(task)
+        return needed_bytes <= HEADROOM_SHARE * self._limit_bytes
+
+    def _write(self, state: snapshot.Snapshot, best: Best | None) -> SavedCheckpoint:
+        """In whichever thread: there is one write at a time. The best stays, however old it gets."""
+        self._store.protected = frozenset() if best is None else frozenset({best.step})
+        return self._store.save(state.step, state.trained, state.optimizer, state.trainer)
+
+    def _finish(self, outcome: Written) -> bool:
+        """Tell how the attempt ended. Raises what is neither the disk's fault nor the weights'."""
+        attempt, self._attempt = self._attempt, None
+        assert attempt is not None
+        seconds, size_bytes = outcome.at_s - attempt.started_s, 0
+        slow_down_s = self._slow_down.take_s()
+        if attempt.by_itself:
+            self._measured.note(attempt.stall_s + slow_down_s, seconds)
+        if outcome.saved is not None:
+            size_bytes, self.saved_step, self.best = outcome.saved.size_bytes, attempt.step, attempt.best
+            for note in outcome.saved.notes:
+                print(f"note: {note}")
+        else:
+            self.error = str(outcome.error) or type(outcome.error).__name__
+            print(f"checkpoint failed: {self.error}", file=sys.stderr)
+        self._control.link.send(
             wire.Checkpoint,
-            step=progress.step, ok=not self.error, seconds=seconds or stall_s, stall_s=stall_s,
+            step=attempt.step, ok=not self.error, seconds=seconds, stall_s=attempt.stall_s,
             size_bytes=size_bytes, error=self.error,
         )  # fmt: skip
-        self._last_s, self._last_step = time.monotonic(), progress.step
-        watchdog.arm()
+        self._watchdog.arm()
+        if outcome.error is not None and not isinstance(outcome.error, CheckpointError | OSError):
+            raise outcome.error
         return not self.error
+
+
+def _best_of(newest: LoadedCheckpoint | None, store: CheckpointStore) -> Best | None:
+    """The best that an earlier life noted, if it is still there."""
+    noted = None if newest is None else newest.trainer.get("best")
+    if not isinstance(noted, dict):
+        return None
+    step, loss = noted.get("step"), noted.get("loss")
+    if not isinstance(step, int) or not isinstance(loss, float) or not (store.folder / name_of(step)).is_dir():
+        return None
+    return Best(step, loss)

@@ -8,9 +8,8 @@ from typing import Any
 
 from mlx_supervisor.core.events import Recovered, StepReport
 
-
 UNTROUBLED_S = 4 * 3600.0
-"""Mean time between failures of a run that has seen none: a guess, and a cautious one (Young's interval is its root)."""
+"""Mean time between failures of a run that has seen none: a guess, and a cautious one."""
 
 
 @dataclass(slots=True)
