@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_worker.stream import EffectiveBatches, permutation
+from mlx_worker.stream import EffectiveBatches, Grouping, grouped, permutation
 
 counts = st.integers(1, 60)
 seeds = st.integers(0, 2**62)
@@ -111,3 +111,132 @@ def test_a_batch_larger_than_the_dataset_is_refused_and_takes_nothing() -> None:
 def test_a_wrong_type_is_refused(wrong: object) -> None:
     with pytest.raises(TypeError, match="must be an integer, found"):
         EffectiveBatches(10, 0).next(wrong)  # type: ignore[arg-type]
+
+
+@st.composite
+def groupings(draw: st.DrawFn) -> Grouping:
+    count = draw(counts)
+    lengths = np.array(draw(st.lists(st.integers(1, 40), min_size=count, max_size=count)))
+    return Grouping(lengths, draw(st.integers(1, count)), draw(st.integers(1, 9)))
+
+
+@given(groupings(), seeds, st.integers(0, 100))
+def test_a_grouped_epoch_holds_every_sample_once(grouping: Grouping, seed: int, epoch: int) -> None:
+    order = grouped(grouping, seed, epoch).tolist()
+    assert sorted(order) == list(range(len(grouping.lengths)))
+    assert order == grouped(grouping, seed, epoch).tolist()
+
+
+@given(groupings(), seeds, st.lists(st.booleans(), min_size=1, max_size=40))
+def test_grouped_updates_rise_in_length_and_go_on_after_a_restart(
+    grouping: Grouping, seed: int, restarts: list[bool]
+) -> None:
+    count, effective = len(grouping.lengths), grouping.effective
+    unbroken = EffectiveBatches(count, seed, grouping=grouping)
+    restarted = EffectiveBatches(count, seed, grouping=grouping)
+    for restart in restarts:
+        if restart:
+            restarted = EffectiveBatches(count, seed, restarted.cursor, grouping)
+        cursor = unbroken.cursor
+        ids = unbroken.next(effective)
+        assert restarted.next(effective) == ids
+        border = -cursor % count  # samples that the epoch of the first one still has
+        for part in (ids[:border], ids[border:]) if border else (ids,):
+            lengths = grouping.lengths[part].tolist()
+            assert lengths == sorted(lengths)
+
+
+def lognormal(count: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(1)).lognormal(np.log(200), 0.8, count).astype(np.int64) + 2
+
+
+def padded_share(lengths: np.ndarray, batches: EffectiveBatches, size: int, updates: int) -> float:
+    """Of all that is computed, with every batch padded to a multiple of 32 as mlx_lm does."""
+    rows = lengths[np.array([batches.next(size) for _ in range(updates)])]
+    computed = size * (1 + 32 * -(-rows.max(axis=1) // 32)).sum()
+    return float(1 - rows.sum() / computed)
+
+
+def test_grouping_pads_less_than_a_third_of_what_a_shuffle_pads() -> None:
+    lengths = lognormal(8000)
+    plain = padded_share(lengths, EffectiveBatches(8000, 3), 8, 1000)
+    together = padded_share(lengths, EffectiveBatches(8000, 3, grouping=Grouping(lengths, 8)), 8, 1000)
+    assert 0.55 < plain < 0.7
+    assert together < plain / 3
+
+
+def test_the_updates_of_a_window_are_in_no_order_of_length_and_each_epoch_has_others() -> None:
+    """Sorted all the way, a run would see its shortest samples first; with fixed company, the same updates for ever."""
+    lengths = lognormal(320)
+    batches = EffectiveBatches(320, 3, grouping=Grouping(lengths, 8, window=8))
+    updates = [batches.next(8) for _ in range(80)]
+    means = np.array([lengths[ids].mean() for ids in updates])
+    for start in range(0, 80, 8):
+        rises = (np.diff(means[start : start + 8]) > 0).sum()
+        assert 0 < rises < 7
+    assert len({frozenset(ids) for ids in updates}) == 80
+
+
+def test_the_grouped_order_is_the_one_that_older_checkpoints_were_made_with() -> None:
+    """Recorded once, as above."""
+    grouping = Grouping(np.array([5, 1, 4, 1, 3, 9, 2, 6, 5, 3, 5, 8, 9]), 3, 2)
+    assert grouped(grouping, 7, 0).tolist() == [8, 5, 12, 1, 6, 9, 0, 7, 11, 4, 2, 10, 3]
+    assert grouped(grouping, 7, 1).tolist() == [1, 10, 3, 6, 4, 9, 2, 11, 8, 0, 5, 7, 12]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "effective", "window", "sentence"),
+    [
+        (np.ones((2, 2), int), 1, 1, "lengths must be a row of integers"),
+        (np.ones(2), 1, 1, "lengths must be a row of integers"),
+        (np.ones(2, int), 0, 1, "sizes must be at least 1, found effective 0"),
+        (np.ones(2, int), 1, 0, "sizes must be at least 1, found effective 1, window 0"),
+    ],
+)
+def test_a_grouping_that_makes_no_sense_is_refused(
+    lengths: np.ndarray, effective: int, window: int, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Grouping(lengths, effective, window)
+
+
+def test_a_grouping_of_other_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="there are 3 samples, but the lengths of 2"):
+        EffectiveBatches(3, 0, grouping=Grouping(np.ones(2, int), 1))
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> tuple[Grouping | None, int, list[tuple[str, int]]]:
+    grouping = draw(st.none() | groupings())
+    count = draw(counts) if grouping is None else len(grouping.lengths)
+    events = st.sampled_from(["update", "update", "update", "checkpoint", "kill", "stop", "resize"])
+    return grouping, count, draw(st.lists(st.tuples(events, st.integers(1, 12)), max_size=60))
+
+
+@given(lives(), seeds, st.data())
+def test_whatever_happens_every_update_has_the_samples_it_would_have_had(
+    case: tuple[Grouping | None, int, list[tuple[str, int]]], seed: int, data: st.DataObject
+) -> None:
+    """Kills, stops, halvings and growths, with the effective batch kept: what reached the weights for good."""
+    grouping, count, events = case
+    effective = data.draw(st.integers(1, count))
+    batches = EffectiveBatches(count, seed, grouping=grouping)
+    size, saved = effective, (0, 0)
+    updates: list[list[int]] = []
+    for kind, number in events:
+        if kind == "update":
+            ids = batches.next(effective)
+            updates.append([sample for start in range(0, effective, size) for sample in ids[start : start + size]])
+        elif kind == "resize":
+            size = min(number, effective)
+        else:
+            if kind != "kill":
+                saved = (len(updates), batches.cursor)
+            if kind != "checkpoint":
+                del updates[saved[0] :]
+                batches = EffectiveBatches(count, seed, saved[1], grouping)
+    reference = EffectiveBatches(count, seed, grouping=grouping)
+    assert updates == [reference.next(effective) for _ in updates]
+    taken = [sample for ids in updates for sample in ids]
+    for start in range(0, len(taken) - count + 1, count):
+        assert sorted(taken[start : start + count]) == list(range(count))

@@ -21,11 +21,15 @@ def _data(samples):
 def build(
     seed, samples=48, hidden=16, dropout=0.2, rate=1e-2, schedule=True, norm=False, weighted=False,
     optimizer="AdamW", evaluate_every=0, fail_export=False, nan=False, pause_s=0.0, weightless=False,
+    lengths=None, frozen_layers=0,
 ):  # fmt: skip
     xs, ys = _data(samples)
     layers = [nn.Linear(FEATURES, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 2)]
     if norm:
         layers.insert(1, nn.BatchNorm(hidden))
+
+    for layer in layers[:frozen_layers]:
+        layer.freeze()
 
     def loss(model, x, y, w):
         losses = nn.losses.cross_entropy(model(x), y, reduction="none")
@@ -63,6 +67,7 @@ def build(
         evaluate_every_steps=evaluate_every,
         export=export,
         fingerprint=f"sines {samples}",
+        lengths=lengths and [1 + 7 * i % lengths for i in range(samples)],
     )
 
 
