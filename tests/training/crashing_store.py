@@ -32,6 +32,8 @@ class Trial:
         self.keep = keep
         self.acknowledged = 0
         self.saves = 0
+        self.store: CheckpointStore | None = None
+        """The one of the life that `strike` made, if it came to be."""
         self.attempted: defaultdict[int, set[int]] = defaultdict(set)
 
     def open(self) -> CheckpointStore:
@@ -39,9 +41,10 @@ class Trial:
 
     def life(self, step: int) -> None:
         """What a worker does: open, load, save."""
-        store = self.open()
-        self.load(store)
-        self.save(store, step)
+        self.store = None
+        self.store = self.open()
+        self.load(self.store)
+        self.save(self.store, step)
 
     def save(self, store: CheckpointStore, step: int) -> None:
         self.saves += 1
@@ -88,7 +91,7 @@ class Trial:
 
     def _checked(self, loaded: LoadedCheckpoint) -> int:
         tag = loaded.trainer["tag"]
-        step, save = divmod(tag, 1_000_000)
+        step, save = divmod(int(tag), 1_000_000)
         assert loaded.step == step, "the content of another step"
         assert save in self.attempted[step], "the content of another save"
         arrays = {**loaded.trained, **loaded.optimizer}

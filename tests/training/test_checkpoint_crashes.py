@@ -152,6 +152,23 @@ def test_a_call_goes_wrong_and_then_the_power_fails(matrix: Matrix, scene: str, 
 
 
 @pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("wrong", [name for name, fault in FAULTS.items() if fault.code])
+def test_a_call_goes_wrong_and_the_same_process_saves_again(matrix: Matrix, scene: str, wrong: str) -> None:
+    """The same step, as after a full disk: what is left of the first attempt must not pass for durable."""
+    tried = 0
+    for at, step, trial in matrix.trials(scene, wrong):
+        error = trial.strike(step, FAULTS[wrong], at)
+        if not error or trial.store is None:
+            continue
+        tried += 1
+        trial.disk.arm(None, -1)
+        trial.save(trial.store, step)
+        trial.disk.power_loss(FORGETS)
+        assert trial.check() == step, f"after {error}"
+    assert tried or scene == "the same step again"
+
+
+@pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("wrong", POWER_LOSSES)
 def test_the_power_fails(matrix: Matrix, scene: str, wrong: str) -> None:
     for at, step, trial in matrix.trials(scene, wrong):

@@ -85,6 +85,7 @@ class CheckpointStore:
     protected: frozenset[int] = field(default=frozenset(), init=False)
     """Steps whose checkpoints stay however many newer ones there are."""
     _damaged: set[Path] = field(default_factory=set, init=False)
+    """Known to be damaged or, after a failed flush, not known to be durable: replaced when saved again."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -153,15 +154,17 @@ class CheckpointStore:
     # Writing
 
     def _standing(self, path: Path, step: int) -> int | None:
-        """Size of the valid checkpoint that stands at `path`, None when there is none or it is damaged."""
-        if not os.path.lexists(path):
+        """Size of the valid checkpoint that stands at `path`, None when there is none or it is damaged.
+
+        It is durable: opening flushed what was there, and of what came since, only that which was flushed counts.
+        """
+        if path in self._damaged or not os.path.lexists(path):
             return None
         try:
             manifest = verify(path, self.run, step)
         except UnusableError:
             return None
-        with _telling(f"step {step}: {self.folder} could not be flushed"):
-            self.files.flush_folder(self.folder)
+        with _telling(f"step {step}: {path} could not be read"):
             return sum(entry.size_bytes for entry in manifest.files) + (path / MANIFEST).stat().st_size
 
     def _trainer_bytes(self, step: int, trainer: Mapping[str, Any]) -> bytes:
@@ -222,7 +225,8 @@ class CheckpointStore:
         try:
             self.files.flush_folder(self.folder)
         except OSError as error:
-            with contextlib.suppress(OSError):  # take it back: a later save must not take its durability for granted
+            self._damaged.add(path)  # a later save must not take its durability for granted, nor flush it once more
+            with contextlib.suppress(OSError):
                 self.files.rename(path, temporary)
             raise CheckpointError(f"step {step}: {self.folder} could not be flushed: {describe(error)}") from error
         return notes
