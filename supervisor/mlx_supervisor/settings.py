@@ -13,7 +13,7 @@ import platformdirs
 from mlx_supervisor import tables, wire
 from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
 from mlx_supervisor.settings_rules import check_name, check_run, resolve
-from mlx_supervisor.sizes import check_smallest
+from mlx_supervisor.sizes import check_smallest, share_of
 from mlx_supervisor.sizes import parse_bytes as parse_bytes
 
 FILE_LIMIT_BYTES = 1024 * 1024
@@ -48,12 +48,15 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The limit, and when the worker clears MLX's cache.
+    """The limits, and what becomes of MLX's cache.
 
     `limit`: bytes (int), a size ("18 GiB"), or a share of the machine's memory ("80%", or a float up to 1).
+    `device_limit`: likewise, of the memory that a device has of its own.
     """
 
     limit: int | float | str = "80%"
+    device_limit: int | float | str = "80%"
+    policy: Literal["adaptive", "always", "never"] = "adaptive"
     confirm_samples: Positive = 2
     soft_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.97
     leak_mib_per_step: Annotated[float, msgspec.Meta(gt=0, le=1_048_576)] = 0.5
@@ -281,8 +284,6 @@ def job_of(
     """What the worker of one generation is told. `checkpoint_every_steps` tightens the settings' interval only."""
     run = settings.runs[name]
     base = settings.path.parent
-    memory = {key: getattr(run.memory, key) for key in wire.MemoryJob.__struct_fields__ if "limit" not in key}
-    cache_limit = run.memory.cache_limit
     config = resolve(run.task.config, base) if run.task.config is not None else None
     return wire.Job(
         run=name,
@@ -304,11 +305,7 @@ def job_of(
             preserve_effective=run.batch.preserve_effective,
             sample_log=run.batch.sample_log,
         ),
-        memory=wire.MemoryJob(
-            **memory,
-            cache_limit_bytes=None if cache_limit is None else parse_bytes(cache_limit, None),
-            limit_bytes=memory_limit_bytes,
-        ),
+        memory=_memory_job(run.memory, memory_limit_bytes),
         checkpoint=_checkpoint_job(run.checkpoint, checkpoint_every_steps, mean_time_between_failures_s),
         drill=wire.DrillJob(**msgspec.structs.asdict(run.drill)),
         grace_s=run.restart.stop_grace_s,
@@ -332,3 +329,14 @@ def _checkpoint_job(
     if mean_time_between_failures_s is None:
         return job
     return msgspec.structs.replace(job, mean_time_between_failures_s=mean_time_between_failures_s)
+
+
+def _memory_job(settings: MemorySettings, limit_bytes: int | None) -> wire.MemoryJob:
+    plain = ("policy", "clear_before_gradients", "clear_after_gradients", "clear_after_update", "release_pause_s")
+    job = wire.MemoryJob(limit_bytes=limit_bytes, **{name: getattr(settings, name) for name in plain})
+    if settings.cache_limit is not None:
+        job = msgspec.structs.replace(job, cache_limit_bytes=parse_bytes(settings.cache_limit, None))
+    share = share_of(settings.device_limit)  # of what, only the worker knows: it has the device
+    if share is not None:
+        return msgspec.structs.replace(job, device_limit_share=share)
+    return msgspec.structs.replace(job, device_limit_bytes=parse_bytes(settings.device_limit, None))

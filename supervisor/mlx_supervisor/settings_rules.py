@@ -113,11 +113,16 @@ def _check_batch(batch: BatchSettings, complain: Complain) -> None:
 
 
 def _check_memory(memory: MemorySettings, complain: Complain) -> None:
-    try:
-        # an exbibyte of machine: only what is wrong on every machine is said here
-        check_smallest(parse_bytes(memory.limit, 2**60))
-    except ValueError as error:
-        complain("memory.limit", tables.show(memory.limit), str(error))
+    for key in ("limit", "device_limit"):
+        value = getattr(memory, key)
+        try:
+            # an exbibyte of machine: only what is wrong on every machine is said here
+            check_smallest(parse_bytes(value, 2**60))
+        except ValueError as error:
+            complain(f"memory.{key}", tables.show(value), str(error))
+    for key in ("clear_before_gradients", "clear_after_gradients"):
+        if getattr(memory, key) and memory.policy != "always":
+            complain(f"memory.{key}", "true", 'false, or memory.policy = "always": otherwise nothing is cleared there')
     if memory.cache_limit is not None:
         try:
             parse_bytes(memory.cache_limit, None)

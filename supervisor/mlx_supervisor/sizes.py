@@ -41,6 +41,13 @@ def parse_bytes(value: int | float | str, total_bytes: int | None) -> int:
     return int(share * total_bytes)
 
 
+def share_of(value: int | float | str) -> float | None:
+    """The share that the value names ("80%", 0.8), None when it names bytes. The value has been parsed before."""
+    if isinstance(value, str) and value.rstrip().endswith("%"):
+        return float(value.rstrip().rstrip("%")) / 100
+    return value if isinstance(value, float) else None
+
+
 def check_smallest(limit: int) -> None:
     if limit < SMALLEST_LIMIT_BYTES:
         raise ValueError(f'at least 64 MiB ({SMALLEST_LIMIT_BYTES}); a share is written 1.0 or "100%"')

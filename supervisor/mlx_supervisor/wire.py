@@ -228,17 +228,23 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryJob(msgspec.Struct, frozen=True, kw_only=True):
-    """When the worker clears MLX's cache; `release_pause_s` is waited after each clearing.
+    """What becomes of MLX's cache; `release_pause_s` is waited after each clearing.
 
+    `policy` "adaptive": it may hold what the limits leave over the measured need. "always": it is cleared at the points
+    named by `clear_…`, which otherwise mean nothing. "never": MLX's own limits, and nothing else.
     `limit_bytes`: what the supervisor allows the worker's process group; None: nobody watches.
+    `device_limit_bytes`, or else `device_limit_share` of what it has: for a device with memory of its own.
     """
 
+    policy: Literal["adaptive", "always", "never"] = "adaptive"
     clear_before_gradients: bool = False
     clear_after_gradients: bool = False
     clear_after_update: bool = True
     release_pause_s: Seconds = 0.0
     cache_limit_bytes: Count | None = None
     limit_bytes: Count | None = None
+    device_limit_bytes: Count | None = None
+    device_limit_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.8
 
 
 class CheckpointJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -130,12 +130,26 @@ WRONG = [
     (with_table("memory", "limit = 80.0"), "runs.night.memory.limit", "80.0", "a share"),
     (with_table("memory", "limit = 1"), "runs.night.memory.limit", "whole number 1", "at least 64 MiB"),
     (with_table("memory", 'limit = "63 MiB"'), "runs.night.memory.limit", "63 MiB", "at least 64 MiB"),
+    (with_table("memory", 'device_limit = "0%"'), "runs.night.memory.device_limit", "0%", "a share"),
+    (with_table("memory", "device_limit = 1"), "runs.night.memory.device_limit", "whole number 1", "at least 64 MiB"),
+    (with_table("memory", 'policy = "sometimes"'), "runs.night.memory.policy", "sometimes", '"adaptive" or "always"'),
+    (
+        with_table("memory", "clear_after_gradients = true"),
+        "runs.night.memory.clear_after_gradients",
+        "true",
+        'memory.policy = "always"',
+    ),
     (with_table("memory", 'cache_limit = "10%"'), "runs.night.memory.cache_limit", "10%", "a size such as"),
     (with_table("memory", "cache_limit = -1"), "runs.night.memory.cache_limit", "-1", "bytes"),
     # contradictions
     (with_table("batch", "size = 2\nminimum = 4"), "runs.night.batch.minimum", "4", "at most batch.size, 2"),
     (with_table("batch", "size = 2\nstart = 4"), "runs.night.batch.start", "4", "at most batch.size, 2"),
-    (with_table("batch", "size = 8\nminimum = 4\nstart = 2"), "runs.night.batch.start", "2", "at least batch.minimum, 4"),
+    (
+        with_table("batch", "size = 8\nminimum = 4\nstart = 2"),
+        "runs.night.batch.start",
+        "2",
+        "at least batch.minimum, 4",
+    ),
     (with_table("batch", "start = 2"), "runs.night.batch.start", "2", "only together with batch.size"),
     (with_table("batch", "accumulation = 2"), "runs.night.batch.accumulation", "2", "batch.size is not set"),
     (with_table("batch", "size = 65536\naccumulation = 65536"), "runs.night.batch.accumulation", "65536", "below"),
@@ -326,17 +340,18 @@ def test_every_threshold_reaches_the_policy(tmp_path: Path) -> None:
 def test_job_survives_its_file_and_carries_everything(tmp_path: Path) -> None:
     text = GOOD + (
         'args = {width = 32, deep = {a = [1, "x"]}}\n[runs.night.memory]\ncache_limit = "1 GiB"\n'
-        "release_pause_s = 0.5\n"
+        'release_pause_s = 0.5\npolicy = "always"\ndevice_limit = "2 GiB"\n'
         "clear_before_gradients = true\nclear_after_gradients = true\nclear_after_update = false\n"
         "[runs.night.checkpoint]\nevery_steps = 9\nevery_seconds = 5\nkeep = 2\n[runs.night.batch]\nsample_log = true\n"
         "[runs.night.drill]\nleak_mib_per_step = 4\ngenerations = [1, 2]\n"
     )
     settings = read(tmp_path, text)
-    job = job_of(settings, "night", 3, tmp_path / "run", "ipc://x", 4, 16, 5)
+    job = job_of(settings, "night", 3, tmp_path / "run", "ipc://x", 4, 16, 5, memory_limit_bytes=3 * GIB)
     assert load_job(dump_json(job)) == job
     assert (job.run, job.generation, job.telemetry, job.steps) == ("night", 3, "ipc://x", 100)
     assert (job.batch.size, job.batch.effective, job.batch.sample_log) == (4, 16, True)
     assert (job.memory.cache_limit_bytes, job.memory.release_pause_s) == (GIB, 0.5)
+    assert (job.memory.policy, job.memory.limit_bytes, job.memory.device_limit_bytes) == ("always", 3 * GIB, 2 * GIB)
     assert job.memory.clear_before_gradients
     assert job.memory.clear_after_gradients
     assert not job.memory.clear_after_update
@@ -370,6 +385,15 @@ def test_checkpoint_interval_is_tightened_never_loosened(tmp_path: Path) -> None
     for every, asked, expected in ((9, 5, 5), (9, 50, 9), (0, 5, 5), (9, None, 9)):
         settings = read(tmp_path, with_table("checkpoint", f"every_steps = {every}\nevery_seconds = 60"))
         assert job_of(settings, "night", 1, tmp_path, None, 1, 1, asked).checkpoint.every_steps == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [('"40 %"', 0.4), ("0.25", 0.25), ('"100%"', 1.0)])
+def test_a_share_of_the_device_is_left_to_the_worker(tmp_path: Path, value: str, expected: float) -> None:
+    settings = read(tmp_path, with_table("memory", f"device_limit = {value}"))
+    memory = job_of(settings, "night", 1, tmp_path, None, 1, 1).memory
+    assert (memory.device_limit_share, memory.device_limit_bytes) == (expected, None)
+    plain = job_of(read(tmp_path, GOOD), "night", 1, tmp_path, None, 1, 1).memory
+    assert (plain.policy, plain.device_limit_share, plain.device_limit_bytes) == ("adaptive", 0.8, None)
 
 
 def test_drill_settings_and_drill_job_have_the_same_fields_and_defaults() -> None:

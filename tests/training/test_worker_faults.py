@@ -211,10 +211,10 @@ def test_checkpoints_by_the_clock(desk):
 
 
 def test_memory_policy_keeps_the_cache_small(desk):
-    quiet = {"clear_after_update": False}
+    quiet = {"policy": "always", "clear_after_update": False}
     kept = desk.run(desk.job(args={"hidden": 512}, memory=quiet))
     cleared = desk.run(desk.job(args={"hidden": 512}, memory=quiet | {"clear_after_update": True}))
-    every = {"clear_before_gradients": True, "clear_after_gradients": True, "clear_after_update": True}
+    every = quiet | {"clear_before_gradients": True, "clear_after_gradients": True, "clear_after_update": True}
     all_points = desk.run(desk.job(args={"hidden": 512}, memory=every | {"release_pause_s": 0.01}))
     limited = desk.run(desk.job(args={"hidden": 512}, memory=quiet | {"cache_limit_bytes": 0}))
     assert kept.steps[-1].cache_bytes > 0

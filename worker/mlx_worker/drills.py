@@ -28,6 +28,12 @@ class Drills:
     def ignore_sigterm(self) -> bool:
         return self._on and self._job.ignore_sigterm
 
+    @property
+    def within_updates(self) -> bool:
+        """Whether something may happen within an update: then the update before it is to be done and told of."""
+        job = self._job
+        return self._on and any((job.leak_mib_per_step, job.allocate_mib, job.crash_at_step, job.hang_at_step))
+
     def slow_start(self, stop: StopFlag) -> None:
         """Be as slow as asked, unless a stop comes."""
         end_s = time.monotonic() + (self._job.slow_start_s if self._on else 0.0)

@@ -1,6 +1,7 @@
 """Gradients of one update: micro-batch by micro-batch, summed by weight, divided once."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -14,18 +15,36 @@ SHAPES_LIMIT = 64
 """mx.compile keeps a program per shape and never evicts: after so many, they are all dropped and made anew."""
 
 
+@dataclass(frozen=True)
+class Applied:
+    """An update that the device may still be computing: the mean loss, the sum of weights, and the learning rate."""
+
+    loss: mx.array
+    weight: mx.array
+    rate: mx.array | None
+
+    def wait(self) -> tuple[float, float, float]:
+        """The three as numbers, once the update is done. Raises what the device raised."""
+        mx.eval(self.loss, self.weight)
+        return _number(self.loss), _number(self.weight), 0.0 if self.rate is None else _number(self.rate)
+
+
 class Gradients:
-    """Computes gradients and applies them. A single micro-batch is the plain step, with no scaling at all.
+    """Computes gradients and applies them. A single micro-batch is the plain step, with no scaling at all, and one
+    program; where there is something to do between its gradients and the update (`splits`), two.
 
     Several are sums of weight x gradient in float32, divided by the sum of weights: the loss of a micro-batch that
     has no weight (every token masked) counts for nothing, where a mean over it would be NaN.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, splits: bool = False) -> None:
         self._task = task
+        self._splits = splits
         self._value_and_grad = nn.value_and_grad(task.model, self._loss)
         self.counts_tokens = False
         self._sums: Any = None
+        self._done: tuple[mx.array, mx.array] | None = None
+        self._before: mx.array | None = None
         self._alone = True
         self._shapes: set[Any] = set()
         self._prepare()
@@ -35,24 +54,38 @@ class Gradients:
         self._bound_shapes(arrays, alone)
         self._alone = alone
         count = mx.array(samples, mx.float32)
-        if alone:
+        if alone and not self._splits:
+            self._done = self._whole(count, *arrays)
+        elif alone:
             self._sums = self._plain(count, *arrays)
         elif self._sums is None:
             self._sums = self._first(count, *arrays)
         else:
             self._sums = self._further(self._sums, count, *arrays)
 
-    def evaluate(self) -> None:
-        """Evaluate what was added so far, so that its activations are dropped."""
-        mx.eval(self._sums, self._task.model.state, mx.random.state)
+    def evaluate(self, *, waiting: bool) -> None:
+        """Compute what was added so far, so that its activations are dropped.
 
-    def apply(self) -> tuple[float, float]:
-        """Update the weights; the mean loss and the sum of weights. Evaluates everything, so that no graph piles up."""
-        sums, self._sums = self._sums, None
-        loss, weight = (self._update if self._alone else self._update_by_mean)(sums)
-        del sums
-        mx.eval(loss, weight, self._task.model.state, self._task.optimizer.state, mx.random.state)
-        return float(loss.item()), float(weight.item())
+        Not `waiting`: only what was added before the last has to be done when this returns.
+        """
+        if waiting:
+            mx.eval(self._sums, self._task.model.state, mx.random.state)
+            return
+        mx.async_eval(self._sums, self._task.model.state, mx.random.state)
+        if self._before is not None:
+            mx.eval(self._before)
+        self._before = self._sums[1]
+
+    def apply(self) -> Applied:
+        """Update the weights. The device begins with everything that it needs for that, so that no graph piles up."""
+        if self._done is None:
+            sums, self._sums, self._before = self._sums, None, None
+            self._done = (self._update if self._alone else self._update_by_mean)(sums)
+            del sums
+        (loss, weight), self._done = self._done, None
+        rate = _learning_rate(self._task)
+        mx.async_eval(loss, weight, self._task.model.state, self._task.optimizer.state, mx.random.state)
+        return Applied(loss, weight, rate)
 
     def _loss(self, count: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
         result = self._task.loss(self._task.model, *arrays)
@@ -66,12 +99,13 @@ class Gradients:
 
     def _prepare(self) -> None:
         model, optimizer = self._task.model, self._task.optimizer
-        forward = [model.state, mx.random.state]
+        forward, update = [model.state, mx.random.state], [model.state, optimizer.state]
+        self._whole = self._compiled(self._whole_step, [model.state, optimizer.state, mx.random.state])
         self._plain = self._compiled(self._plain_step, forward)
         self._first = self._compiled(self._first_step, forward)
         self._further = self._compiled(self._further_step, forward)
-        self._update = self._compiled(self._update_step, [model.state, optimizer.state])
-        self._update_by_mean = self._compiled(self._update_by_mean_step, [model.state, optimizer.state])
+        self._update = self._compiled(self._update_step, update)
+        self._update_by_mean = self._compiled(self._update_by_mean_step, update)
 
     def _compiled(self, function: Callable[..., Any], state: list[Any]) -> Callable[..., Any]:
         return mx.compile(function, inputs=state, outputs=state) if self._task.compile else function
@@ -84,6 +118,9 @@ class Gradients:
             self._shapes.clear()
             self._prepare()
         self._shapes.add(shapes)
+
+    def _whole_step(self, count: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
+        return self._update_step(self._plain_step(count, *arrays))
 
     def _plain_step(self, count: mx.array, *arrays: Any) -> Any:
         (loss, weight), gradients = self._value_and_grad(count, *arrays)
@@ -110,6 +147,19 @@ class Gradients:
         means = tree_map(lambda total, like: (total / total_weight).astype(like.dtype), gradients, parameters)
         self._task.optimizer.update(self._task.model, means)
         return loss / weight, weight
+
+
+def _learning_rate(task: Task) -> mx.array | None:
+    try:
+        rate = task.optimizer.learning_rate
+    except (AttributeError, KeyError):  # Adafactor may compute its own at every step
+        return None
+    return rate if isinstance(rate, mx.array) else mx.array(rate)
+
+
+def _number(value: mx.array) -> float:
+    number: Any = value.item()
+    return float(number)
 
 
 def _weighted(value: mx.array, weight: mx.array) -> mx.array:

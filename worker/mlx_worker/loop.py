@@ -18,7 +18,7 @@ from mlx_worker.checkpoints import CheckpointStore, LoadedCheckpoint, weights_sh
 from mlx_worker.control import Control
 from mlx_worker.drills import Drills
 from mlx_worker.errors import RefusedError
-from mlx_worker.gradients import Gradients
+from mlx_worker.gradients import Applied, Gradients
 from mlx_worker.lifeline import HangWatchdog, StopFlag
 from mlx_worker.link import Link
 from mlx_worker.memory import Memory
@@ -112,6 +112,21 @@ def plan_of(job: wire.Job, task: Task) -> Plan:
     return Plan(size, effective, steps)
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """An update that the device is computing. `cursor`: samples taken once it is done; `size`: as in the plan."""
+
+    step: int
+    epoch: int
+    ids: list[int]
+    cursor: int
+    size: int
+    accumulation: int
+    started_s: float
+    applied: Applied
+    counts_tokens: bool
+
+
 class Trainer:
     """One life of a run, from its newest checkpoint on."""
 
@@ -130,6 +145,7 @@ class Trainer:
         self.watchdog = HangWatchdog(job.hang_timeout_s)
         self.saver = Saver(job, store, newest, control, memory, self.watchdog)
         self.sample_log = SampleLog(job)
+        self._finished_s = float("-inf")
 
     def _restore(self, newest: LoadedCheckpoint | None) -> tuple[resume.Progress, list[str]]:
         return (resume.Progress(), []) if newest is None else resume.restore(newest, self.task, self.facts)
@@ -169,53 +185,88 @@ class Trainer:
 
     def _train(self) -> None:
         task, progress = self.task, self.progress
-        gradients = Gradients(task)
+        gradients = Gradients(task, splits=self.memory.splits_update)
         task.model.train()
         if progress.step == 0 and task.evaluate_every_steps and not self.stop.asked:
             self._evaluate()
         self.watchdog.arm()
-        while progress.step < self.plan.steps:
+        self.memory.start_peak()
+        launched: _Launched | None = None  # what the device computes while the next update is prepared
+        while True:
             self.control.poll()
+            if launched is not None and self._is_looked_at(launched.step):
+                self._finish(launched)
+                launched = None
+                self._between_updates()
+                continue
             self._resize()
-            if self.stop.asked:
+            step = progress.step + 1 if launched is None else launched.step + 1
+            if self.stop.asked or step > self.plan.steps:
                 break
-            started_s = time.perf_counter()
-            self.memory.start_peak()
-            epoch, ids = self.batches.epoch, self.batches.next(self.plan.effective)
-            micro_batches = [ids[i : i + self.plan.size] for i in range(0, len(ids), self.plan.size)]
-            alone = len(micro_batches) == 1
+            before, launched = launched, self._launch(gradients, step)
+            if before is not None:
+                self._finish(before)
+        if launched is not None:
+            self._finish(launched)
+            self._between_updates()
 
-            self.memory.before_gradients()
-            for chosen in micro_batches:
-                gradients.add(self._collate(chosen), len(chosen), alone=alone)
-                if not alone or self.memory.splits_update:
-                    gradients.evaluate()
-                    self.memory.after_gradients()
-                    self.control.poll()
-                    self.watchdog.arm()
-            self.drills.within_update(progress.step + 1)
-            loss, weight = gradients.apply()
-            self.memory.after_update()
+    def _is_looked_at(self, step: int) -> bool:
+        """Whether the state after this update is needed as it is, so that the next must not have begun."""
+        waits = self.memory.waits or self.drills.within_updates
+        saves = self.control.checkpoint_asked or self.saver.is_due(step)
+        return waits or saves or self._evaluation_is_due(step)
 
-            tokens = int(weight) if gradients.counts_tokens else 0
-            progress.step += 1
-            progress.cursor = self.batches.cursor
-            progress.samples += len(ids)
-            progress.tokens += tokens
-            progress.loss = loss
-            seconds = time.perf_counter() - started_s
-            self.watchdog.note_update(seconds)
-            self.saver.note_update(seconds)
-            self.sample_log.write(progress.step, epoch, ids)
-            self._report(tokens, len(ids), len(micro_batches), seconds)
-            if task.after_update is not None:
-                rate = _learning_rate(task)
-                task.after_update(Update(progress.step, loss, rate, tokens, progress.tokens, seconds))
-            if self._evaluation_is_due():
-                self._evaluate()
-            self.control.poll()
-            if self.saver.is_due(progress.step) or self.control.checkpoint_asked:
-                self._save(waiting=self.control.checkpoint_asked)
+    def _launch(self, gradients: Gradients, step: int) -> _Launched:
+        """Let the device begin with the next update."""
+        started_s = time.perf_counter()
+        epoch, ids = self.batches.epoch, self.batches.next(self.plan.effective)
+        micro_batches = [ids[i : i + self.plan.size] for i in range(0, len(ids), self.plan.size)]
+        alone = len(micro_batches) == 1
+
+        self.memory.before_gradients()
+        for chosen in micro_batches:
+            gradients.add(self._collate(chosen), len(chosen), alone=alone)
+            if not alone or self.memory.splits_update:
+                gradients.evaluate(waiting=self.memory.waits)
+                self.memory.after_gradients()
+                self.control.poll()
+                self.watchdog.arm()
+        self.drills.within_update(step)
+        applied = gradients.apply()
+        return _Launched(
+            step, epoch, ids, self.batches.cursor, self.plan.size, len(micro_batches), started_s, applied,
+            gradients.counts_tokens,
+        )  # fmt: skip
+
+    def _finish(self, launched: _Launched) -> None:
+        """Wait until the update is done, and tell of it."""
+        progress = self.progress
+        loss, weight, rate = launched.applied.wait()
+        self.memory.after_update()
+        now_s = time.perf_counter()
+        seconds = now_s - max(launched.started_s, self._finished_s)
+        self._finished_s = now_s
+        tokens = int(weight) if launched.counts_tokens else 0
+        progress.step = launched.step
+        progress.cursor = launched.cursor
+        progress.samples += len(launched.ids)
+        progress.tokens += tokens
+        progress.loss = loss
+        self.watchdog.note_update(seconds)
+        self.saver.note_update(seconds)
+        self.sample_log.write(progress.step, launched.epoch, launched.ids)
+        self._report(launched, tokens, rate, seconds)
+        if self.task.after_update is not None:
+            self.task.after_update(Update(progress.step, loss, rate, tokens, progress.tokens, seconds))
+
+    def _between_updates(self) -> None:
+        """What needs the state of the last update, when the next has not begun."""
+        if self._evaluation_is_due(self.progress.step):
+            self._evaluate()
+        self.control.poll()
+        if self.saver.is_due(self.progress.step) or self.control.checkpoint_asked:
+            self._save(waiting=self.control.checkpoint_asked)
+        self.memory.start_peak()
 
     def _collate(self, ids: list[int]) -> tuple[Any, ...]:
         arrays = self.task.collate([self.task.dataset[i] for i in ids])
@@ -233,13 +284,13 @@ class Trainer:
         self.plan = Plan(size, resize.effective_batch, self.plan.steps)
         self.facts["free"] |= {"batch.size": size, "batch.effective": resize.effective_batch}
 
-    def _report(self, tokens: int, samples: int, accumulation: int, seconds: float) -> None:
-        counters = self.memory.read()
+    def _report(self, launched: _Launched, tokens: int, rate: float, seconds: float) -> None:
+        counters = self.memory.note_update()
         self.link.send(
             wire.Step,
-            step=self.progress.step, loss=self.progress.loss, tokens=tokens, samples=samples,
-            learning_rate=_learning_rate(self.task), seconds=seconds,
-            batch_size=self.plan.size, accumulation=accumulation,
+            step=self.progress.step, loss=self.progress.loss, tokens=tokens, samples=len(launched.ids),
+            learning_rate=rate, seconds=seconds,
+            batch_size=launched.size, accumulation=launched.accumulation,
             active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes, peak_bytes=counters.peak_bytes,
             resident_bytes=counters.resident_bytes, dropped=self.link.dropped,
         )  # fmt: skip
@@ -251,8 +302,8 @@ class Trainer:
             self.control.phase("train")
         return saved
 
-    def _evaluation_is_due(self) -> bool:
-        every, step = self.task.evaluate_every_steps, self.progress.step
+    def _evaluation_is_due(self, step: int) -> bool:
+        every = self.task.evaluate_every_steps
         return every > 0 and (step % every == 0 or step == self.plan.steps)
 
     def _evaluate(self) -> None:
@@ -306,10 +357,3 @@ class Trainer:
         self.watchdog.arm(CHECKPOINT_BOUND_S)
         self.task.export(folder)
         print(f"exported to {folder}")
-
-
-def _learning_rate(task: Task) -> float:
-    try:
-        return float(task.optimizer.learning_rate.item())
-    except (AttributeError, KeyError):  # Adafactor may compute its own at every step
-        return 0.0

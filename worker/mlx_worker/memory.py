@@ -1,14 +1,16 @@
-"""When MLX's cache is cleared, and what its counters say."""
+"""What becomes of MLX's cache, and what its counters say."""
 
 import contextlib
 import gc
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import psutil
 
 from mlx_supervisor import wire
+from mlx_worker.cache_budget import CacheBudget
 
 
 @dataclass(frozen=True)
@@ -22,55 +24,130 @@ class Counters:
 
 
 class Memory:
-    """The job's clearing points; a pause after each lets the system take the memory back."""
+    """The job's policy. Clearing points belong to "always"; "adaptive" bounds the cache, and the allocator trims it."""
 
     def __init__(self, job: wire.MemoryJob) -> None:
         self._job = job
+        self._always = job.policy == "always"
         self._process = psutil.Process()
+        self._peak_before_bytes = 0
+        self._device = _Device()
+        self._budget = self._new_budget() if job.policy == "adaptive" else None
         if job.cache_limit_bytes is not None:
             mx.set_cache_limit(job.cache_limit_bytes)
-        wired_bytes = mx.device_info().get("max_recommended_working_set_size")
-        if wired_bytes is not None:  # Metal only; as mlx_lm's trainer does
-            mx.set_wired_limit(int(wired_bytes))
+        if self._budget is not None and self._device.enforces:
+            mx.set_memory_limit(self._budget.room_bytes)
+        if self._device.wired_bytes is not None:  # Metal only; as mlx_lm's trainer does
+            mx.set_wired_limit(self._device.wired_bytes)
+
+    def _new_budget(self) -> CacheBudget | None:
+        job, device = self._job, self._device
+        limit_bytes = job.limit_bytes
+        if device.own_bytes is not None:
+            limit_bytes = job.device_limit_bytes or int(job.device_limit_share * device.own_bytes)
+            limit_bytes = min(limit_bytes, device.own_bytes)
+        elif limit_bytes is not None and device.wired_bytes is not None:
+            limit_bytes = min(limit_bytes, device.wired_bytes)
+        if limit_bytes is None:
+            return None
+        return CacheBudget(limit_bytes, own=device.own_bytes is not None, enforced=device.enforces)
+
+    @property
+    def waits(self) -> bool:
+        """Whether an update is to be done before the next one begins, rather than overlap with its beginning."""
+        return self._always or (self._budget is not None and self._budget.tight)
 
     @property
     def splits_update(self) -> bool:
         """Whether the gradients are to be evaluated on their own, so that there is something to clear after them."""
-        return self._job.clear_after_gradients
+        return self._always and self._job.clear_after_gradients
 
     def before_gradients(self) -> None:
         """Before the first forward pass of an update."""
-        if self._job.clear_before_gradients:
+        if self._always and self._job.clear_before_gradients:
             self._clear()
 
     def after_gradients(self) -> None:
         """Once a micro-batch's gradients are evaluated and its activations are gone."""
-        if self._job.clear_after_gradients:
+        if self.splits_update:
             self._clear()
 
     def after_update(self) -> None:
         """Once the new weights are evaluated and the gradients dropped."""
-        if self._job.clear_after_update:
+        if self._always and self._job.clear_after_update:
             self._clear()
 
+    def note_update(self) -> Counters:
+        """The counters at the end of an update, by which an adaptive policy goes.
+
+        The next update may have begun already: its peak counts from the end of the update before this one.
+        """
+        counters = self.read()
+        self._peak_before_bytes = mx.get_peak_memory()
+        mx.reset_peak_memory()
+        if self._budget is None:
+            return counters
+        other_bytes = self._other_bytes(counters)
+        if self._budget.is_under_pressure(counters.active_bytes, counters.cache_bytes, other_bytes):
+            mx.clear_cache()
+            self._set_cache_limit(self._budget.relieve())
+        self._set_cache_limit(self._budget.add(counters.active_bytes, counters.peak_bytes, other_bytes))
+        return counters
+
+    def _other_bytes(self, counters: Counters) -> int:
+        """What this process holds besides MLX's buffers. A Mac's resident set leaves most of those out."""
+        if self._device.wired_bytes is not None:
+            return counters.resident_bytes
+        return max(0, counters.resident_bytes - counters.active_bytes - counters.cache_bytes)
+
+    def _set_cache_limit(self, limit_bytes: int | None) -> None:
+        if limit_bytes is None:
+            return
+        if self._job.cache_limit_bytes is not None:
+            limit_bytes = min(limit_bytes, self._job.cache_limit_bytes)
+        mx.set_cache_limit(limit_bytes)
+        if self._budget is not None and self._device.enforces:
+            mx.set_memory_limit(self._budget.room_bytes)
+
     def relieve(self) -> Counters:
-        """All that can be given back at once: Python's garbage, then MLX's cache."""
+        """All that can be given back at once: Python's garbage, then MLX's cache, which stays smaller for a while."""
         gc.collect()
         self._clear()
+        if self._budget is not None:
+            self._set_cache_limit(self._budget.relieve())
         return self.read()
 
     def start_peak(self) -> None:
         """Peak counts from here."""
         mx.reset_peak_memory()
+        self._peak_before_bytes = 0
 
     def read(self) -> Counters:
         """The counters now."""
         resident_bytes = 0
         with contextlib.suppress(psutil.Error):
             resident_bytes = self._process.memory_info().rss
-        return Counters(mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory(), resident_bytes)
+        active_bytes = mx.get_active_memory()
+        peak_bytes = max(mx.get_peak_memory(), self._peak_before_bytes, active_bytes)
+        return Counters(active_bytes, mx.get_cache_memory(), peak_bytes, resident_bytes)
 
     def _clear(self) -> None:
         mx.clear_cache()
         if self._job.release_pause_s:
             time.sleep(self._job.release_pause_s)
+
+
+class _Device:
+    """The device that computes. `own_bytes`: its own memory (CUDA); `wired_bytes`: what it may use of ours (Metal).
+
+    `enforces`: the allocator keeps active and cached memory together under `mx.set_memory_limit`, by giving back cached
+    buffers before it asks for more; the CPU's does not.
+    """
+
+    def __init__(self) -> None:
+        information: dict[str, Any] = dict(mx.device_info())
+        self.enforces = bool(mx.default_device().type == mx.DeviceType.gpu)
+        wired_bytes = information.get("max_recommended_working_set_size")
+        self.wired_bytes = None if wired_bytes is None else int(wired_bytes)
+        own_bytes = information.get("total_memory") if self.enforces else None
+        self.own_bytes = None if own_bytes is None else int(own_bytes)

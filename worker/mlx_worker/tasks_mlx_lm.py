@@ -20,7 +20,7 @@ from mlx_lm.utils import load as load_mlx_lm
 from mlx_lm.utils import save_config
 
 from mlx_supervisor import wire
-from mlx_worker import mlx_lm_config, mlx_lm_data, mlx_lm_reports
+from mlx_worker import batching, mlx_lm_config, mlx_lm_data, mlx_lm_reports
 from mlx_worker.mlx_lm_config import LoraConfig
 from mlx_worker.task import EvaluationContext, Task, Update
 
@@ -53,7 +53,7 @@ def build(job: wire.Job) -> Task:
         loss=default_loss,
         dataset=data.train,
         lengths=data.train.sizes(),
-        collate=lambda samples: _collate(samples, values.max_seq_length),
+        collate=lambda samples: batching.pad(samples, values.max_seq_length),
         evaluate=_evaluation(config, data.valid, values.val_batches),
         test=_test(config, data.test),
         after_update=_after_update(config, model, reports),
@@ -179,12 +179,6 @@ def _prepare_layers(config: LoraConfig, model: Any) -> None:
         if not path.is_file():
             raise config.refuse("resume_adapter_file", f"no such file: {path}")
         model.load_weights(str(path), strict=False)
-
-
-def _collate(samples: list[tuple[list[int], int]], max_seq_length: int) -> tuple[mx.array, mx.array]:
-    """Padded by mlx_lm's own batching, from exactly these samples."""
-    batch, lengths = next(iterate_batches(samples, len(samples), max_seq_length))
-    return batch, lengths
 
 
 def _evaluation(

@@ -25,7 +25,7 @@ def run_bare(file: Path, name: str | None, *, state_dir: Path | None, as_json: b
     with tempfile.TemporaryDirectory(prefix="mlx-bare-") as folder:
         batch = settings.runs[chosen].batch
         effective = None if batch.size is None else batch.size * batch.accumulation
-        job = job_of(settings, chosen, 1, Path(folder), None, batch.size, effective)
+        job = job_of(settings, chosen, 1, Path(folder), None, batch.size, effective, memory_limit_bytes=limit)
         job_file = Path(folder) / "job.json"
         job_file.write_bytes(wire.dump_json(job))
         limit_mib = str(limit // MIB)
