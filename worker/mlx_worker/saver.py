@@ -79,8 +79,10 @@ class Saver:
 
     def note_evaluation(self, step: int, loss: float) -> None:
         """With `keep_best`, the best state so far is due whatever the interval. Step 0 has nothing to save."""
-        better = math.isfinite(loss) and (self.best is None or loss < self.best.loss)
-        if self._job.keep_best and better and step > 0:
+        if not self._job.keep_best or step == 0 or not math.isfinite(loss):
+            return
+        self.settle()  # it may be a better one that is under way, and it may fail
+        if self.best is None or loss < self.best.loss:
             self._candidate = Best(step, loss)
 
     def is_due(self, step: int) -> bool:

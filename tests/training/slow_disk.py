@@ -1,0 +1,21 @@
+"""The toy task on a disk that takes its time, so that tests can come in the middle of a write."""
+
+import time
+from typing import Any
+
+from toy_task import build as build_toy
+
+from mlx_worker import durable
+from mlx_worker.task import Task
+
+
+def build(seed: int, flush_s: float, **args: Any) -> Task:
+    """Every flush of a file takes `flush_s`; a checkpoint has four."""
+    flush = durable.Files.flush_file
+
+    def slowly(files: durable.Files, descriptor: int) -> None:
+        time.sleep(flush_s)
+        flush(files, descriptor)
+
+    durable.Files.flush_file = slowly  # type: ignore[method-assign]
+    return build_toy(seed, **args)

@@ -1,0 +1,356 @@
+"""Checkpoints in the background: what is written is the state of its step, and whatever fails is told."""
+
+import copy
+import errno
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import msgspec
+import pytest
+from tests.training import toy_task
+
+from mlx_supervisor import wire
+from mlx_worker import durable, resume, snapshot
+from mlx_worker import saver as saver_module
+from mlx_worker.checkpoints import CheckpointStore, weights_sha256
+from mlx_worker.control import Control
+from mlx_worker.gradients import Gradients
+from mlx_worker.interval import FIRST_S, LEAST_S, MOST_S
+from mlx_worker.lifeline import StopFlag
+from mlx_worker.loop import seed_generators
+from mlx_worker.memory import Counters
+from mlx_worker.saver import Saver
+from mlx_worker.task import Task
+from mlx_worker.writer import Writer
+
+PATIENCE_S = 30.0
+
+
+class GatedFiles(durable.Files):
+    """A disk that stands still while `gate` is closed, and fails while `error` is set."""
+
+    def __init__(self) -> None:
+        self.gate, self.reached = threading.Event(), threading.Event()
+        self.gate.set()
+        self.error = 0
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        self.reached.set()
+        assert self.gate.wait(PATIENCE_S)
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+        return super().write(descriptor, data)
+
+
+class Bench:
+    """A saver with its surroundings: the link notes what it is told and by which thread."""
+
+    def __init__(self, folder: Path, memory: dict[str, Any] | None = None, **checkpoint: Any) -> None:
+        self.files, self.told = GatedFiles(), list[Any]()
+        self.threads: set[int] = set()
+        self.memory = SimpleNamespace(read=lambda: Counters(0, 0, 0, 0))
+        self.keep = checkpoint.pop("keep", 2)
+        checkpoint = {"every_seconds": 0} | checkpoint
+        task = {"kind": "python", "base_dir": str(folder)}
+        fields = {"run": "run", "generation": 1, "run_dir": str(folder), "task": task, "checkpoint": checkpoint}
+        self.job = msgspec.convert(fields | {"memory": memory or {}}, wire.Job)
+        self.folder = folder
+        self.saver = self.begin()
+
+    def begin(self) -> Saver:
+        """A life, from the newest checkpoint on."""
+        self.store = CheckpointStore(self.folder / "c", "run", self.keep, self.files)
+        watchdog: Any = SimpleNamespace(arm=lambda floor_s=0.0: None)
+        link: Any = SimpleNamespace(send=self._send)
+        memory: Any = self.memory
+        control = Control(link, StopFlag(), memory)
+        return Saver(self.job, self.store, self.store.load_newest(), control, memory, watchdog)
+
+    def _send(self, kind: Any, **fields: Any) -> None:
+        self.threads.add(threading.get_ident())
+        self.told.append((kind, SimpleNamespace(**fields)))
+
+    @property
+    def reports(self) -> list[Any]:
+        return [fields for kind, fields in self.told if kind is wire.Checkpoint]
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(int(path.name[5:]) for path in (self.folder / "c").glob("step-*"))
+
+    def save(self, step: int, *, task: Task | None = None, waiting: bool = False) -> bool:
+        progress = resume.Progress(step=step, cursor=8 * step)
+        return self.saver.save(progress, 0, {"free": {"batch.size": 8}}, task or TASK, waiting=waiting)
+
+    def until_reported(self, count: int) -> None:
+        """As the loop does it: after every update."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while len(self.reports) < count:
+            assert time.monotonic() < deadline_s
+            self.saver.note_update(0.001)
+
+
+TASK = toy_task.build(0)
+TASK.optimizer.init(TASK.model.trainable_parameters())
+mx.eval(TASK.model.state, TASK.optimizer.state)
+
+
+class Training:
+    """The updates of a toy run, one by one, as the loop makes them."""
+
+    def __init__(self, *, compiled: bool, **build: Any) -> None:
+        seed_generators(3)
+        self.task = toy_task.build(3, **build)
+        self.task.compile = compiled
+        self.task.optimizer.init(self.task.model.trainable_parameters())
+        self.gradients = Gradients(self.task)
+        self.task.model.train()
+        self.step = 0
+
+    def update(self) -> None:
+        ids = [(8 * self.step + i) % 48 for i in range(8)]
+        self.gradients.add(self.task.collate(ids), 8, alone=True)
+        self.gradients.apply()
+        self.step += 1
+
+    def digest(self) -> str:
+        return weights_sha256(resume.trained_arrays(self.task) | resume.optimizer_arrays(self.task))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("build", [{"norm": True}, {"optimizer": "SGD"}])
+def test_what_is_written_is_the_state_of_its_step_however_long_it_takes(
+    tmp_path: Path, compiled: bool, build: dict[str, Any]
+) -> None:
+    calm = Training(compiled=compiled, **build)
+    states = []
+    for _ in range(12):
+        calm.update()
+        states.append((calm.digest(), resume.trainer_state(resume.Progress(), 0, {}, calm.task)["rng"]))
+    bench, run = Bench(tmp_path), Training(compiled=compiled, **build)
+    for _ in range(4):
+        run.update()
+    bench.files.gate.clear()
+    bench.save(4, task=run.task)
+    for _ in range(8):
+        run.update()
+        bench.saver.note_update(0.001)
+    assert bench.reports == [], "it is being written all the while"
+    bench.files.gate.set()
+    bench.saver.settle()
+    found = bench.store.load_newest()
+    assert found is not None
+    assert weights_sha256(found.trained | found.optimizer) == states[3][0]
+    assert found.trainer["rng"] == states[3][1]
+    assert (found.trainer["progress"]["step"], found.trainer["progress"]["cursor"]) == (4, 32)
+    assert run.digest() == states[11][0], "training is not disturbed by it either"
+
+
+def test_what_is_assigned_in_place_later_is_not_in_it() -> None:
+    model = nn.Linear(4, 4)
+    task = toy_task.build(0)
+    task.model = model
+    facts = {"free": {"batch.size": 8}}
+    progress = resume.Progress(step=1)
+    before = mx.array(model.weight) + 0
+    mx.eval(before)
+    taken = snapshot.take(progress, 0, facts, task)
+    model.weight[0] = 7.0
+    facts["free"] |= {"batch.size": 4}
+    progress.step = 2
+    mx.random.uniform()
+    mx.eval(model.state)
+    assert mx.array_equal(taken.trained["weight"], before)
+    assert taken.trainer["recipe"]["free"] == {"batch.size": 8}
+    assert (taken.step, taken.trainer["progress"]["step"]) == (1, 1)
+
+
+def test_a_snapshot_copies_nothing_where_memory_is_one() -> None:
+    if not snapshot.shared_memory():
+        pytest.skip("CUDA's memory is its own")
+    task = toy_task.build(0, hidden=4096, optimizer="SGD", schedule=False)
+    mx.eval(task.model.state)
+    before_bytes = mx.get_active_memory()
+    taken = snapshot.take(resume.Progress(), 0, {}, task)
+    assert mx.get_active_memory() - before_bytes < 4096
+    assert sum(array.nbytes for array in taken.trained.values()) > 100_000
+
+
+def test_half_precision_and_turned_arrays_come_back(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    task = toy_task.build(0)
+    task.model = nn.Linear(3, 5)
+    task.model.weight = mx.arange(15, dtype=mx.bfloat16).reshape(3, 5).T
+    bench.save(1, task=task)
+    bench.saver.settle()
+    found = bench.store.load_newest()
+    assert found is not None
+    assert weights_sha256(found.trained) == weights_sha256(resume.trained_arrays(task))
+
+
+def test_a_disk_that_fails_is_told_by_the_thread_that_trains_and_the_run_goes_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.files.error = errno.ENOSPC
+    assert bench.save(1)
+    bench.until_reported(1)
+    assert not bench.reports[0].ok
+    assert "ENOSPC" in bench.reports[0].error
+    assert not bench.save(1), "not tried twice at the same step"
+    bench.files.error = 0
+    assert bench.save(2)
+    bench.until_reported(2)
+    assert bench.reports[1].ok
+    assert bench.steps == [2]
+    assert bench.threads == {threading.get_ident()}
+
+
+def test_what_is_not_the_disks_fault_ends_the_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(bench.store, "save", broken)
+    for waiting in (False, True):
+        with pytest.raises(RuntimeError, match="the device is gone"):  # noqa: PT012
+            bench.save(1 + waiting, waiting=waiting)
+            bench.saver.settle()
+    assert [(report.ok, report.error) for report in bench.reports] == [(False, "the device is gone")] * 2
+
+
+def test_one_at_a_time_by_the_clock_it_is_put_off_by_steps_it_is_waited_for(tmp_path: Path) -> None:
+    clock, steps = Bench(tmp_path / "a", every_seconds=1e-9), Bench(tmp_path / "b", every_steps=2)
+    for bench in (clock, steps):
+        bench.files.gate.clear()
+        assert bench.saver.is_due(2)
+        bench.save(2)
+        assert not bench.saver.is_due(3)
+    assert not clock.saver.is_due(4)
+    assert steps.saver.is_due(4)
+    for bench in (clock, steps):
+        assert bench.files.reached.wait(PATIENCE_S)
+        threading.Timer(0.1, bench.files.gate.set).start()
+        bench.save(4)
+        assert [report.step for report in bench.reports] == [2], "waited for, and told"
+        assert bench.reports[0].stall_s > 0.05
+        bench.until_reported(2)
+        assert bench.steps == [2, 4]
+        assert bench.reports[1].stall_s <= bench.reports[1].seconds
+
+
+def test_waiting_means_durable_and_comes_after_what_is_under_way(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.files.gate.clear()
+    bench.save(1)
+    threading.Timer(0.05, bench.files.gate.set).start()
+    assert bench.save(2, waiting=True)
+    assert [(report.step, report.ok) for report in bench.reports] == [(1, True), (2, True)]
+    assert bench.steps == [1, 2]
+    assert bench.reports[1].stall_s >= bench.reports[1].seconds > 0
+    assert bench.save(2, waiting=True), "saved already"
+    assert len(bench.reports) == 2
+
+
+def test_without_an_interval_the_costs_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(saver_module, "time", clock)
+    bench = Bench(tmp_path, overhead=0.01, mean_time_between_failures_s=60.0)
+
+    def due_after(seconds: float) -> bool:
+        now_s[0] += seconds
+        return bench.saver.is_due(1)
+
+    assert not due_after(FIRST_S - 1)
+    assert due_after(1)
+    for step in (1, 2, 3):
+        bench.save(step)
+        bench.until_reported(step)
+        assert not due_after(LEAST_S - 0.5), "what costs milliseconds is taken as often as is sensible"
+        assert due_after(MOST_S)
+    bench.files.gate.clear()
+    bench.save(4)
+    assert not due_after(MOST_S), "the writer is busy"
+    bench.files.gate.set()
+
+
+def test_training_stands_still_where_memory_is_short(tmp_path: Path) -> None:
+    needed = snapshot.size_bytes(TASK)
+    for peak, in_background in ((500, True), (600, False)):
+        bench = Bench(tmp_path / str(peak), memory={"limit_bytes": 10 * (needed + 1001) // 9})
+        bench.memory.read = lambda peak=peak: Counters(100, 0, peak, 600)
+        bench.save(1)
+        assert bench.saver._writer.busy is in_background
+        bench.saver.settle()
+        assert [report.ok for report in bench.reports] == [True]
+
+
+def test_the_best_stays_however_old_it_gets(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, keep_best=True, keep=2)
+
+    def evaluated(step: int, loss: float) -> None:
+        bench.saver.note_evaluation(step, loss)
+        if bench.saver.is_due(step):
+            bench.save(step)
+
+    evaluated(0, 0.1)  # nothing trained yet, nothing to save
+    evaluated(10, 3.0)
+    evaluated(20, 1.0)
+    evaluated(30, float("nan"))
+    for step in (40, 50, 60):
+        evaluated(step, 2.0)
+        bench.save(step, waiting=True)
+    assert bench.steps == [20, 50, 60]
+    bench.saver = bench.begin()  # the next life knows it
+    evaluated(70, 1.5)
+    bench.save(80, waiting=True)
+    assert bench.steps == [20, 60, 80]
+    bench.files.error = errno.EIO
+    evaluated(90, 0.5)
+    bench.saver.settle()
+    bench.files.error = 0
+    bench.save(100, waiting=True)
+    assert bench.steps == [20, 80, 100], "a better one that could not be written must not cost the good one"
+    evaluated(110, 0.9)
+    bench.saver.settle()
+    assert bench.steps == [100, 110]
+    found = bench.store.load_newest()
+    assert found is not None
+    assert found.trainer["best"] == {"step": 110, "loss": 0.9}
+
+
+@pytest.mark.parametrize("noted", [None, 7, {}, {"step": "9", "loss": 1.0}, {"step": 9, "loss": 1.0}])
+def test_a_best_that_is_not_there_any_more_is_forgotten(tmp_path: Path, noted: Any) -> None:
+    bench = Bench(tmp_path, keep_best=True)
+    bench.store.save(1, {"w": mx.ones((2,))}, {}, {"best": copy.deepcopy(noted)})
+    assert bench.begin().best is None
+
+
+def test_nobody_asked_for_the_best(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.saver.note_evaluation(1, 0.5)
+    assert not bench.saver.is_due(1)
+    bench.save(1, waiting=True)
+    found = bench.store.load_newest()
+    assert found is not None
+    assert "best" not in found.trainer
+
+
+def test_signals_are_left_to_the_main_thread() -> None:
+    masks: list[set[int]] = []
+
+    def look() -> Any:
+        masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+
+    writer = Writer()
+    writer.start(look)
+    writer.collect(waiting=True)
+    assert masks[0] >= {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
