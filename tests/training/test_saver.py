@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from mlx_worker.gradients import Gradients
 from mlx_worker.interval import FIRST_S, LEAST_S, MOST_S
 from mlx_worker.lifeline import StopFlag
 from mlx_worker.loop import seed_generators
-from mlx_worker.memory import Counters
+from mlx_worker.memory import Counters, Memory
 from mlx_worker.saver import Saver
 from mlx_worker.task import Task
 from mlx_worker.writer import Writer
@@ -40,9 +41,11 @@ class GatedFiles(durable.Files):
         self.gate, self.reached = threading.Event(), threading.Event()
         self.gate.set()
         self.error = 0
+        self.on_write: Callable[[], object] = lambda: None
 
     def write(self, descriptor: int, data: memoryview) -> int:
         self.reached.set()
+        self.on_write()
         assert self.gate.wait(PATIENCE_S)
         if self.error:
             raise OSError(self.error, os.strerror(self.error))
@@ -52,15 +55,15 @@ class GatedFiles(durable.Files):
 class Bench:
     """A saver with its surroundings: the link notes what it is told and by which thread."""
 
-    def __init__(self, folder: Path, memory: dict[str, Any] | None = None, **checkpoint: Any) -> None:
+    def __init__(self, folder: Path, **checkpoint: Any) -> None:
         self.files, self.told = GatedFiles(), list[Any]()
         self.threads: set[int] = set()
-        self.memory = SimpleNamespace(read=lambda: Counters(0, 0, 0, 0))
+        self.memory = SimpleNamespace(has_room=lambda more_bytes: True)
         self.keep = checkpoint.pop("keep", 2)
         checkpoint = {"every_seconds": 0} | checkpoint
         task = {"kind": "python", "base_dir": str(folder)}
         fields = {"run": "run", "generation": 1, "run_dir": str(folder), "task": task, "checkpoint": checkpoint}
-        self.job = msgspec.convert(fields | {"memory": memory or {}}, wire.Job)
+        self.job = msgspec.convert(fields, wire.Job)
         self.folder = folder
         self.saver = self.begin()
 
@@ -282,14 +285,31 @@ def test_without_an_interval_the_costs_decide(tmp_path: Path, monkeypatch: pytes
 
 
 def test_training_stands_still_where_memory_is_short(tmp_path: Path) -> None:
-    needed = snapshot.size_bytes(TASK)
-    for peak, in_background in ((500, True), (600, False)):
-        bench = Bench(tmp_path / str(peak), memory={"limit_bytes": 10 * (needed + 1001) // 9})
-        bench.memory.read = lambda peak=peak: Counters(100, 0, peak, 600)
+    for in_background in (True, False):
+        bench = Bench(tmp_path / str(in_background))
+        asked: list[int] = []
+        bench.memory.has_room = lambda more, asked=asked, room=in_background: asked.append(more) or room
+        threads = set[int]()
+        bench.files.on_write = lambda threads=threads: threads.add(threading.get_ident())
         bench.save(1)
-        assert bench.saver._writer.busy is in_background
         bench.saver.settle()
         assert [report.ok for report in bench.reports] == [True]
+        assert asked == [snapshot.size_bytes(TASK)]
+        assert (threads == {threading.get_ident()}) is not in_background
+
+
+def test_room_is_what_the_limit_leaves_beside_the_height_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(wire.MemoryJob(policy="never", limit_bytes=1000))
+    monkeypatch.setattr(memory, "_device", SimpleNamespace(own_bytes=None, wired_bytes=None, enforces=False))
+    # 300 active, 200 cached, 450 at the height, 700 resident: 200 are of others; 650 at the height without the cache
+    monkeypatch.setattr(memory, "read", lambda: Counters(300, 200, 450, 700))
+    assert memory.has_room(250)
+    assert not memory.has_room(251)
+    monkeypatch.setattr(memory, "_device", SimpleNamespace(own_bytes=2000, wired_bytes=None, enforces=True))
+    assert memory.has_room(990), "80 % of the device's own, whatever the process holds elsewhere"
+    assert not memory.has_room(991)
+    unlimited = Memory(wire.MemoryJob(policy="never"))
+    assert unlimited.has_room(2**60)
 
 
 def test_the_best_stays_however_old_it_gets(tmp_path: Path) -> None:

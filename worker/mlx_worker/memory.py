@@ -12,6 +12,9 @@ import psutil
 from mlx_supervisor import wire
 from mlx_worker.cache_budget import CacheBudget
 
+ROOM_SHARE = 0.9
+"""Of the memory limit: what `has_room` leaves free is for what varies from update to update."""
+
 
 @dataclass(frozen=True)
 class Counters:
@@ -41,16 +44,32 @@ class Memory:
             mx.set_wired_limit(self._device.wired_bytes)
 
     def _new_budget(self) -> CacheBudget | None:
-        job, device = self._job, self._device
-        limit_bytes = job.limit_bytes
-        if device.own_bytes is not None:
-            limit_bytes = job.device_limit_bytes or int(job.device_limit_share * device.own_bytes)
-            limit_bytes = min(limit_bytes, device.own_bytes)
-        elif limit_bytes is not None and device.wired_bytes is not None:
-            limit_bytes = min(limit_bytes, device.wired_bytes)
+        limit_bytes, device = self._limit_bytes(), self._device
         if limit_bytes is None:
             return None
         return CacheBudget(limit_bytes, own=device.own_bytes is not None, enforced=device.enforces)
+
+    def _limit_bytes(self) -> int | None:
+        """Of the memory that MLX's buffers are in; None when nobody set one."""
+        job, device = self._job, self._device
+        if device.own_bytes is not None:
+            limit_bytes = job.device_limit_bytes or int(job.device_limit_share * device.own_bytes)
+            return min(limit_bytes, device.own_bytes)
+        if job.limit_bytes is not None and device.wired_bytes is not None:
+            return min(job.limit_bytes, device.wired_bytes)
+        return job.limit_bytes
+
+    def has_room(self, more_bytes: int) -> bool:
+        """Whether arrays of that size may be kept alive through the next update, if it needs what the last one did.
+
+        The cache is not counted: it gives way.
+        """
+        limit_bytes = self._limit_bytes()
+        if limit_bytes is None:
+            return True
+        counters = self.read()
+        other_bytes = 0 if self._device.own_bytes is not None else self._other_bytes(counters)
+        return other_bytes + counters.peak_bytes + more_bytes <= ROOM_SHARE * limit_bytes
 
     @property
     def waits(self) -> bool:

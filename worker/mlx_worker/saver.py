@@ -19,8 +19,6 @@ from mlx_worker.writer import Writer, Written, written
 
 CHECKPOINT_BOUND_S = 1800.0
 """No checkpoint is called hung sooner: a slow disk is not a hang."""
-HEADROOM_SHARE = 0.9
-"""Of the memory limit: where a snapshot would take more, training waits for the writing instead."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Saver:
         memory: Memory,
         watchdog: HangWatchdog,
     ) -> None:
-        self._job, self._limit_bytes = job.checkpoint, job.memory.limit_bytes
+        self._job = job.checkpoint
         self._store, self._control, self._memory, self._watchdog = store, control, memory, watchdog
         self._born_s = self._last_s = time.monotonic()
         self._last_step = self.saved_step = 0 if newest is None else newest.step
@@ -111,7 +109,7 @@ class Saver:
         if self.error and self._last_step == progress.step:
             return False
         self._last_s, self._last_step, self.error = time.monotonic(), progress.step, ""
-        aside = not waiting and self._has_room(task)
+        aside = not waiting and self._memory.has_room(snapshot.size_bytes(task))
         if not aside:
             self._stand_still(progress.step)
         started_s = time.perf_counter()
@@ -139,18 +137,6 @@ class Saver:
     def _stand_still(self, step: int) -> None:
         self._control.phase("checkpoint", f"step {step}")
         self._watchdog.arm(CHECKPOINT_BOUND_S)
-
-    def _has_room(self, task: Task) -> bool:
-        """Whether the limit allows for the old arrays beside the new ones, at the height of the next update.
-
-        The resident set is at rest now; what the last update took above that, the next one will take again.
-        """
-        if self._limit_bytes is None:
-            return True
-        counters = self._memory.read()
-        height_bytes = max(counters.peak_bytes - counters.active_bytes, 0) if snapshot.shared_memory() else 0
-        needed_bytes = counters.resident_bytes + height_bytes + snapshot.size_bytes(task)
-        return needed_bytes <= HEADROOM_SHARE * self._limit_bytes
 
     def _write(self, state: snapshot.Snapshot, best: Best | None) -> SavedCheckpoint:
         """In whichever thread: there is one write at a time. The best stays, however old it gets."""
