@@ -45,6 +45,7 @@ class StateDir:
                 f"{SOCKET_PATH_LIMIT_BYTES} are allowed; choose a shorter state_dir"
             )
         try:
+            self._refuse_foreign()
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             owner = self.path.stat().st_uid
             if owner != os.getuid():
@@ -54,6 +55,16 @@ class StateDir:
             raise StateDirError(
                 f"state_dir {self.path} can't be used: {error.strerror}; allowed: a folder that this user may write"
             ) from error
+
+    def _refuse_foreign(self) -> None:
+        """A folder with other things in it is not ours to make private."""
+        if not self.path.is_dir() or (self.path / "supervisor.lock").exists():
+            return
+        other = next((entry.name for entry in self.path.iterdir()), None)
+        if other is not None:
+            raise StateDirError(
+                f"state_dir {self.path} holds other things ({other}); allowed: a folder of its own, new or empty"
+            )
 
     def _claim(self) -> int:
         path = self.path / "supervisor.lock"

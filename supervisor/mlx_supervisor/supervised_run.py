@@ -1,6 +1,7 @@
 """One run: its machine, and the adapters that carry out what the machine decides."""
 
 import asyncio
+import errno
 import math
 import os
 import secrets
@@ -30,6 +31,7 @@ from mlx_supervisor.settings import DrillSettings, Settings, job_of, policy_of
 from mlx_supervisor.state_dir import StateDir, StateDirError, boot_id
 from mlx_supervisor.summary import summary_of, write_summary
 from mlx_supervisor.telemetry import Telemetry
+from mlx_supervisor.words import drill_text, step_line
 
 WORKER_VARIABLE = "MLX_SUPERVISOR_WORKER"
 """Environment variable with another worker's command line, for tests and benches; the job's path is appended."""
@@ -43,6 +45,12 @@ COMPLAINT_INTERVAL_S = 60.0
 RECORDS_KEPT = 1000
 JOURNAL_SAMPLE_INTERVAL_S = 1.0
 STEP_LINE_INTERVAL_S = 1.0
+PASSING_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+)
+"""What may be otherwise in a minute; everything else that spoils a start is likely to stay."""
+SILENCE_S = 5.0
+"""Without any sample for so long, the sampler itself is suspect: every second of it counts as a missing sample."""
 REQUESTS: dict[type[act.Action], type[wire.Message]] = {
     act.RequestClearCache: wire.ClearCache,
     act.RequestStop: wire.Stop,
@@ -114,6 +122,8 @@ class SupervisedRun:
         self._bye = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stderr_offset = 0
+        self._history_number = 0
+        self._saving: asyncio.Future[None] | None = None
         self._drill_told = False
         self._awake = Awake()
         self._sample_journaled_s = 0.0
@@ -186,8 +196,15 @@ class SupervisedRun:
             self._notice(act.Persist("orphan_killed", text, act.Level.WARNING))
 
     def tend(self) -> None:
-        """Once a second: keep the logs within their bounds."""
+        """Once a second: keep the logs within their bounds, and notice a sampler that has fallen silent."""
         self.log.rotate_if_needed()
+        sample, child = self.machine.last_sample, self._child
+        if child is None:
+            return
+        now_s = time.monotonic()
+        silent_s = now_s - max(child.started_s, 0.0 if sample is None else sample.at_s)
+        if silent_s > SILENCE_S + self.settings.runs[self.name].memory.sample_interval_s:
+            self.post(ev.SampleMissing(now_s, self.machine.history.generation, f"no sample for {silent_s:.0f} s"))
 
     def summary(self) -> dict[str, object]:
         """As `summary.json` has it. Lives that the journal can't tell of are told from memory."""
@@ -242,7 +259,8 @@ class SupervisedRun:
             self._complained_s[name] = now_s
             text = f"{FAILED_WORDS.get(name, name)} failed: {error}"
             self._show(lambda observer: observer.on_notice(self, act.Persist("action_failed", text, act.Level.ERROR)))
-        self._events.append(ev.ActionFailed(now_s, name, str(error)))
+        passing = isinstance(error, JournalError) or getattr(error, "errno", None) in PASSING_ERRORS
+        self._events.append(ev.ActionFailed(now_s, name, str(error), passing))
 
     def _show(self, show: Callable[[Observer], None]) -> None:
         """A display that fails is done without: the run matters more."""
@@ -348,7 +366,7 @@ class SupervisedRun:
             case act.Persist():
                 self._notice(action)
             case act.SaveHistory():
-                self._shared.journal.save_history(self.name, action.snapshot)
+                self._save_history(action)
             case act.CloseGeneration():
                 self._records.append({"generation": action.generation, **action.record})
                 self._shared.journal.close_generation(self.name, action.generation, action.record)
@@ -363,6 +381,23 @@ class SupervisedRun:
                 self._signal(action)
             case _:
                 raise AssertionError(f"nobody does {action}")
+
+    def _save_history(self, action: act.SaveHistory) -> None:
+        """What need not be waited for is saved in a thread: a disk that hangs must not keep the loop from its work."""
+        self._history_number += 1
+        if action.wait:
+            self._shared.journal.save_history(self.name, action.snapshot)
+        elif self._saving is None or self._saving.done():
+            loop = asyncio.get_running_loop()
+            self._saving = loop.run_in_executor(None, self._save_if_newest, action.snapshot, self._history_number)
+
+    def _save_if_newest(self, snapshot: Mapping[str, object], number: int) -> None:
+        if number != self._history_number:
+            return
+        try:
+            self._shared.journal.save_history(self.name, snapshot)
+        except JournalError as error:
+            log.error("the history could not be saved; the next one may be", run=self.name, error=str(error))
 
     def _notice(self, notice: act.Persist) -> None:
         now_s = time.time()
@@ -500,29 +535,6 @@ def worker_command() -> list[str]:
     """The worker's command line, without the job."""
     replaced = os.environ.get(WORKER_VARIABLE)
     return shlex.split(replaced) if replaced else [sys.executable, "-P", "-m", "mlx_worker"]
-
-
-def drill_text(drill: DrillSettings) -> str:
-    """What the settings break on purpose."""
-    default = DrillSettings()
-    names = [name for name in drill.__struct_fields__ if getattr(drill, name) != getattr(default, name)]
-    return "Fire drill: " + ", ".join(f"{name} = {getattr(drill, name)}" for name in names) + "."
-
-
-def step_line(machine: RunMachine, step: ev.StepReport) -> str:
-    """One update in one line, with the supervisor's view of memory."""
-    mib = 1024 * 1024
-    sample = machine.last_sample
-    leak = machine.breaker.leak_bytes_per_step
-    used = "?" if sample is None else f"{sample.footprint_bytes / mib:,.0f}"
-    unit, count = ("tokens", step.tokens) if step.tokens else ("samples", step.samples)
-    rate = count / step.seconds if step.seconds > 0 else 0.0
-    return (
-        f"{time.strftime('%H:%M:%S')} step {step.step}/{machine.history.target_steps} loss={step.loss:.4f} "
-        f"lr={step.learning_rate:.3g} {unit}/s={rate:,.0f} batch={step.batch_size}x{step.accumulation} "
-        f"memory={used}/{machine.policy.memory.limit_bytes / mib:,.0f} MiB "
-        f"leak={'?' if leak is None else f'{leak / 1e6:.1f}'} MB/step"
-    )
 
 
 def _write_private(path: Path, data: bytes) -> None:

@@ -157,6 +157,21 @@ ENDS = {
         spawned                     -> starting
         fails spawn                 -> starting   # it was there: a second one must not be started
     """),
+    "a disk that is full for a while is waited for, and not held against the run": (policy(max_without_progress=1), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        fails spawn passing         -> backoff: close could not be started
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        fails spawn passing         -> backoff: close could not be started
+        tick                        -> starting: save, spawn 3 batch 8 of 8
+        spawned                     -> starting
+        ready                       -> running
+    """),
+    "a worker that says completed too early is not believed": (policy(), RUNNING + """
+        steps 3                     -> running
+        saved                       -> running: save
+        bye completed step=3        -> running
+        exit 0                      -> starting: close crash, save, spawn 2 batch 8 of 8
+    """),
     "nobody can stop it": (policy(), RUNNING + """
         stop                        -> draining: ask stop
         tick                        -> terminating: term

@@ -2,7 +2,7 @@
 
 from mlx_supervisor.core.causes import MEMORY_CAUSES, Cause
 from mlx_supervisor.core.policy import RestartPolicy
-from mlx_supervisor.core.restart import RestartBudget
+from mlx_supervisor.core.restart import REFUSED_STARTS_AT_MOST, RestartBudget
 
 
 def test_so_many_lives_without_progress_are_the_end() -> None:
@@ -48,3 +48,13 @@ def test_a_life_that_saved_something_new_is_followed_at_once() -> None:
         budget.life_ended(progress=False, shrunk=False)
     for cause in Cause:
         assert budget.delay_s(cause, progress=True, shrunk=False) == 0
+
+
+def test_starts_that_the_world_refuses_are_bounded_and_forgotten_after_a_start() -> None:
+    budget = RestartBudget(RestartPolicy(backoff_s=1.0, backoff_max_s=60.0))
+    delays = [budget.start_refused() for _ in range(REFUSED_STARTS_AT_MOST + 1)]
+    assert delays[:7] == [1, 2, 4, 8, 16, 32, 60]
+    assert delays[-1] is None
+    assert None not in delays[:-1]
+    budget.started()
+    assert budget.start_refused() == 1

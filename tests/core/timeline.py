@@ -177,9 +177,11 @@ class Timeline:
     def _phase(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
         yield ev.PhaseChange(self.at_s, self._generation, ev.Phase(words[0]))
 
-    def _bye(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
+    def _bye(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        """`bye completed` at the last step, unless `step=N` says another."""
         reason = " ".join(words[1:])
-        yield ev.Bye(self.at_s, self._generation, ev.Outcome(words[0]), reason, self.step, 1.0, None)
+        step = int(keys.pop("step", self.machine.history.target_steps if words[0] == "completed" else self.step))
+        yield ev.Bye(self.at_s, self._generation, ev.Outcome(words[0]), reason, step, 1.0, None)
 
     def _exit(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         """`exit CODE`, `exit signal=9 oom=yes` or `exit` for one that was not ours to reap."""
@@ -192,7 +194,7 @@ class Timeline:
         yield ev.Spawned(self.at_s, self._generation, 4711)
 
     def _fails(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
-        yield ev.ActionFailed(self.at_s, words[0], "no such file")
+        yield ev.ActionFailed(self.at_s, words[0], "no such file", passing="passing" in words)
 
     def _recovered(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         yield ev.Recovered(self.at_s, self._generation, words == ["host"], int(keys.pop("step", 0)))

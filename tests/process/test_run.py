@@ -297,3 +297,13 @@ def test_unknown_run(tmp_path: Path) -> None:
     done = harness.run(settings, "walk")
     assert done.process.returncode == 2
     assert "no run 'walk'; allowed: run" in done.stderr
+
+
+def test_a_folder_with_other_things_in_it_is_no_state_folder(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={})
+    settings.write_text(settings.read_text().replace('"state"', '"."'))
+    mode = tmp_path.stat().st_mode
+    done = harness.run(settings)
+    assert done.process.returncode == 2
+    assert "holds other things" in done.stderr
+    assert tmp_path.stat().st_mode == mode

@@ -105,9 +105,13 @@ class CloseGeneration(Action):
 
 @dataclass(frozen=True, slots=True)
 class SaveHistory(Action):
-    """Make the run's history durable before anything else is done; it outlives the supervisor."""
+    """Make the run's history durable; it outlives the supervisor.
+
+    `wait`: before anything else is done. Otherwise it may be late, or give way to a newer one.
+    """
 
     snapshot: Mapping[str, object]
+    wait: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class Endings(MachineBase):
         """An exit status of 0 alone proves nothing: code of the user's may have called `sys.exit`."""
         past = self.history
         if self._bye is not None:
-            return self._bye.outcome is Outcome.COMPLETED
+            return self._bye.outcome is Outcome.COMPLETED and self._bye.step >= past.target_steps
         return max(past.highest_step, past.durable_step) >= past.target_steps > 0
 
     def _unasked_ending(self, event: ev.Exited) -> Ending:

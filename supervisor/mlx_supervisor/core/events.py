@@ -61,10 +61,14 @@ class Tick(Event):
 
 @dataclass(frozen=True, slots=True)
 class ActionFailed(Event):
-    """The world refused an action of ours: `action` is "spawn", or its class's name."""
+    """The world refused an action of ours: `action` is "spawn", or its class's name.
+
+    `passing`: it may be otherwise later (a full disk, no process to be had).
+    """
 
     action: str
     error: str
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

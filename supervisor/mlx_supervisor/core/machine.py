@@ -100,6 +100,7 @@ class RunMachine(Endings):
     # ---- a worker starts
 
     def _on_spawned(self, event: ev.Spawned) -> None:
+        self._budget.started()
         if self.life is not None:
             self.life.pid = event.pid
 
@@ -148,9 +149,17 @@ class RunMachine(Endings):
         self._terminate(event.at_s, ending, self.policy.restart.term_grace_s)
 
     def _on_spawn_failed(self, event: ev.ActionFailed) -> None:
-        if event.action == "spawn" and self.life is not None and self.life.pid is None:
+        if event.action != "spawn" or self.life is None or self.life.pid is not None:
+            return
+        delay_s = self._budget.start_refused() if event.passing else None
+        if delay_s is None:
             self._say("spawn_failed", f"The worker could not be started: {event.error}", Level.ERROR)
             self._after_life(event.at_s, Cause.SPAWN_FAILED, event.error, "not started")
+            return
+        text = f"The worker could not be started: {event.error}; tried again in {delay_s:.0f} s."
+        self._say("spawn_failed", text, Level.ERROR)
+        self._close_life(event.at_s, "not started", Cause.SPAWN_FAILED)
+        self._go(S.BACKOFF, event.at_s + delay_s)
 
     # ---- a worker runs
 
@@ -197,7 +206,7 @@ class RunMachine(Endings):
             self.breaker.checkpoint(event.seconds)
             text = f"Checkpoint of step {event.step}: {event.size_bytes / MIB:.1f} MiB in {event.seconds:.2f} s."
             self._say("checkpoint", text, step=event.step, seconds=event.seconds)
-            self._save()
+            self._save(wait=False)
         else:
             text = f"No checkpoint of step {event.step}: {event.error}; the run goes on with the one before."
             self._say("checkpoint_failed", text, Level.ERROR, step=event.step)

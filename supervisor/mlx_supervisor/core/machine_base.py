@@ -121,7 +121,7 @@ class MachineBase:
     def _say(self, kind: str, text: str, level: Level = Level.INFO, **fields: Field) -> None:
         self._out.append(Persist(kind, text, level, self.history.generation, fields))
 
-    def _save(self) -> None:
+    def _save(self, wait: bool = True) -> None:
         past = self.history
         past.batch_size, past.asked_size = self.batch.size, self.batch.asked
         past.asked_effective = self.batch.asked_effective
@@ -129,7 +129,7 @@ class MachineBase:
         past.barren_lives = self._budget.barren_lives
         past.breaker_open = self.breaker.state is not BreakerState.CLOSED
         past.reason = self.reason
-        self._out.append(SaveHistory(past.snapshot()))
+        self._out.append(SaveHistory(past.snapshot(), wait))
 
     def _spawn(self, at_s: float) -> None:
         past = self.history
