@@ -162,3 +162,5 @@ def test_a_run_keeps_the_grouping_it_began_with_at_another_batch_size(tmp_path):
     in_process(tmp_path / "changed", steps=21, generation=2, size=4, lengths=11)
     assert ids(tmp_path / "changed") == ids(tmp_path / "whole")
     assert sorted(ids(tmp_path / "whole")[:48]) == list(range(48))
+    lengths = [1 + 7 * i % 11 for i in ids(tmp_path / "whole")]
+    assert all(lengths[start : start + 8] == sorted(lengths[start : start + 8]) for start in range(0, 96, 8))

@@ -63,15 +63,18 @@ def test_the_test_set_is_evaluated_at_the_end(llama_dir, tmp_path, capsys, monke
         ours(llama_dir, config, tmp_path / "run")
 
 
-def test_adapters_are_saved_as_often_as_the_file_says(llama_dir, tmp_path):
+def test_adapters_are_saved_as_often_as_the_file_says(llama_dir, tmp_path, monkeypatch):
+    from mlx_worker import mlx_lm_config
+
+    monkeypatch.setitem(mlx_lm_config.CONFIG_DEFAULTS, "save_every", 1)
     ours(llama_dir, write(tmp_path, "silent", iters=2), tmp_path / "silent")
     assert sorted(path.name for path in (tmp_path / "adapters-silent").iterdir()) == FINAL
     changes = SGD | {"iters": 12, "grad_accumulation_steps": 2, "save_every": 5}
     ours(llama_dir, write(tmp_path, "often", **changes), tmp_path / "often")
     folder = tmp_path / "adapters-often"
-    numbered = [f"{iteration:07d}_adapters.safetensors" for iteration in (6, 10)]
+    numbered = [f"{iteration:07d}_adapters.safetensors" for iteration in (4, 8, 12)]
     assert sorted(path.name for path in folder.iterdir()) == numbered + FINAL
-    ours(llama_dir, write(tmp_path, "short", **changes | {"iters": 6}), tmp_path / "short")
+    ours(llama_dir, write(tmp_path, "short", **changes | {"iters": 4}), tmp_path / "short")
     early, expected = mx.load(str(folder / numbered[0])), adapters(tmp_path, "short")
     assert all(mx.array_equal(early[name], expected[name]).item() for name in expected)
     assert not mx.array_equal(mx.load(str(folder / numbered[1]))[name := next(iter(early))], early[name]).item()
@@ -190,11 +193,12 @@ def test_a_service_that_fails_does_not_end_the_run(llama_dir, tmp_path, capsys, 
     assert services["wandb"].logs == []
 
 
-def test_a_damaged_id_is_replaced(llama_dir, tmp_path, services):
+@pytest.mark.parametrize("damaged", ["short", "../" * 7, 3])
+def test_a_damaged_id_is_replaced(llama_dir, tmp_path, services, damaged):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "reports.json").write_text('{"id": "../x"}')
+    (tmp_path / "run" / "reports.json").write_text(json.dumps({"id": damaged}))
     ours(llama_dir, write(tmp_path, "told", report_to="wandb", iters=1), tmp_path / "run")
-    assert len(services["wandb"].inits[0]["run_id"]) == 21
+    assert re.fullmatch("[a-z0-9]{21}", services["wandb"].inits[0]["run_id"])
 
 
 @pytest.mark.parametrize(

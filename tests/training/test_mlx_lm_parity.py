@@ -54,8 +54,6 @@ def test_losses_rates_and_adapters_are_mlx_lms_bit_for_bit(llama_dir, tmp_path, 
 
 
 def test_compiled_too(llama_dir, tmp_path, monkeypatch):
-    """mlx_lm compiles gradients and update as one program, we as two: on the CPU the bits are the same. Elsewhere a
-    fused kernel may round otherwise."""
     changes = {"lora_parameters": DROPOUT, "optimizer": "adamw", "iters": 3}
     assert_same_bits(*both(llama_dir, tmp_path, monkeypatch, **changes), tmp_path, updates=3)
 

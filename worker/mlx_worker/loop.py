@@ -214,7 +214,7 @@ class Trainer:
         """Whether the state after this update is needed as it is, so that the next must not have begun."""
         waits = self.memory.waits or self.drills.within_updates
         saves = self.control.checkpoint_asked or self.saver.is_due(step)
-        return waits or saves or self._evaluation_is_due(step)
+        return waits or saves or self._evaluation_is_due(step) or self._milestone_is_due(step)
 
     def _launch(self, gradients: Gradients, step: int) -> _Launched:
         """Let the device begin with the next update."""
@@ -263,6 +263,10 @@ class Trainer:
         """What needs the state of the last update, when the next has not begun."""
         if self._evaluation_is_due(self.progress.step):
             self._evaluate()
+        if self.task.milestone is not None and self._milestone_is_due(self.progress.step):
+            self.watchdog.arm(CHECKPOINT_BOUND_S)
+            self.task.milestone(self.progress.step)
+            self.watchdog.arm()
         self.control.poll()
         if self.saver.is_due(self.progress.step) or self.control.checkpoint_asked:
             self._save(waiting=self.control.checkpoint_asked)
@@ -305,6 +309,10 @@ class Trainer:
     def _evaluation_is_due(self, step: int) -> bool:
         every = self.task.evaluate_every_steps
         return every > 0 and (step % every == 0 or step == self.plan.steps)
+
+    def _milestone_is_due(self, step: int) -> bool:
+        every = self.task.milestone_every_steps
+        return every > 0 and step % every == 0
 
     def _evaluate(self) -> None:
         if self.task.evaluate is None:

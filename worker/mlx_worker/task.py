@@ -71,8 +71,9 @@ class Task:
     `batch_size`, `accumulation`, `steps`: used where the settings name none.
     `lengths`: a whole number for every sample, any that grows with its cost. Samples of like length then go into one
     update, so that less is padded; the order is still fixed by the seed, and every epoch holds every sample once.
-    `after_update(update)` is called after every update with what it was; it may write files, draws no random numbers,
-    and may see an update again after a restart. `after_evaluation(step, loss, seconds)` likewise.
+    `milestone(step)` is called every `milestone_every_steps` updates (0: never), with the model as it was then, to
+    write files. `after_update(update)` is called after every update, `after_evaluation(step, loss, seconds)` after
+    every evaluation: they only report, as the next update may have begun. A restart may call each for a step again.
     `test(model, context)` returns a sentence to print; called once at completion, as an evaluation.
     `compile`: False for a loss that cannot be traced by `mx.compile` (it reads values, or changes Python state).
     `fingerprint`: names the data; a checkpoint of other data is refused.
@@ -93,6 +94,8 @@ class Task:
     accumulation: int = 1
     steps: int | None = None
     lengths: Sequence[int] | None = None
+    milestone: Callable[[int], None] | None = None
+    milestone_every_steps: int = 0
     after_update: Callable[[Update], None] | None = None
     after_evaluation: Callable[[int, float, float], None] | None = None
     test: Callable[[Any, EvaluationContext], str] | None = None

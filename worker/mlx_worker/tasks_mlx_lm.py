@@ -22,7 +22,7 @@ from mlx_lm.utils import save_config
 from mlx_supervisor import wire
 from mlx_worker import batching, mlx_lm_config, mlx_lm_data, mlx_lm_reports
 from mlx_worker.mlx_lm_config import LoraConfig
-from mlx_worker.task import EvaluationContext, Task, Update
+from mlx_worker.task import EvaluationContext, Task
 
 _OPTIMIZERS: dict[str, Any] = {
     "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor,
@@ -56,9 +56,11 @@ def build(job: wire.Job) -> Task:
         collate=lambda samples: batching.pad(samples, values.max_seq_length),
         evaluate=_evaluation(config, data.valid, values.val_batches),
         test=_test(config, data.test),
-        after_update=_after_update(config, model, reports),
+        milestone=_save_on_the_way(config, model),
+        milestone_every_steps=_updates(values, config.given.get("save_every") or 0),  # its default is about lost work
+        after_update=reports.update,
         after_evaluation=reports.evaluation,
-        evaluate_every_steps=max(1, values.steps_per_eval // values.grad_accumulation_steps),
+        evaluate_every_steps=_updates(values, values.steps_per_eval),
         export=lambda folder: export(folder, model, values),
         export_dir=config.resolve(values.adapter_path),
         batch_size=values.batch_size,
@@ -84,28 +86,27 @@ def export(folder: Path, model: Any, values: Any) -> None:
     temporary_config.replace(folder / "adapter_config.json")
 
 
-def _after_update(config: LoraConfig, model: Any, reports: mlx_lm_reports.Reports) -> Callable[[Update], None]:
-    """Report, and save the adapters as often as the file itself says: mlx_lm's default is about lost work."""
+def _updates(values: Any, iterations: int) -> int:
+    """As many updates, at least one; 0 stays 0."""
+    return max(1, iterations // values.grad_accumulation_steps) if iterations else 0
+
+
+def _save_on_the_way(config: LoraConfig, model: Any) -> Callable[[int], None]:
+    """Saves the adapters as mlx_lm does at `save_every`: as the newest, and under the iteration's number."""
     values = config.values
-    every = config.given.get("save_every") or 0
-    folder, accumulation = config.resolve(values.adapter_path), values.grad_accumulation_steps
+    folder = config.resolve(values.adapter_path)
 
-    def after_update(update: Update) -> None:
-        reports.update(update)
-        iteration = update.step * accumulation
-        if every and iteration // every > (iteration - accumulation) // every:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                export(folder, model, values)
-                copy = shutil.copyfile(folder / "adapters.safetensors", folder / ".copy.tmp.safetensors")
-                copy.replace(folder / f"{iteration:07d}_adapters.safetensors")
-            except (
-                OSError,
-                RuntimeError,
-            ) as error:  # MLX raises the latter on a full disk; the checkpoints are elsewhere
-                print(f"the adapters of iteration {iteration} could not be saved to {folder}: {error}", file=sys.stderr)
+    def save(step: int) -> None:
+        iteration = step * values.grad_accumulation_steps
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            export(folder, model, values)
+            copy = shutil.copyfile(folder / "adapters.safetensors", folder / ".copy.tmp.safetensors")
+            copy.replace(folder / f"{iteration:07d}_adapters.safetensors")
+        except (OSError, RuntimeError) as error:  # MLX's word for a full disk is the latter
+            print(f"the adapters of iteration {iteration} could not be saved to {folder}: {error}", file=sys.stderr)
 
-    return after_update
+    return save
 
 
 def _optimizer(config: LoraConfig) -> Any:
