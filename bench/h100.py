@@ -1,0 +1,179 @@
+"""A LoRA fine-tune of the shape of Qwen3-0.6B on one NVIDIA GPU: our worker against mlx_lm.lora's defaults.
+
+Run from the repository's root: PYTHONPATH=supervisor:worker python bench/h100.py. Weights and tokens are random,
+nothing is downloaded. Batch 4 x 512 tokens, bfloat16, rank 8 on 16 layers: mlx_lm.lora's defaults. Both train on the
+same samples in the same batches. Ours: telemetry to a listener, a checkpoint every 5 s, the memory policy under the
+device limit that is printed. Theirs: mlx_lm.tuner.train, which clears the cache after every step. Prints each result
+as it comes; at the end a table, and bit-equal resume: 30 updates at once, against 15, SIGKILL, and the rest.
+`--tiny` does it all with a model of a few thousand weights, on any machine.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import paired
+
+WANTED = {"fixed": 1.6, "varied": 1.15}
+STARTED_S = time.monotonic()
+KILL_AT_STEP, LAST_STEP = 15, 30
+MIB = 1024 * 1024
+
+
+def main() -> None:
+    options = parse()
+    say(f"python {sys.version.split()[0]}, device {device()}")
+    memory: dict[str, Any] = {"limit_bytes": options.limit_gib * 2**30}
+    if options.device_limit_gib is not None:
+        memory["device_limit_bytes"] = int(options.device_limit_gib * 2**30)
+    say(f"ours is given {memory}, and by default 80 % of the device's own memory")
+    results: dict[str, Any] = {"device": device(), "memory": memory, "failures": []}
+    for kind in options.only.split(","):
+        attempt(results, kind, lambda kind=kind: resume(options) if kind == "resume" else race(options, kind, memory))
+    show(results)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(results, indent=2) + "\n")
+    say(f"written to {options.json}")
+    sys.exit(1 if results["failures"] else 0)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model of the same architecture, for any machine")
+    parser.add_argument("--pairs", type=int, default=2, help="of each kind of data")
+    parser.add_argument("--steps", type=int, default=150, help="of each run; the first 50 are not timed")
+    parser.add_argument("--device-limit-gib", type=float, help="instead of 80 %% of the device's memory")
+    parser.add_argument("--limit-gib", type=int, default=64, help="of the machine's memory, for our process group")
+    parser.add_argument("--only", default="fixed,varied,resume", help="any of fixed,varied,resume")
+    parser.add_argument("--budget-s", type=float, default=330.0, help="begin no further pair after this")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "h100.json")
+    options = parser.parse_args()
+    unknown = set(options.only.split(",")) - {"fixed", "varied", "resume"}
+    if unknown:
+        parser.error(f"--only: found {', '.join(sorted(unknown))}; allowed: fixed, varied, resume")
+    if options.steps <= warm_up(options):
+        parser.error("--steps: more than 50 are needed, the first are not timed")
+    return options
+
+
+def warm_up(options: argparse.Namespace) -> int:
+    return 20 if options.tiny else 50
+
+
+def say(text: str) -> None:
+    print(f"[{time.monotonic() - STARTED_S:5.0f} s] {text}", flush=True)
+
+
+def device() -> dict[str, Any]:
+    """In a process of its own: this one must hold no memory of the device."""
+    code = "import json, mlx.core as mx; print(json.dumps({'default': str(mx.default_device()), **mx.device_info()}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"MLX cannot be used: {done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def attempt(results: dict[str, Any], name: str, work: Callable[[], Any]) -> None:
+    """What fails is told and noted; the rest goes on."""
+    try:
+        results[name] = work()
+    except Exception as error:
+        traceback.print_exc()
+        results["failures"].append(f"{name}: {type(error).__name__}: {error!s:.3000}")
+        say(f"FAILED {name}: {type(error).__name__}: {error!s:.500}")
+
+
+def setup(options: argparse.Namespace, kind: str, steps: int) -> paired.Setup:
+    if options.tiny:
+        return paired.Setup("tiny-qwen3", 64, kind == "varied", 256, 4, steps, warm_up(options))
+    return paired.Setup("qwen3", 512, kind == "varied", 512, 4, steps, warm_up(options))
+
+
+def race(options: argparse.Namespace, kind: str, memory: dict[str, Any]) -> dict[str, Any]:
+    """Ours and theirs by turns."""
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "mlx_lm": []}
+    chosen = setup(options, kind, options.steps)
+    for number in range(options.pairs):
+        if runs["ours"] and time.monotonic() - STARTED_S > options.budget_s:
+            say(f"{kind}: no time for pair {number + 1}")
+            break
+        order = ["ours", "mlx_lm"] if number % 2 == 0 else ["mlx_lm", "ours"]
+        losses = {}
+        for side in order:
+            result = paired.ours(chosen, memory) if side == "ours" else paired.mlx_lm(chosen)
+            losses[side] = result.losses
+            runs[side].append(paired.plain(result))
+            say(
+                f"{kind} {number + 1}: {side} {result.step_ms:.2f} ms, peak {result.peak_bytes / MIB:,.0f} MiB, "
+                f"cache {result.cache_bytes / MIB:,.0f} MiB, {result.checkpoints} checkpoints"
+            )
+        compare(kind, losses, options.steps)
+    pairs = [theirs["step_ms"] / mine["step_ms"] for mine, theirs in zip(runs["ours"], runs["mlx_lm"], strict=True)]
+    return {"setup": vars(chosen), **runs, "ratios": pairs, "median_ratio": statistics.median(pairs)}
+
+
+def compare(kind: str, losses: dict[str, dict[int, float]], last: int) -> None:
+    """mlx_lm reports the mean of ten steps."""
+    mine = statistics.mean(losses["ours"][step] for step in range(last - 9, last + 1))
+    theirs = losses["mlx_lm"][last]
+    say(f"{kind}: mean loss of the last ten steps: ours {mine:.5f}, mlx_lm {theirs:.5f}")
+    if abs(mine - theirs) > 0.02 * abs(theirs):
+        raise RuntimeError(f"not the same training: {mine} and {theirs}")
+
+
+def resume(options: argparse.Namespace) -> dict[str, Any]:
+    """Varied lengths, a checkpoint every 5 updates. Raises RuntimeError when the weights differ by a bit."""
+    chosen = setup(options, "varied", LAST_STEP)
+    every = {"every_steps": 5, "every_seconds": 0}
+    memory = {"limit_bytes": options.limit_gib * 2**30}
+    with tempfile.TemporaryDirectory(prefix="bench-") as one, tempfile.TemporaryDirectory(prefix="bench-") as two:
+        whole = paired.life(Path(one), chosen, memory, every)
+        say(f"resume: whole run {whole.weights_sha256}")
+        first = paired.life(Path(two), chosen, memory, every, kill_at_step=KILL_AT_STEP)
+        say(f"resume: killed at step {max(first.losses)}, {first.checkpoints} checkpoints told of")
+        second = paired.life(Path(two), chosen, memory, every, generation=2)
+        begun = min(second.losses)
+        say(f"resume: went on with step {begun}, {second.weights_sha256}")
+    differing = [step for step, loss in (first.losses | second.losses).items() if whole.losses[step] != loss]
+    found = {
+        "whole": whole.weights_sha256, "resumed": second.weights_sha256, "resumed_with_step": begun,
+        "killed_at_step": max(first.losses), "steps_whose_loss_differs": differing,
+    }  # fmt: skip
+    if begun == 1:
+        raise RuntimeError(f"nothing was resumed, it began anew: {found}")
+    if whole.weights_sha256 is None or whole.weights_sha256 != second.weights_sha256 or differing:
+        raise RuntimeError(f"not bit-equal: {found}")
+    say("resume: bit-equal, weights and losses")
+    return found
+
+
+def show(results: dict[str, Any]) -> None:
+    for kind, wanted in WANTED.items():
+        if kind not in results:
+            continue
+        found = results[kind]
+        for side in ("ours", "mlx_lm"):
+            for run in found[side]:
+                print(
+                    f"{kind:7} {side:7} {run['step_ms']:9.2f} ms/step  peak {run['peak_bytes'] / MIB:9,.0f} MiB  "
+                    f"cache {run['cache_bytes'] / MIB:9,.0f} MiB"
+                )
+        ratios = ", ".join(f"{ratio:.3f}" for ratio in found["ratios"])
+        print(f"{kind:7} mlx_lm/ours: {ratios}; median {found['median_ratio']:.3f} (wanted: {wanted})")
+    if "resume" in results:
+        print(f"resume  bit-equal after SIGKILL at {results['resume']['killed_at_step']}: {results['resume']['whole']}")
+    for failure in results["failures"]:
+        print(f"FAILED  {failure[:1000]}")
+
+
+if __name__ == "__main__":
+    main()
