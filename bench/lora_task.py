@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
+import slices
 from mlx_lm.tuner import trainer
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -70,12 +71,19 @@ def adapted_model(shape: str) -> Any:
 
 def build(shape: str = "llama", length: int = 64, varied: bool = False, count: int = 256) -> Task:
     """The task of ours."""
+    counter = slices.counter()
+
+    def collate(chosen: list[Any]) -> tuple[mx.array, mx.array]:
+        if counter is not None:
+            counter.increase()
+        return batching.pad(chosen, _longest(length))
+
     return Task(
         model=adapted_model(shape),
         optimizer=optim.Adam(learning_rate=LEARNING_RATE),
         loss=trainer.default_loss,
         dataset=samples(int(SHAPES[shape]["vocab_size"]), length, varied, count),
-        collate=lambda chosen: batching.pad(chosen, _longest(length)),
+        collate=collate,
         fingerprint=f"{shape} {length} {varied} {count}",
     )
 
@@ -106,8 +114,12 @@ def train_with_mlx_lm(
     dataset = samples(int(SHAPES[shape]["vocab_size"]), length, varied, count)
     order = EffectiveBatches(count, SEED)
 
+    counter = slices.counter()
+
     def same_batches(**_options: Any) -> Iterator[tuple[mx.array, mx.array]]:
         while True:
+            if counter is not None:
+                counter.increase()
             chosen = [dataset[i] for i in order.next(batch)]
             yield next(trainer.iterate_batches(chosen, batch, _longest(length)))
 

@@ -55,11 +55,9 @@ def mlx_lm(setup: Setup, every: int = 10, own_order: bool = False) -> Result:
     """By `mlx_lm.tuner.train`. Raises RuntimeError with its last words when it failed."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         file = Path(folder) / "result.json"
-        arguments = setup.data | {"batch": setup.batch, "steps": setup.steps, "every": every, "own_order": own_order}
-        command = [sys.executable, str(BENCH / "lora_task.py"), json.dumps(arguments)]
         done = subprocess.run(
-            command, env=os.environ | {"BENCH_RESULT": str(file)}, capture_output=True, text=True, check=False,
-            timeout=TIMEOUT_S,
+            mlx_lm_command(setup, every, own_order), env=os.environ | {"BENCH_RESULT": str(file)}, check=False,
+            capture_output=True, text=True, timeout=TIMEOUT_S,
         )  # fmt: skip
         if done.returncode != 0:
             raise RuntimeError(f"mlx_lm's loop ended with {done.returncode}: {done.stderr[-3000:]}")
@@ -87,21 +85,8 @@ def life(
     kill_at_step: int | None = None,
 ) -> Result:
     """One life of the run in `folder`. Raises RuntimeError when it failed, unless it was to be killed."""
-    run_dir = folder / "run"
-    run_dir.mkdir(exist_ok=True)
-    task = {"kind": "python", "base_dir": str(BENCH), "entry": "lora_task:build", "args": setup.data}
-    with _listener(folder, kill_at_step) as listener:
-        job = msgspec.convert(
-            {
-                "run": "bench", "generation": generation, "run_dir": str(run_dir), "telemetry": listener.endpoint,
-                "seed": 7, "steps": setup.steps, "task": task, "batch": {"size": setup.batch},
-                "memory": dict(memory or {}), "checkpoint": dict(checkpoint),
-            },
-            wire.Job,
-        )  # fmt: skip
-        file = folder / "job.json"
-        file.write_bytes(wire.dump_json(job))
-        command = [sys.executable, "-P", "-m", "mlx_worker", str(file)]
+    with listening(folder, kill_at_step) as listener:
+        command = worker_command(folder, setup, listener.endpoint, memory, checkpoint, generation)
         with (folder / "output.log").open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
             listener.process = process
@@ -116,7 +101,37 @@ def life(
     return _result(listener, setup, whole=kill_at_step is None)
 
 
-def _result(listener: "_Listener", setup: Setup, whole: bool) -> Result:
+def worker_command(
+    folder: Path,
+    setup: Setup,
+    endpoint: str,
+    memory: Mapping[str, Any] | None,
+    checkpoint: Mapping[str, Any],
+    generation: int = 1,
+) -> list[str]:
+    """What starts our worker; its job is written."""
+    run_dir = folder / "run"
+    run_dir.mkdir(exist_ok=True)
+    task = {"kind": "python", "base_dir": str(BENCH), "entry": "lora_task:build", "args": setup.data}
+    job = msgspec.convert(
+        {
+            "run": "bench", "generation": generation, "run_dir": str(run_dir), "telemetry": endpoint,
+            "seed": 7, "steps": setup.steps, "task": task, "batch": {"size": setup.batch},
+            "memory": dict(memory or {}), "checkpoint": dict(checkpoint),
+        },
+        wire.Job,
+    )  # fmt: skip
+    (folder / "job.json").write_bytes(wire.dump_json(job))
+    return [sys.executable, "-P", "-m", "mlx_worker", str(folder / "job.json")]
+
+
+def mlx_lm_command(setup: Setup, every: int = 10, own_order: bool = False) -> list[str]:
+    """What starts mlx_lm's loop; it writes its result to $BENCH_RESULT."""
+    arguments = setup.data | {"batch": setup.batch, "steps": setup.steps, "every": every, "own_order": own_order}
+    return [sys.executable, str(BENCH / "lora_task.py"), json.dumps(arguments)]
+
+
+def _result(listener: "Listener", setup: Setup, whole: bool) -> Result:
     steps = listener.steps
     if not steps:
         raise RuntimeError("our worker reported no step")
@@ -130,7 +145,7 @@ def _result(listener: "_Listener", setup: Setup, whole: bool) -> Result:
     )  # fmt: skip
 
 
-class _Listener:
+class Listener:
     """Where a supervisor would sit: takes every frame in, in a thread, and notes when it came."""
 
     def __init__(self, folder: Path, kill_at_step: int | None) -> None:
@@ -182,8 +197,9 @@ class _Listener:
 
 
 @contextlib.contextmanager
-def _listener(folder: Path, kill_at_step: int | None) -> Iterator[_Listener]:
-    listener = _Listener(folder, kill_at_step)
+def listening(folder: Path, kill_at_step: int | None = None) -> Iterator[Listener]:
+    """A listener at a socket in the folder."""
+    listener = Listener(folder, kill_at_step)
     try:
         yield listener
     finally:

@@ -1,0 +1,110 @@
+"""Two processes that take turns on one machine, slice by slice, and what each got done in its slices.
+
+Runs one after the other differ by what else the machine did meanwhile, by 10 % and more on a shared one. Slices of a
+second, turn by turn, see the same machine: one process is stopped (SIGSTOP) while the other works.
+"""
+
+import contextlib
+import mmap
+import os
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+VARIABLE = "BENCH_COUNTER"
+"""Environment variable with the path of a file of 8 bytes, where a process counts the batches that it takes."""
+
+
+class Counter:
+    """A number that two processes share."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            path.write_bytes(bytes(8))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 8)
+
+    @property
+    def value(self) -> int:
+        """As it is now."""
+        (number,) = struct.unpack("q", self._map[:])
+        return int(number)
+
+    def increase(self) -> None:
+        """By one."""
+        self._map[:] = struct.pack("q", self.value + 1)
+
+
+def counter() -> Counter | None:
+    """That of this process, when it is being timed."""
+    path = os.environ.get(VARIABLE)
+    return None if path is None else Counter(Path(path))
+
+
+class Contestant:
+    """A process, stopped whenever it is not its turn."""
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self._counter = Counter(folder / f"{name}.count")
+        self.output = folder / f"{name}.log"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT,
+                env={**os.environ, **environment, VARIABLE: str(folder / f"{name}.count")},
+            )  # fmt: skip
+
+    def go_to(self, count: int, timeout_s: float) -> None:
+        """Work until so many batches were taken, then stop. Raises RuntimeError when it ends or takes too long."""
+        self._signal(signal.SIGCONT)
+        end_s = time.monotonic() + timeout_s
+        while self._counter.value < count:
+            self._require_life()
+            if time.monotonic() > end_s:
+                raise RuntimeError(f"{self.name} took {self._counter.value} batches in {timeout_s} s, not {count}")
+            time.sleep(0.01)
+        self._signal(signal.SIGSTOP)
+
+    def work(self, seconds: float) -> float:
+        """Batches per second of a slice, from one batch to another: a slice ends with the batch in hand."""
+        self._signal(signal.SIGCONT)
+        first, first_s = self._next_batch(self._counter.value)
+        last, last_s = first, first_s
+        while last_s - first_s < seconds:
+            last, last_s = self._next_batch(last)
+        self._signal(signal.SIGSTOP)
+        return (last - first) / (last_s - first_s)
+
+    def _next_batch(self, before: int) -> tuple[int, float]:
+        while (value := self._counter.value) == before:
+            self._require_life()
+            time.sleep(0.0005)
+        return value, time.perf_counter()
+
+    def end(self) -> None:
+        """SIGKILL; it may be stopped."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+
+    def _require_life(self) -> None:
+        if self.process.poll() is not None:
+            text = self.output.read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}: {text}")
+
+    def _signal(self, number: signal.Signals) -> None:
+        self._require_life()
+        self.process.send_signal(number)
+
+
+@contextlib.contextmanager
+def taking_turns(*contestants: Contestant) -> Iterator[None]:
+    """All of them end with this."""
+    try:
+        yield
+    finally:
+        for contestant in contestants:
+            contestant.end()
