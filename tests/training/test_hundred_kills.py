@@ -4,11 +4,12 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from tests.process import harness
-from tests.training.test_supervised import SAMPLES, settings_in, used_samples, worker_of
+from tests.training.test_supervised import SAMPLES, TASK, used_samples, worker_of
 
 KILLS = 100
 STEPS = 2000
@@ -17,20 +18,24 @@ PAUSE_S = 0.01
 """Within every update, so that a life of half a second makes twenty of them, and a hundred lives not all."""
 
 
+def settings_in(folder: Path, *, pause_s: float, **tables: Any) -> Path:
+    """With everything that must come back: dropout, running statistics, a schedule, the order of grouped samples, and
+    evaluations that draw random numbers."""
+    folder.mkdir()
+    (folder / "toy_task.py").write_text(TASK.read_text())
+    args = {"samples": SAMPLES, "pause_s": pause_s, "norm": True, "lengths": 11, "evaluate_every": 90, "rate": 1e-3}
+    tables = {"batch": {"size": 8, "sample_log": True}, "checkpoint": {"every_steps": 10}} | tables
+    return harness.write_settings(folder, args=args, steps=STEPS, entry="toy_task:build", **tables)
+
+
 @pytest.mark.long
 def test_a_hundred_kills_leave_the_weights_and_the_samples_as_they_were(tmp_path: Path) -> None:
-    undisturbed = harness.run(settings_in(tmp_path / "calm", steps=STEPS, pause_s=0.0), trains=True).summary()
+    undisturbed = harness.run(settings_in(tmp_path / "calm", pause_s=0.0), trains=True).summary()
     assert undisturbed["step"] == STEPS
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    settings = settings_in(
-        tmp_path / "wild",
-        steps=STEPS,
-        pause_s=PAUSE_S,
-        batch={"size": 8, "sample_log": True},
-        checkpoint={"every_steps": 5},
-        restart={"max_without_progress": 1000, "backoff_max_s": 0.01},
-    )
+    restart = {"max_without_progress": 1000, "backoff_max_s": 0.01}
+    settings = settings_in(tmp_path / "wild", pause_s=PAUSE_S, restart=restart)
     started_s = time.monotonic()
     with harness.Foreground(settings, trains=True) as foreground:
         kills = kill_at_random(foreground, random.Random(seed), started_s + DEADLINE_S)
@@ -48,7 +53,10 @@ def test_a_hundred_kills_leave_the_weights_and_the_samples_as_they_were(tmp_path
     assert summary["replayed_steps"] > 0
     assert summary["step"] == STEPS
     assert summary["weights_sha256"] == undisturbed["weights_sha256"], f"seed {seed}"
+    losses = [harness.journaled_losses(tmp_path / name) for name in ("calm", "wild")]
+    assert losses[0] == losses[1], f"seed {seed}"
     used = used_samples(tmp_path / "wild")
+    assert used == used_samples(tmp_path / "calm"), f"seed {seed}"
     taken = STEPS * 8
     assert set(used) == set(range(SAMPLES))
     assert set(used.values()) <= {taken // SAMPLES, -(-taken // SAMPLES)}, f"seed {seed}"
