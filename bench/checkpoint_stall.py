@@ -1,0 +1,165 @@
+"""What checkpoints cost training: how long it stands still, and steps per second with and without them, pair by pair.
+
+A small Llama, once with LoRA adapters and once as a full fine-tune, a checkpoint every few seconds. A pair is two runs
+of the same steps, in an order that alternates: one with checkpoints and one without. The stall is what the worker
+counts by itself. What writing takes from the updates beside it is their time over the mean of the others in the same
+run: on a machine that others use too, that tells more than the difference between two runs.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+import msgspec
+import zmq
+
+from mlx_supervisor import wire
+
+SHAPES = {
+    "lora": {"entry": "lora_task:build", "args": {"shape": "llama", "length": 64, "count": 256}},
+    "full": {"entry": "first_run.stdlib_llama:build", "args": {"hidden": 128, "layers": 4, "length": 24}},
+}
+"""The full fine-tune has 4 MiB of weights and twice as much of optimizer state."""
+TIMEOUT_S = 600.0
+WARM_UP_STEPS = 20
+
+
+@dataclass
+class Life:
+    """Rates and shares are of the time after the warm-up."""
+
+    rate: float
+    stall_fraction: float
+    slow_down_fraction: float
+    checkpoints: int
+    stall_ms: float
+    write_ms: float
+    size_mib: float
+
+
+def train(folder: Path, shape: dict[str, Any], steps: int, batch: int, every_s: float) -> Life:
+    """One life of the worker in `folder`; `every_s` 0: no checkpoint but the last. Raises RuntimeError."""
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.bind(f"ipc://{folder}/t.sock")
+    job = {
+        "run": "bench", "generation": 1, "run_dir": str(folder), "telemetry": f"ipc://{folder}/t.sock", "seed": 7,
+        "steps": steps, "task": {"kind": "python", "base_dir": str(folder), **shape}, "batch": {"size": batch},
+        "checkpoint": {"every_seconds": every_s},
+    }  # fmt: skip
+    (folder / "job.json").write_bytes(wire.dump_json(msgspec.convert(job, wire.Job)))
+    with (folder / "output.log").open("wb") as output:
+        command = [sys.executable, "-P", "-m", "mlx_worker", str(folder / "job.json")]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        messages = list(heard(router, process))
+    context.destroy(0)
+    if process.returncode != 0:
+        raise RuntimeError(f"the worker ended with {process.returncode}: {(folder / 'output.log').read_text()[-3000:]}")
+    return measured(messages, steps)
+
+
+def heard(router: "zmq.Socket[bytes]", process: Any) -> Any:
+    """Every message with the time when it came, until the worker is gone."""
+    until_s = time.perf_counter() + TIMEOUT_S
+    while time.perf_counter() < until_s:
+        if router.poll(200):
+            frame = router.recv_multipart()[1]
+            yield time.perf_counter(), wire.decode_worker(frame)
+        elif process.poll() is not None:
+            return
+    process.kill()
+    process.wait()
+
+
+def measured(messages: list[tuple[float, Any]], steps: int) -> Life:
+    """From the end of the warm-up to the last step; the checkpoint at the very end is in neither kind of run."""
+    at_s = {message.step: came_s for came_s, message in messages if isinstance(message, wire.Step)}
+    last_s = at_s[steps]
+    saved = [m for came_s, m in messages if isinstance(m, wire.Checkpoint) and came_s <= last_s and m.step < steps]
+    seconds = last_s - at_s[WARM_UP_STEPS]
+    return Life(
+        rate=(steps - WARM_UP_STEPS) / seconds,
+        stall_fraction=sum(message.stall_s for message in saved) / seconds,
+        slow_down_fraction=slow_down_s(messages, saved) / seconds,
+        checkpoints=len(saved),
+        stall_ms=1000 * statistics.median([message.stall_s for message in saved] or [0.0]),
+        write_ms=1000 * statistics.median([message.seconds for message in saved] or [0.0]),
+        size_mib=max([message.size_bytes for message in saved] or [0]) / common.MIB,
+    )
+
+
+def slow_down_s(messages: list[tuple[float, Any]], saved: list[Any]) -> float:
+    """How much longer updates took in all that had a write beside them."""
+    updates = [(s, m.step, m.seconds) for s, m in messages if isinstance(m, wire.Step) and m.step > WARM_UP_STEPS]
+    at_s = {step: came_s for came_s, step, _ in updates}
+    writes = [(at_s[one.step], at_s[one.step] + one.seconds) for one in saved if one.step in at_s]
+
+    def beside(came_s: float, seconds: float) -> bool:
+        return any(came_s - seconds < end_s and came_s > begin_s for begin_s, end_s in writes)
+
+    calm = [seconds for came_s, _, seconds in updates if not beside(came_s, seconds)]
+    busy = [seconds for came_s, _, seconds in updates if beside(came_s, seconds)]
+    return sum(busy) - len(busy) * statistics.mean(calm) if calm else 0.0
+
+
+def pair(number: int, shape: dict[str, Any], steps: int, batch: int, every_s: float) -> tuple[Life, Life]:
+    """With checkpoints, and without."""
+    lives: dict[float, Life] = {}
+    for each_s in (every_s, 0.0) if number % 2 else (0.0, every_s):
+        with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            common.with_examples(folder)
+            (folder / "lora_task.py").symlink_to(common.BENCH / "lora_task.py")
+            lives[each_s] = train(folder, shape, steps, batch, each_s)
+    return lives[every_s], lives[0.0]
+
+
+def main() -> None:
+    parser = common.parser(__doc__, Path(__file__).stem)
+    parser.add_argument("--pairs", type=int, default=5, help="of each kind")
+    parser.add_argument("--steps", type=int, default=400, help="of each run")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--every-s", type=float, default=5.0, help="seconds between checkpoints")
+    options = parser.parse_args()
+    rows, results = [], {}
+    for kind, shape in SHAPES.items():
+        pairs = []
+        for number in range(options.pairs):
+            pairs.append(pair(number, shape, options.steps, options.batch, options.every_s))
+            print(f"{kind} {number + 1}/{options.pairs}: {pairs[-1][0]}", file=sys.stderr)
+        rows.append(row(kind, pairs))
+        results[kind] = [[vars(life) for life in both] for both in pairs]
+    header = ["", "MiB", "checkpoints", "write ms", "stall ms", "stall %", "slower %", "steps/s", "without", "ratio"]
+    common.table(header, rows)
+    print("Medians over the pairs. A ratio above 1 is noise of the machine.")
+    common.write(options.json, {"every_s": options.every_s, "steps": options.steps, "pairs": results})
+
+
+def row(kind: str, pairs: list[tuple[Life, Life]]) -> list[object]:
+    """The medians, as the table has them."""
+
+    def median(values: Any) -> float:
+        return statistics.median(list(values))
+
+    return [
+        kind,
+        median(life.size_mib for life, _ in pairs),
+        int(median(life.checkpoints for life, _ in pairs)),
+        median(life.write_ms for life, _ in pairs),
+        median(life.stall_ms for life, _ in pairs),
+        median(100 * life.stall_fraction for life, _ in pairs),
+        median(100 * life.slow_down_fraction for life, _ in pairs),
+        median(life.rate for life, _ in pairs),
+        median(bare.rate for _, bare in pairs),
+        f"{median(life.rate / bare.rate for life, bare in pairs):.4f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
