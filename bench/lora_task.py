@@ -32,6 +32,7 @@ LLAMA = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 256,
     "num_attention_heads": 4, "rms_norm_eps": 1e-5, "vocab_size": 258, "tie_word_embeddings": True,
 }  # fmt: skip
+MICRO_LLAMA = LLAMA | {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2}
 QWEN3 = {
     "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 3072,
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
@@ -41,7 +42,7 @@ TINY_QWEN3 = QWEN3 | {
     "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 512,
 }  # fmt: skip
-SHAPES = {"llama": LLAMA, "qwen3": QWEN3, "tiny-qwen3": TINY_QWEN3}
+SHAPES = {"llama": LLAMA, "micro-llama": MICRO_LLAMA, "qwen3": QWEN3, "tiny-qwen3": TINY_QWEN3}
 
 
 def samples(vocabulary: int, length: int, varied: bool, count: int) -> list[tuple[list[int], int]]:

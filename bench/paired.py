@@ -87,18 +87,24 @@ def life(
     """One life of the run in `folder`. Raises RuntimeError when it failed, unless it was to be killed."""
     with listening(folder, kill_at_step) as listener:
         command = worker_command(folder, setup, listener.endpoint, memory, checkpoint, generation)
-        with (folder / "output.log").open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-            listener.process = process
-            try:
-                code = process.wait(TIMEOUT_S)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-        listener.drain()
+        code = live(folder, command, listener)
     if code != 0 and kill_at_step is None:
         raise RuntimeError(f"our worker ended with {code}: {(folder / 'output.log').read_text()[-3000:]}")
     return _result(listener, setup, whole=kill_at_step is None)
+
+
+def live(folder: Path, command: list[str], listener: "Listener", timeout_s: float = TIMEOUT_S) -> int:
+    """From start to end, everything heard out; the exit code. What it prints goes to `output.log`."""
+    with (folder / "output.log").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        listener.process = process
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            if process.poll() is None:
+                process.kill()
+    listener.drain()
+    return code
 
 
 def worker_command(
