@@ -106,13 +106,19 @@ def test_each_life_is_told_how_often_the_run_fails() -> None:
         steps 40 grow=50            -> draining: ask stop
         bye stopped                 -> draining
         exit 75                     -> starting: close memory leak, save, spawn 3 batch 4 of 8 save 1
-        exit signal=9 after=100     -> starting: close killed by somebody else, save, spawn 4 batch 4 of 8 save 1
-        exit 1 after=100            -> starting: close crash, save, spawn 5 batch 4 of 8 save 1
+        exit 1                      -> starting: close crash, save, spawn 4 batch 4 of 8 save 1  # before it trained
+        ready                       -> running
+        steps 1 mib=500             -> running
+        exit signal=9 after=100     -> starting: close killed by somebody else, save, spawn 5 batch 4 of 8 save 1
+        ready                       -> running
+        steps 1                     -> running
+        exit 1 after=50             -> starting: close crash, save, spawn 6 batch 4 of 8 save 1
         """
     )
     told = [action.mean_time_between_failures_s for action in line.actions if isinstance(action, ac.Spawn)]
-    assert told[:3] == [UNTROUBLED_S] * 3
-    assert told[3:] == [line.machine.history.active_s - 100, line.machine.history.active_s / 2]
+    assert told[:4] == [UNTROUBLED_S] * 4
+    assert told[4] == pytest.approx(line.machine.history.active_s - 50.5)
+    assert told[5] == pytest.approx(line.machine.history.active_s / 2)
 
 
 @pytest.mark.parametrize("event", [

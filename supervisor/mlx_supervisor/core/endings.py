@@ -160,9 +160,10 @@ class Endings(MachineBase):
             self._spawn(at_s)
 
     def _lost_work(self, cause: Cause) -> bool:
-        """Whether the life ended as a failure, for the interval of checkpoints: not when it could save at its end."""
-        orderly = self._bye is not None and self._bye.outcome in (Outcome.STOPPED, Outcome.REFUSED)
-        return cause not in (Cause.ASKED, Cause.REFUSED) and not orderly
+        """Whether what ended the life could cost updates: not when it had made none, or could save the last."""
+        trained = self.life is not None and self.life.first_step is not None
+        orderly = self._bye is not None and self._bye.outcome is Outcome.STOPPED
+        return trained and cause not in (Cause.ASKED, Cause.REFUSED) and not orderly
 
     def _hopeless(self, cause: Cause, shrunk: bool) -> str | None:
         """A limit that the very first steps can't keep: say so at once instead of trying again and again."""
