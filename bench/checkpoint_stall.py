@@ -22,8 +22,16 @@ import zmq
 from mlx_supervisor import wire
 
 SHAPES = {
-    "lora": {"entry": "lora_task:build", "args": {"shape": "llama", "length": 64, "count": 256}},
-    "full": {"entry": "first_run.stdlib_llama:build", "args": {"hidden": 128, "layers": 4, "length": 24}},
+    "lora": {
+        "base_dir": str(common.BENCH),
+        "entry": "lora_task:build",
+        "args": {"shape": "llama", "length": 64, "count": 256},
+    },
+    "full": {
+        "base_dir": str(common.EXAMPLES),
+        "entry": "first_run.stdlib_llama:build",
+        "args": {"hidden": 128, "layers": 4, "length": 24},
+    },
 }
 """The full fine-tune has 4 MiB of weights and twice as much of optimizer state."""
 TIMEOUT_S = 600.0
@@ -50,7 +58,7 @@ def train(folder: Path, shape: dict[str, Any], steps: int, batch: int, every_s: 
     router.bind(f"ipc://{folder}/t.sock")
     job = {
         "run": "bench", "generation": 1, "run_dir": str(folder), "telemetry": f"ipc://{folder}/t.sock", "seed": 7,
-        "steps": steps, "task": {"kind": "python", "base_dir": str(folder), **shape}, "batch": {"size": batch},
+        "steps": steps, "task": {"kind": "python", **shape}, "batch": {"size": batch},
         "checkpoint": {"every_seconds": every_s},
     }  # fmt: skip
     (folder / "job.json").write_bytes(wire.dump_json(msgspec.convert(job, wire.Job)))
@@ -113,10 +121,7 @@ def pair(number: int, shape: dict[str, Any], steps: int, batch: int, every_s: fl
     lives: dict[float, Life] = {}
     for each_s in (every_s, 0.0) if number % 2 else (0.0, every_s):
         with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
-            folder = Path(name)
-            common.with_examples(folder)
-            (folder / "lora_task.py").symlink_to(common.BENCH / "lora_task.py")
-            lives[each_s] = train(folder, shape, steps, batch, each_s)
+            lives[each_s] = train(Path(name), shape, steps, batch, each_s)
     return lives[every_s], lives[0.0]
 
 
