@@ -103,16 +103,20 @@ def measured(messages: list[tuple[float, Any]], steps: int) -> Life:
 
 
 def slow_down_s(messages: list[tuple[float, Any]], saved: list[Any]) -> float:
-    """How much longer updates took in all that had a write beside them."""
+    """How much longer updates took in all that had a write beside them.
+
+    The update before counts with them: it was waited for, so it and the next one share their time unevenly.
+    """
     updates = [(s, m.step, m.seconds) for s, m in messages if isinstance(m, wire.Step) and m.step > WARM_UP_STEPS]
+    before = {one.step for one in saved}
     at_s = {step: came_s for came_s, step, _ in updates}
     writes = [(at_s[one.step], at_s[one.step] + one.seconds) for one in saved if one.step in at_s]
 
     def beside(came_s: float, seconds: float) -> bool:
         return any(came_s - seconds < end_s and came_s > begin_s for begin_s, end_s in writes)
 
-    calm = [seconds for came_s, _, seconds in updates if not beside(came_s, seconds)]
-    busy = [seconds for came_s, _, seconds in updates if beside(came_s, seconds)]
+    busy = [seconds for came_s, step, seconds in updates if step in before or beside(came_s, seconds)]
+    calm = [seconds for came_s, step, seconds in updates if step not in before and not beside(came_s, seconds)]
     return sum(busy) - len(busy) * statistics.mean(calm) if calm else 0.0
 
 

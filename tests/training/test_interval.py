@@ -82,6 +82,10 @@ def test_updates_beside_a_write_are_held_against_it() -> None:
     assert slow_down.take_s() == 0.0
     for _ in range(10):
         slow_down.note_update(1.0, writing=False)
+    slow_down.note_update(0.1, writing=False)  # waited for, so that the next one takes longer: together they are 2
+    slow_down.note_update(1.9, writing=True)
+    assert slow_down.take_s() == pytest.approx(0.0)
+    slow_down.note_update(1.0, writing=False)
     for seconds in (1.5, 1.25):
         slow_down.note_update(seconds, writing=True)
     assert slow_down.take_s() == pytest.approx(0.75)

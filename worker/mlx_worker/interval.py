@@ -51,17 +51,30 @@ class Measured:
 
 
 class SlowDown:
-    """What writing costs the updates made meanwhile: their time against the mean of those with no write beside them."""
+    """What writing costs the updates made meanwhile: their time against the mean of those with no write beside them.
+
+    The update before a write counts with those beside it. Updates overlap, but that one is waited for before the next
+    begins, so the two share their time unevenly: one looks too short and the other too long.
+    """
 
     def __init__(self) -> None:
         self._calm: deque[float] = deque(maxlen=_UPDATES_KEPT)
+        self._before_s: float | None = None
         self._excess_s = 0.0
 
     def note_update(self, seconds: float, *, writing: bool) -> None:
         """An update took so long, with or without a write beside it."""
-        if not writing:
-            self._calm.append(seconds)
-        elif len(self._calm) >= _UPDATES_NEEDED:
+        if writing:
+            self._count(self._before_s)
+            self._count(seconds)
+            self._before_s = None
+            return
+        if self._before_s is not None:
+            self._calm.append(self._before_s)
+        self._before_s = seconds
+
+    def _count(self, seconds: float | None) -> None:
+        if seconds is not None and len(self._calm) >= _UPDATES_NEEDED:
             self._excess_s += seconds - sum(self._calm) / len(self._calm)
 
     def take_s(self) -> float:
