@@ -1,12 +1,11 @@
 """mlx_lm.lora's configuration files, unchanged: trained, resumed, exported, or refused with a reason."""
 
-import json
-import re
 import signal
 
 import mlx.core as mx
 import pytest
 import yaml
+from tests.training import mlx_lm_runs
 
 from mlx_supervisor import wire
 from mlx_worker.errors import RefusedError
@@ -74,50 +73,24 @@ def _flat(tree):
     return tree_flatten(tree)
 
 
-def test_one_batch_of_everything_trains_as_mlx_lm_does(desk, llama_dir):
-    """All samples in one batch: whoever shuffles them how, the losses are the same."""
-    lora = {"rank": 4, "scale": 10.0, "dropout": 0.0}
-    changes = {"batch_size": 24, "iters": 4, "lora_parameters": lora, "val_batches": 1, "steps_per_eval": 100}
-    ours = desk.start(desk.job(task=write_config(llama_dir, "all", **changes)))
-    batch = {"size": 5, "effective": 24}
-    halved = finish(desk.run(desk.job(task=write_config(llama_dir, "half", **changes), batch=batch)))
-    ours.wait()
-    finish(ours)
-    theirs = mlx_lm_losses(llama_dir, lora)
-    assert [message.loss for message in ours.steps] == pytest.approx(theirs, abs=1e-5)
-    assert [message.loss for message in halved.steps] == pytest.approx(theirs, abs=1e-4)
-    assert [message.tokens for message in halved.steps] == [message.tokens for message in ours.steps]
-    assert theirs[-1] < theirs[0] - 0.05
-    validations = [re.findall("validation.*", worker.stdout) for worker in (ours, halved)]
+@pytest.fixture
+def interpreted():
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_losses_and_validation_are_the_same_whatever_fits_in_memory(llama_dir, tmp_path):
+    config = mlx_lm_runs.write(tmp_path, "all", batch_size=24, iters=3, val_batches=1)
+    whole = mlx_lm_runs.ours(llama_dir, config, tmp_path / "whole")
+    halved = mlx_lm_runs.ours(llama_dir, config, tmp_path / "halved", batch=wire.BatchJob(size=5, effective=24))
+    assert [step.accumulation for step in halved.steps] == [5, 5, 5]
+    assert halved.losses == pytest.approx(whole.losses, abs=1e-5)
+    assert [step.tokens for step in halved.steps] == [step.tokens for step in whole.steps]
+    validations = [[text for text in desk.details if text.startswith("validation")] for desk in (whole, halved)]
     assert len(validations[0]) == 2
-    assert validations[0] == validations[1], "the validation is the same whatever fits in memory"
-
-
-def mlx_lm_losses(folder, lora):
-    import mlx.optimizers as optim
-    from mlx_lm.tuner import trainer
-    from mlx_lm.tuner.datasets import CacheDataset, TextDataset
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-    from mlx_lm.utils import load
-
-    model, tokenizer = load(str(folder / "model"))
-    lines = [json.loads(line) for line in (folder / "text" / "train.jsonl").read_text().splitlines()]
-    mx.random.seed(7)
-    model.freeze()
-    linear_to_lora_layers(model, 2, lora)
-    losses = []
-
-    class Listener(trainer.TrainingCallback):
-        def on_train_loss_report(self, info):
-            losses.append(info["train_loss"])
-
-    arguments = trainer.TrainingArgs(
-        batch_size=24, iters=4, steps_per_report=1, steps_per_save=100, max_seq_length=64,
-        adapter_file=str(folder / "theirs.safetensors"),
-    )  # fmt: skip
-    dataset = CacheDataset(TextDataset(lines, tokenizer))
-    trainer.train(model, optim.Adam(learning_rate=1e-3), dataset, None, arguments, training_callback=Listener())
-    return losses
+    assert validations[0] == validations[1]
 
 
 def test_accumulation_of_the_file_is_the_effective_batch(desk, llama_dir):
@@ -127,13 +100,15 @@ def test_accumulation_of_the_file_is_the_effective_batch(desk, llama_dir):
     assert (worker.ready.batch_size, worker.ready.effective_batch, worker.ready.target_steps) == (4, 12, 2)
 
 
-def test_other_data_or_adapters_are_refused_at_resume(desk, llama_dir):
-    desk.run(desk.job("data", task=write_config(llama_dir, "data", iters=1)))
-    changes = {"data": "chat", "lora_parameters": {"rank": 2, "scale": 10.0, "dropout": 0.1}, "fine_tune_type": "dora"}
-    worker = desk.run(desk.job("data", generation=2, task=write_config(llama_dir, "data", **changes)))
-    assert worker.process.returncode == wire.EXIT_REFUSED
-    for name in ("dataset was", "lora_parameters was", 'fine_tune_type was "lora", is "dora"'):
-        assert name in worker.bye.reason
+@pytest.mark.usefixtures("interpreted")
+def test_other_data_or_adapters_are_refused_at_resume(llama_dir, tmp_path):
+    mlx_lm_runs.ours(llama_dir, mlx_lm_runs.write(tmp_path, "data", iters=1), tmp_path / "run")
+    changes = {"data": "text", "mask_prompt": False, "fine_tune_type": "dora"}
+    changes |= {"lora_parameters": {"rank": 2, "scale": 10.0, "dropout": 0.1}}
+    with pytest.raises(RefusedError) as caught:
+        mlx_lm_runs.ours(llama_dir, mlx_lm_runs.write(tmp_path, "data", **changes), tmp_path / "run", generation=2)
+    for name in ("dataset was", "lora_parameters was", 'fine_tune_type was "lora", is "dora"', "mask_prompt was true"):
+        assert name in str(caught.value)
 
 
 def load_config(folder, text):
