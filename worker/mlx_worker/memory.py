@@ -73,8 +73,11 @@ class Memory:
 
     @property
     def waits(self) -> bool:
-        """Whether an update is to be done before the next one begins, rather than overlap with its beginning."""
-        return self._always or (self._budget is not None and self._budget.tight)
+        """Whether the update in hand is to be done before the next one begins, rather than overlap with its beginning.
+
+        Now and then it is, so that the counters are read with nothing in flight: leaks are found in the lowest ones.
+        """
+        return self._always or (self._budget is not None and (self._budget.tight or self._budget.looks_next))
 
     @property
     def splits_update(self) -> bool:

@@ -1,0 +1,153 @@
+"""The next update begins before the last is told of; what is told, saved and stopped at is the same as without."""
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import pytest
+from tests.training import toy_task
+
+from mlx_supervisor import wire
+from mlx_worker import gradients as module
+from mlx_worker import memory as memory_module
+from mlx_worker.gradients import Gradients
+from mlx_worker.memory import Memory
+
+GIB = 2**30
+MEMORY = {"limit_bytes": 4 * GIB}
+
+
+def told(worker):
+    """What every step said, but for times and memory."""
+    return [(m.step, m.loss, m.learning_rate, m.tokens, m.samples, m.batch_size, m.accumulation) for m in worker.steps]
+
+
+@pytest.mark.parametrize(
+    ("batch", "compiled"), [({"size": 8}, True), ({"size": 3, "effective": 8}, False)], ids=["alone", "accumulated"]
+)
+def test_overlap_changes_nothing(desk, batch, compiled):
+    args = {"weighted": True, "norm": True, "evaluate_every": 5}
+    job = {"args": args, "batch": batch | {"sample_log": True}, "checkpoint": {"every_seconds": 0, "every_steps": 4}}
+    overlapped = desk.run(desk.job(memory=MEMORY, **job), compiled=compiled)
+    stepwise = desk.run(desk.job(memory=MEMORY | {"policy": "always"}, **job), compiled=compiled)
+    assert overlapped.process.returncode == stepwise.process.returncode == wire.EXIT_COMPLETED, overlapped.stderr
+    assert [m.step for m in overlapped.steps] == list(range(1, 13))
+    assert told(overlapped) == told(stepwise)
+    assert overlapped.bye.weights_sha256 == stepwise.bye.weights_sha256
+    assert overlapped.samples == stepwise.samples
+    assert overlapped.stdout.count("validation loss") == 4
+    for worker in (overlapped, stepwise):
+        assert [m.step for m in worker.of(wire.Checkpoint)] == [4, 8, 12]
+        lines = [line for line in worker.stdout.splitlines() if line.startswith("validation")]
+        assert lines == [line for line in stepwise.stdout.splitlines() if line.startswith("validation")]
+
+
+def test_learning_rates_are_those_of_their_steps(desk):
+    worker = desk.run(desk.job(memory=MEMORY))
+    schedule = optim.cosine_decay(1e-2, 200)
+    expected = [schedule(mx.array(step)).item() for step in range(12)]
+    assert [m.learning_rate for m in worker.steps] == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_report_has_the_peak_of_its_update(desk):
+    """Also of the one that had begun before the counter was set back."""
+    overlapped = desk.run(desk.job(args={"hidden": 512}, memory=MEMORY))
+    stepwise = desk.run(desk.job(args={"hidden": 512}, memory=MEMORY | {"policy": "always"}))
+    assert min(m.peak_bytes for m in overlapped.steps) >= 0.95 * min(m.peak_bytes for m in stepwise.steps)
+    assert min(m.peak_bytes for m in stepwise.steps) > 1.2 * min(m.active_bytes for m in stepwise.steps)
+
+
+def test_now_and_then_nothing_is_in_flight_when_the_counters_are_read(desk):
+    """What grows from update to update is found in these; the others hold a part of the next update's."""
+    args = {"hidden": 512, "pause_s": 0.01}
+    overlapped = desk.run(desk.job(steps=48, args=args, memory=MEMORY))
+    stepwise = desk.run(desk.job(steps=48, args=args, memory=MEMORY | {"policy": "always"}))
+    floor = min(m.active_bytes for m in stepwise.steps)
+    clean = [m.active_bytes for m in overlapped.steps if m.step % 16 == 0]
+    assert clean == pytest.approx([floor] * 3, abs=100), "but for a few numbers of the update before"
+
+
+def test_a_checkpoint_asked_for_is_of_the_update_in_hand(desk):
+    worker = desk.start(desk.job(steps=500, args={"pause_s": 0.02}, memory=MEMORY))
+    worker.until(wire.Step, lambda message: message.step == 3)
+    worker.send(wire.CheckpointNow)
+    saved = worker.until(wire.Checkpoint)
+    last = max(m.step for m in worker.steps if m.seq < saved.seq)
+    assert saved.ok
+    assert saved.step == last, "every update up to the checkpoint was told of before it"
+    worker.send(wire.Stop)
+    assert worker.wait() == wire.EXIT_STOPPED
+
+
+def test_a_relief_keeps_the_cache_small_for_a_while(desk):
+    worker = desk.start(desk.job(steps=5000, args={"hidden": 512, "pause_s": 0.005}, memory=MEMORY))
+    before = worker.until(wire.Step, lambda message: message.step == 20)
+    worker.send(wire.ClearCache)
+    cleared = worker.until(wire.Cleared)
+    assert before.cache_bytes > 0
+    assert cleared.cache_bytes < before.cache_bytes
+    worker.send(wire.Stop)
+    assert worker.wait() == wire.EXIT_STOPPED
+
+
+def test_adaptive_bounds_the_cache_by_the_limit(monkeypatch):
+    limits = []
+    monkeypatch.setattr(memory_module.mx, "set_cache_limit", limits.append)
+    memory = Memory(wire.MemoryJob(limit_bytes=GIB))
+    array = mx.zeros((1024, 1024))
+    mx.eval(array)
+    counters = memory.note_update()
+    assert len(limits) == 1
+    assert 0 < limits[0] <= 3 * counters.peak_bytes
+    assert counters.peak_bytes >= array.nbytes
+    memory.relieve()
+    assert limits[1] == limits[0] // 2
+    own = Memory(wire.MemoryJob(limit_bytes=GIB, cache_limit_bytes=5))
+    own.note_update()
+    assert limits[2:] == [5, 5], "the user's own limit is the most"
+
+
+@pytest.mark.parametrize("policy", ["always", "never"])
+def test_other_policies_leave_the_limits_alone(monkeypatch, policy):
+    limits = []
+    monkeypatch.setattr(memory_module.mx, "set_cache_limit", limits.append)
+    memory = Memory(wire.MemoryJob(limit_bytes=GIB, policy=policy))
+    memory.note_update()
+    memory.relieve()
+    assert limits == []
+    assert memory.waits is (policy == "always")
+
+
+def test_too_little_room_clears_the_cache_and_ends_the_overlap(monkeypatch):
+    monkeypatch.setattr(memory_module.mx, "set_cache_limit", lambda limit: None)
+    cleared = []
+    monkeypatch.setattr(memory_module.mx, "clear_cache", lambda: cleared.append(True))
+    monkeypatch.setattr(memory_module.mx, "get_cache_memory", lambda: 1000)
+    memory = Memory(wire.MemoryJob(limit_bytes=2**20))  # this process alone is larger
+    assert not memory.waits
+    array = mx.zeros((1024,))
+    mx.eval(array)
+    memory.note_update()
+    del array
+    assert cleared
+    assert memory.waits
+
+
+def test_a_program_for_each_shape_and_a_fresh_start_after_too_many(monkeypatch):
+    monkeypatch.setattr(module, "SHAPES_LIMIT", 3)
+    task = toy_task.build(seed=1, dropout=0.0)
+    task.optimizer.init(task.model.trainable_parameters())
+    traced = []
+    plain = task.loss
+    task.loss = lambda model, x, y, w: (traced.append(x.shape), plain(model, x, y, w))[1]
+    gradients = Gradients(task)
+
+    def step(size):
+        gradients.add(task.collate(list(range(size))), size, alone=True)
+        return gradients.apply().wait()
+
+    for _ in range(3):
+        for size in (4, 5, 6):
+            step(size)
+    assert len(traced) == 3
+    step(7)
+    step(4)
+    assert len(traced) == 5, "the programs of the first three shapes are gone"
