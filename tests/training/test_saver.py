@@ -378,3 +378,12 @@ def test_signals_are_left_to_the_main_thread() -> None:
     writer.collect(waiting=True)
     assert masks[0] >= {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_what_the_supervisor_has_measured_is_no_change_of_settings(tmp_path: Path) -> None:
+    def told(between_s: float) -> Any:
+        job = Bench(tmp_path, mean_time_between_failures_s=between_s, keep_best=True).job
+        return resume.recipe(job, TASK, 1, 8, 8)["free"]["checkpoint"]
+
+    assert told(60.0) == told(900.0)
+    assert told(60.0)["keep_best"] is True
