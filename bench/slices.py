@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 VARIABLE = "BENCH_COUNTER"
 """Environment variable with the path of a file of 8 bytes, where a process counts the batches that it takes."""
 
@@ -51,6 +53,7 @@ class Contestant:
         self.name = name
         self._counter = Counter(folder / f"{name}.count")
         self.output = folder / f"{name}.log"
+        self.batches, self.cpu_s = 0, 0.0
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT,
@@ -69,14 +72,24 @@ class Contestant:
         self._signal(signal.SIGSTOP)
 
     def work(self, seconds: float) -> float:
-        """Batches per second of a slice, from one batch to another: a slice ends with the batch in hand."""
+        """Batches per second of a slice, from one batch to another: a slice ends with the batch in hand.
+
+        `batches` and `cpu_s`, the processor time of all its threads, are those of all slices so far.
+        """
+        first_count, first_cpu_s = self._counter.value, self._cpu_s()
         self._signal(signal.SIGCONT)
         first, first_s = self._next_batch(self._counter.value)
         last, last_s = first, first_s
         while last_s - first_s < seconds:
             last, last_s = self._next_batch(last)
         self._signal(signal.SIGSTOP)
+        self.batches += self._counter.value - first_count
+        self.cpu_s += self._cpu_s() - first_cpu_s
         return (last - first) / (last_s - first_s)
+
+    def _cpu_s(self) -> float:
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def _next_batch(self, before: int) -> tuple[int, float]:
         while (value := self._counter.value) == before:

@@ -36,10 +36,12 @@ def main() -> None:
         )
         results[kind] = measure(kind, setup, options.pairs, options.slice_s)
     common.table(
-        ["data", "pairs", "ours steps/s", "mlx_lm steps/s", "median ratio", "95 % of the median"],
+        ["data", "pairs", "ours steps/s", "mlx_lm steps/s", "median ratio", "95 % of the median", "ours CPU ms/step",
+         "mlx_lm CPU ms/step"],
         [
             [kind, len(found["pairs"]), f"{found['ours_per_s']:.2f}", f"{found['mlx_lm_per_s']:.2f}",
-             f"{found['median_ratio']:.3f}", "{:.3f} to {:.3f}".format(*found["interval"])]
+             f"{found['median_ratio']:.3f}", "{:.3f} to {:.3f}".format(*found["interval"]),
+             found["ours_cpu_ms"], found["mlx_lm_cpu_ms"]]
             for kind, found in results.items()
         ],
     )  # fmt: skip
@@ -73,6 +75,7 @@ def measure(kind: str, setup: paired.Setup, count: int, slice_s: float) -> dict[
         "ours_per_s": statistics.median(pair["ours"] for pair in pairs),
         "mlx_lm_per_s": statistics.median(pair["mlx_lm"] for pair in pairs),
         "median_ratio": statistics.median(ratios), "interval": interval(ratios),
+        "ours_cpu_ms": 1000 * ours.cpu_s / ours.batches, "mlx_lm_cpu_ms": 1000 * theirs.cpu_s / theirs.batches,
     }  # fmt: skip
 
 
