@@ -234,7 +234,8 @@ def test_the_daemon_tells_systemd_when_it_is_ready_alive_and_ending(tmp_path: Pa
         systemd.settimeout(30)
         systemd.bind(str(tmp_path / "n"))
         environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "1000000"}
-        command = [sys.executable, "-m", "mlx_supervisor", "serve", "-c", str(settings), "--state-dir", str(tmp_path / "s")]
+        state = ["--state-dir", str(tmp_path / "s")]
+        command = [sys.executable, "-m", "mlx_supervisor", "serve", "-c", str(settings), *state]
         with (tmp_path / "out").open("wb") as out, subprocess.Popen(command, env=environment, stderr=out) as daemon:
             try:
                 heard = {systemd.recv(512)}
