@@ -17,14 +17,15 @@ ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null)$(shell cat $(VENV)/.made
 $(DEPENDENCIES): again
 endif
 
-.PHONY: help install run run-bare test test-long check bench lock clean again
+.PHONY: help install run run-bare test test-long check bench bench-worker lock clean again
 
 help:
 	@echo "make install    the environment in $(VENV), from the hash-pinned requirements.txt"
 	@echo "make run        a first run with a fire drill: it leaks, trips, halves its batch, and finishes"
 	@echo "make run-bare   the same drill without the supervisor: it dies"
 	@echo "make test       the default tests; make test-long the slow ones; make check ruff and mypy"
-	@echo "make bench      what supervision costs, into bench/results; make clean removes all that make made"
+	@echo "make bench      what supervision costs, into bench/results; make bench-worker the worker's own figures"
+	@echo "make clean      removes all that make made"
 
 install: $(INSTALLED)
 
@@ -68,6 +69,13 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/footprint.py
 	$(BIN)/python bench/overshoot.py
 	$(BIN)/python bench/overhead.py
+
+# the worker's: speed against mlx_lm, growth over 10,000 updates, checkpoints, restarts (about half an hour)
+bench-worker: $(INSTALLED)
+	$(BIN)/python bench/throughput.py
+	$(BIN)/python bench/memory_growth.py
+	$(BIN)/python bench/checkpoint_stall.py
+	$(BIN)/python bench/restart.py
 
 # needs uv; Linux (x86-64, aarch64) and macOS (arm64), Python 3.11 to 3.14, and no index address in the file
 lock:
