@@ -316,11 +316,9 @@ def job_of(
 def _checkpoint_job(
     settings: CheckpointSettings, tighter_steps: int | None, mean_time_between_failures_s: float | None
 ) -> wire.CheckpointJob:
-    every_steps = settings.every_steps or 0
-    if tighter_steps is not None:
-        every_steps = min(every_steps or tighter_steps, tighter_steps)
     job = wire.CheckpointJob(
-        every_steps=every_steps,
+        every_steps=settings.every_steps or 0,
+        tighter_steps=tighter_steps or 0,
         every_seconds=settings.every_seconds or 0.0,
         overhead=settings.overhead if settings.automatic else 0.0,
         keep=settings.keep,

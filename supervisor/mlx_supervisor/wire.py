@@ -252,10 +252,12 @@ class CheckpointJob(msgspec.Struct, frozen=True, kw_only=True):
 
     `overhead`: an interval that the worker derives from what a checkpoint costs and from
     `mean_time_between_failures_s`, so that training stands still for at most that share of the time.
-    `keep_best`: besides, the one with the lowest validation loss stays.
+    `tighter_steps`: besides, for the first `TIGHTER_TIMES` times as many updates of this life, because one before it
+    ended without having saved anything. `keep_best`: besides, the one with the lowest validation loss stays.
     """
 
     every_steps: Count = 0
+    tighter_steps: Count = 0
     every_seconds: Seconds = 60.0
     overhead: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     mean_time_between_failures_s: Seconds = 14_400.0

@@ -172,6 +172,13 @@ ENDS = {
         bye completed step=3        -> running
         exit 0                      -> starting: close crash, save, spawn 2 batch 8 of 8
     """),
+    "a checkpoint that was under way gives a stop more time, once": (policy(), RUNNING + """
+        stop                        -> draining: ask stop
+        saved                       -> draining: save
+        steps 1                     -> draining
+        saved                       -> draining: save
+        tick                        -> terminating: term
+    """),
     "nobody can stop it": (policy(), RUNNING + """
         stop                        -> draining: ask stop
         tick                        -> terminating: term

@@ -355,7 +355,8 @@ def test_job_survives_its_file_and_carries_everything(tmp_path: Path) -> None:
     assert job.memory.clear_before_gradients
     assert job.memory.clear_after_gradients
     assert not job.memory.clear_after_update
-    assert (job.checkpoint.every_steps, job.checkpoint.every_seconds, job.checkpoint.keep) == (5, 5.0, 2)
+    assert (job.checkpoint.every_steps, job.checkpoint.every_seconds, job.checkpoint.keep) == (9, 5.0, 2)
+    assert job.checkpoint.tighter_steps == 5
     assert (job.drill.leak_mib_per_step, job.drill.generations) == (4.0, [1, 2])
     assert job.task.args == {"width": 32, "deep": {"a": [1, "x"]}}
     assert job.task.base_dir == str(tmp_path)
@@ -378,13 +379,14 @@ def test_an_interval_that_is_named_switches_the_automatic_one_off(tmp_path: Path
 def test_a_life_that_saved_nothing_tightens_the_automatic_interval_too(tmp_path: Path) -> None:
     settings = read(tmp_path, with_table("checkpoint", "keep_best = true"))
     job = job_of(settings, "night", 2, tmp_path, None, 1, 1, 4).checkpoint
-    assert (job.every_steps, job.overhead, job.keep_best) == (4, 0.01, True)
+    assert (job.every_steps, job.tighter_steps, job.overhead, job.keep_best) == (0, 4, 0.01, True)
 
 
-def test_checkpoint_interval_is_tightened_never_loosened(tmp_path: Path) -> None:
-    for every, asked, expected in ((9, 5, 5), (9, 50, 9), (0, 5, 5), (9, None, 9)):
+def test_checkpoint_interval_is_tightened_beside_the_one_asked_for(tmp_path: Path) -> None:
+    for every, asked, expected in ((9, 5, 5), (9, 50, 50), (0, 5, 5), (9, None, 0)):
         settings = read(tmp_path, with_table("checkpoint", f"every_steps = {every}\nevery_seconds = 60"))
-        assert job_of(settings, "night", 1, tmp_path, None, 1, 1, asked).checkpoint.every_steps == expected
+        job = job_of(settings, "night", 1, tmp_path, None, 1, 1, asked).checkpoint
+        assert (job.every_steps, job.tighter_steps) == (every, expected)
 
 
 @pytest.mark.parametrize(("value", "expected"), [('"40 %"', 0.4), ("0.25", 0.25), ('"100%"', 1.0)])

@@ -48,11 +48,16 @@ def test_learning_rates_are_those_of_their_steps(desk):
 
 
 def test_every_report_has_the_peak_of_its_update(desk):
-    """Also of the one that had begun before the counter was set back."""
+    """Also of the one that had begun before the counter was set back.
+
+    How high a peak is depends on how soon the device's thread frees what it used, so two runs don't compare; what an
+    update holds at its end does not depend on that, and its peak is well above.
+    """
     overlapped = desk.run(desk.job(args={"hidden": 512}, memory=MEMORY))
     stepwise = desk.run(desk.job(args={"hidden": 512}, memory=MEMORY | {"policy": "always"}))
-    assert min(m.peak_bytes for m in overlapped.steps) >= 0.95 * min(m.peak_bytes for m in stepwise.steps)
-    assert min(m.peak_bytes for m in stepwise.steps) > 1.2 * min(m.active_bytes for m in stepwise.steps)
+    at_rest = min(m.active_bytes for m in stepwise.steps)
+    assert min(m.peak_bytes for m in stepwise.steps) > 1.2 * at_rest
+    assert min(m.peak_bytes for m in overlapped.steps) > 1.2 * at_rest
 
 
 def test_now_and_then_nothing_is_in_flight_when_the_counters_are_read(desk):

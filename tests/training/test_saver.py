@@ -387,3 +387,23 @@ def test_what_the_supervisor_has_measured_is_no_change_of_settings(tmp_path: Pat
 
     assert told(60.0) == told(900.0)
     assert told(60.0)["keep_best"] is True
+
+
+def test_a_tighter_interval_holds_for_the_beginning_of_a_life_only(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, every_seconds=0.0, tighter_steps=2)
+    assert [step for step in range(1, 30) if bench.saver.is_due(step)] == list(range(2, 17))
+    bench.save(2, waiting=True)
+    assert not bench.saver.is_due(3)
+    assert bench.saver.is_due(4)
+
+
+def test_a_write_that_never_ends_stops_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path, every_steps=2)
+    bench.files.gate.clear()
+    bench.save(2)
+    bench.saver.note_update(0.1)
+    assert bench.reports == []
+    monkeypatch.setattr("mlx_worker.saver.CHECKPOINT_BOUND_S", 0.0)
+    threading.Timer(0.1, bench.files.gate.set).start()
+    bench.saver.note_update(0.1)  # waits, as the watchdog and the supervisor can see
+    assert [report.step for report in bench.reports] == [2]

@@ -261,9 +261,9 @@ class Trainer:
 
     def _between_updates(self) -> None:
         """What needs the state of the last update, when the next has not begun."""
-        if self._evaluation_is_due(self.progress.step):
+        if self._evaluation_is_due(self.progress.step) and not self.stop.asked:
             self._evaluate()
-        if self.task.milestone is not None and self._milestone_is_due(self.progress.step):
+        if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.asked:
             self.watchdog.arm(CHECKPOINT_BOUND_S)
             self.task.milestone(self.progress.step)
             self.watchdog.arm()

@@ -40,6 +40,10 @@ class _Attempt:
     stall_s: float = 0.0
 
 
+TIGHTER_TIMES = 8
+"""After so many times `tighter_steps` updates, a life has outlived the one that saved nothing four times over."""
+
+
 class Saver:
     """Saves as the job says, in the background, one checkpoint at a time.
 
@@ -59,6 +63,7 @@ class Saver:
         self._job = job.checkpoint
         self._store, self._control, self._memory, self._watchdog = store, control, memory, watchdog
         self._born_s = self._last_s = time.monotonic()
+        self._born_step = 0 if newest is None else newest.step
         self._last_step = self.saved_step = 0 if newest is None else newest.step
         self.best = _best_of(newest, store) if job.checkpoint.keep_best else None
         self._candidate: Best | None = None
@@ -74,6 +79,8 @@ class Saver:
         done = self._writer.collect()
         if done is not None:
             self._finish(done)
+        elif self._attempt is not None and time.perf_counter() - self._attempt.started_s > CHECKPOINT_BOUND_S:
+            self.settle()  # a disk that never answers: better found hung and started again than never saved again
 
     def note_evaluation(self, step: int, loss: float) -> None:
         """With `keep_best`, the best state so far is due whatever the interval. Step 0 has nothing to save."""
@@ -87,7 +94,10 @@ class Saver:
         """Whether an interval has passed. One of time waits for a writer that is busy; one of updates is kept exactly,
         and so is a best state: `save` then waits for the writer."""
         job = self._job
-        if self._candidate is not None or 0 < job.every_steps <= step - self._last_step:
+        since_steps = step - self._last_step
+        if self._candidate is not None or 0 < job.every_steps <= since_steps:
+            return True
+        if 0 < job.tighter_steps <= since_steps and step - self._born_step <= TIGHTER_TIMES * job.tighter_steps:
             return True
         if self._writer.busy:
             return False
@@ -113,7 +123,7 @@ class Saver:
         if not aside:
             self._stand_still(progress.step)
         started_s = time.perf_counter()
-        state = snapshot.take(progress, epoch, facts, task, None if best is None else asdict(best))
+        state = snapshot.take(progress, epoch, facts, task, None if best is None else asdict(best), aside=aside)
         self._attempt = _Attempt(progress.step, best, started_s, by_itself=not waiting)
         if aside:
             self._writer.start(lambda: self._write(state, best))
@@ -150,7 +160,8 @@ class Saver:
         seconds, size_bytes = outcome.at_s - attempt.started_s, 0
         slow_down_s = self._slow_down.take_s()
         if attempt.by_itself:
-            self._measured.note(attempt.stall_s + slow_down_s, seconds)
+            # updates vary by themselves: what a write can have taken from them is at most its own length
+            self._measured.note(attempt.stall_s + max(-seconds, min(slow_down_s, seconds)), seconds)
         if outcome.saved is not None:
             size_bytes, self.saved_step, self.best = outcome.saved.size_bytes, attempt.step, attempt.best
             for note in outcome.saved.notes:

@@ -22,15 +22,23 @@ class Snapshot:
 
 
 def take(
-    progress: resume.Progress, epoch: int, facts: dict[str, Any], task: Task, best: dict[str, Any] | None = None
+    progress: resume.Progress,
+    epoch: int,
+    facts: dict[str, Any],
+    task: Task,
+    best: dict[str, Any] | None = None,
+    *,
+    aside: bool = True,
 ) -> Snapshot:
     """The state now, on the thread that trains: weights, optimizer, random generators and cursor of the same moment.
 
     Where the processor reads the device's memory (the CPU, Metal) nothing is copied: MLX's arrays never change, an
-    update makes new ones, and does not take over the buffer of one that somebody else refers to.
+    update makes new ones, and does not take over the buffer of one that somebody else refers to. Nor is it where
+    training stands still meanwhile (`aside` False), which may be because there is no room for a copy.
     """
-    trained = _held(resume.trained_arrays(task))
-    optimizer = _held(resume.optimizer_arrays(task))
+    copied = aside and not shared_memory()
+    trained = _held(resume.trained_arrays(task), copied=copied)
+    optimizer = _held(resume.optimizer_arrays(task), copied=copied)
     mx.eval(trained, optimizer)
     state = resume.trainer_state(progress, epoch, copy.deepcopy(facts), task)  # a resize changes the facts in place
     return Snapshot(progress.step, trained, optimizer, state | ({} if best is None else {"best": best}))
@@ -47,12 +55,12 @@ def shared_memory() -> bool:
     return mx.default_device() == mx.Device(mx.cpu) or mx.metal.is_available()
 
 
-def _held(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+def _held(arrays: dict[str, mx.array], *, copied: bool) -> dict[str, mx.array]:
     """References of our own to the same buffers: assignment to part of an array rebinds the Python object in place.
 
     In rows, so that writing them needs no kernel. With CUDA's own memory a copy instead: reading it from the processor
     moves the buffer away from under the kernels that still use it.
     """
-    if shared_memory():
+    if not copied:
         return {name: mx.contiguous(array) for name, array in arrays.items()}
     return {name: mx.where(mx.array(True), array, array) for name, array in arrays.items()}

@@ -207,6 +207,10 @@ class RunMachine(Endings):
             text = f"Checkpoint of step {event.step}: {event.size_bytes / MIB:.1f} MiB in {event.seconds:.2f} s."
             self._say("checkpoint", text, step=event.step, seconds=event.seconds)
             self._save(wait=False)
+            if self.state is S.DRAINING and not self._drain_extended:
+                # one that was under way when the stop was asked for: the last one is still to be written
+                self._drain_extended = True
+                self._deadline_s = event.at_s + self.policy.restart.stop_grace_s
         else:
             text = f"No checkpoint of step {event.step}: {event.error}; the run goes on with the one before."
             self._say("checkpoint_failed", text, Level.ERROR, step=event.step)

@@ -71,6 +71,7 @@ class MachineBase:
         self._accounted_s: float | None = None
         self._survivor: int | None = None
         self._suspending = False
+        self._drain_extended = False
         self._out: list[Action] = []
         self._allowed: tuple[State, ...] = ()
 
@@ -149,6 +150,7 @@ class MachineBase:
 
     def _drain(self, at_s: float, ending: Ending) -> None:
         self._ending = ending
+        self._drain_extended = False
         self._out.append(RequestStop(self.history.generation, ending.text[:REASON_LIMIT_CHARS]))
         self._go(S.DRAINING, at_s + self.policy.restart.stop_grace_s)
 
