@@ -79,7 +79,7 @@ bench-worker: $(INSTALLED)
 
 # needs uv; Linux (x86-64, aarch64) and macOS (arm64), Python 3.11 to 3.14, and no index address in the file
 lock:
-	uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+	uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
 		--no-annotate --no-header --extra cpu --group dev --group build -o requirements.txt pyproject.toml
 
 clean:

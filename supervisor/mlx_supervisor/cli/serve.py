@@ -12,13 +12,12 @@ from pathlib import Path
 import structlog
 
 from mlx_supervisor import logs
+from mlx_supervisor.cli import DEFAULT_FILE
 from mlx_supervisor.daemon import Daemon
 from mlx_supervisor.settings import Settings, SettingsError, read_settings
 from mlx_supervisor.state_dir import StateDir, StateDirError
 
 log = structlog.get_logger()
-
-DEFAULT_FILE = Path("~/.config/mlx-supervisor/settings.toml")
 
 
 def serve(arguments: list[str]) -> int:
