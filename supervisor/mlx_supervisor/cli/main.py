@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-EXIT_WRONG_SETTINGS = 2
-
 
 def main() -> None:
     """Entry point. `serve` goes past the command-line library: the daemon stays small."""

@@ -136,11 +136,6 @@ class Breaker:
         return True
 
     @property
-    def healthy_steps(self) -> int:
-        """Steps of this life."""
-        return self._healthy_steps
-
-    @property
     def leak_bytes_per_step(self) -> float | None:
         """The floor's slope, for display; None while too little is known."""
         return self._leak.slope_bytes
