@@ -44,6 +44,7 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     minimum: Positive = 1
     start: Positive | None = None
     grow_after_steps: Positive = 200
+    halve_on_leak: bool = True
     sample_log: bool = False
 
 
@@ -58,6 +59,11 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     device_limit: int | float | str = "80%"
     policy: Literal["adaptive", "always", "never"] = "adaptive"
     confirm_samples: Positive = 2
+    missing_samples: Positive = 20
+    clear_first: bool = True
+    gradient_checkpointing: Literal["never", "last_resort", "always"] = "last_resort"
+    autopsy: bool = True
+    autopsy_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
     soft_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.97
     leak_mib_per_step: Annotated[float, msgspec.Meta(gt=0, le=1_048_576)] = 0.5
     relief_wait_s: Seconds = 4.0
@@ -88,8 +94,15 @@ class RestartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How long to wait, and when to give up."""
 
     max_without_progress: Positive = 3
+    max_memory_without_progress: Positive = 5
+    max_same_error: Positive = 2
+    max_reboots: Positive = 3
     backoff_s: Seconds = 1.0
     backoff_max_s: Seconds = 60.0
+    jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    healthy_s: Seconds = 600.0
+    wait_for_memory_s: Seconds = 600.0
+    reboot_cooldown_s: Seconds = 60.0
     start_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=31_536_000)] = 600.0
     stop_grace_s: Seconds = 60.0
     term_grace_s: Seconds = 10.0
@@ -120,6 +133,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     seed: Whole = 0
     steps: Positive | None = None
     autostart: bool = False
+    stop_on_not_finite: bool = True
     batch: BatchSettings = BatchSettings()
     memory: MemorySettings = MemorySettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -263,6 +277,11 @@ def policy_of(run: RunSettings, machine_bytes: int, where: str = "") -> RunPolic
             soft_share=memory.soft_share,
             min_slope_bytes=memory.leak_mib_per_step * MIB,
             relief_wait_s=memory.relief_wait_s,
+            missing_samples=memory.missing_samples,
+            clear_first=memory.clear_first,
+            gradient_checkpointing=memory.gradient_checkpointing,
+            autopsy=memory.autopsy,
+            autopsy_limit_s=memory.autopsy_limit_s,
         ),
         batch=BatchPolicy(**batch),
         restart=RestartPolicy(**restart),
@@ -280,6 +299,7 @@ def job_of(
     checkpoint_every_steps: int | None = None,
     mean_time_between_failures_s: float | None = None,
     memory_limit_bytes: int | None = None,
+    gradient_checkpointing: bool = False,
 ) -> wire.Job:
     """What the worker of one generation is told. `checkpoint_every_steps` tightens the settings' interval only."""
     run = settings.runs[name]
@@ -305,11 +325,12 @@ def job_of(
             preserve_effective=run.batch.preserve_effective,
             sample_log=run.batch.sample_log,
         ),
-        memory=_memory_job(run.memory, memory_limit_bytes),
+        memory=_memory_job(run.memory, memory_limit_bytes, gradient_checkpointing),
         checkpoint=_checkpoint_job(run.checkpoint, checkpoint_every_steps, mean_time_between_failures_s),
         drill=wire.DrillJob(**msgspec.structs.asdict(run.drill)),
         grace_s=run.restart.stop_grace_s,
         hang_timeout_s=run.restart.hang_timeout_s,
+        stop_on_not_finite=run.stop_on_not_finite,
     )
 
 
@@ -329,9 +350,13 @@ def _checkpoint_job(
     return msgspec.structs.replace(job, mean_time_between_failures_s=mean_time_between_failures_s)
 
 
-def _memory_job(settings: MemorySettings, limit_bytes: int | None) -> wire.MemoryJob:
+def _memory_job(settings: MemorySettings, limit_bytes: int | None, gradient_checkpointing: bool) -> wire.MemoryJob:
     plain = ("policy", "clear_before_gradients", "clear_after_gradients", "clear_after_update", "release_pause_s")
-    job = wire.MemoryJob(limit_bytes=limit_bytes, **{name: getattr(settings, name) for name in plain})
+    job = wire.MemoryJob(
+        limit_bytes=limit_bytes,
+        gradient_checkpointing=gradient_checkpointing,
+        **{name: getattr(settings, name) for name in plain},
+    )
     if settings.cache_limit is not None:
         job = msgspec.structs.replace(job, cache_limit_bytes=parse_bytes(settings.cache_limit, None))
     share = share_of(settings.device_limit)  # of what, only the worker knows: it has the device

@@ -54,6 +54,7 @@ SILENCE_S = 5.0
 REQUESTS: dict[type[act.Action], type[wire.Message]] = {
     act.RequestClearCache: wire.ClearCache,
     act.RequestStop: wire.Stop,
+    act.RequestAutopsy: wire.Autopsy,
     act.RequestResize: wire.Resize,
 }
 FAILED_WORDS = {
@@ -375,7 +376,7 @@ class SupervisedRun:
             case act.Finish():
                 self.stopped_wall_s = time.time()
                 write_summary(self.folder, self.summary())
-            case act.RequestClearCache() | act.RequestStop() | act.RequestResize():
+            case act.RequestClearCache() | act.RequestAutopsy() | act.RequestStop() | act.RequestResize():
                 self._request(action)
             case act.DumpStacks() | act.Terminate() | act.Kill():
                 self._signal(action)
@@ -409,10 +410,14 @@ class SupervisedRun:
         self.log.line(f"{time.strftime('%H:%M:%S')} [supervisor] {notice.text}")
         self._show(lambda observer: observer.on_notice(self, notice))
 
-    def _request(self, action: act.RequestClearCache | act.RequestStop | act.RequestResize) -> None:
+    def _request(
+        self, action: act.RequestClearCache | act.RequestAutopsy | act.RequestStop | act.RequestResize
+    ) -> None:
         fields: dict[str, object] = {}
         if isinstance(action, act.RequestStop):
             fields = {"reason": action.reason[:500]}
+        elif isinstance(action, act.RequestAutopsy):
+            fields = {"limit_s": action.limit_s}
         elif isinstance(action, act.RequestResize):
             fields = {"batch_size": action.batch_size, "effective_batch": action.effective_batch}
         problem = self._shared.telemetry.send(self.name, REQUESTS[type(action)], **fields)
@@ -443,6 +448,7 @@ class SupervisedRun:
             action.checkpoint_every_steps,
             action.mean_time_between_failures_s,
             self.machine.policy.memory.limit_bytes,
+            action.gradient_checkpointing,
         )
         job_file = self.folder / "job.json"
         _write_private(job_file, wire.dump_json(job))

@@ -167,6 +167,8 @@ def _event_of(message: wire.WorkerMessage, at_s: float) -> ev.Event:
                 message.checkpoint,
                 tuple(message.passed_over),
                 tuple(message.notes),
+                message.gradient_checkpointing,
+                message.can_checkpoint_gradients,
             )
         case wire.Step():
             return _step_of(message, at_s)
@@ -185,11 +187,27 @@ def _event_of(message: wire.WorkerMessage, at_s: float) -> ev.Event:
             return ev.PhaseChange(at_s, generation, ev.Phase(message.phase), message.detail)
         case wire.Cleared():
             return ev.Cleared(at_s, generation, message.active_bytes, message.cache_bytes)
+        case wire.AutopsyReport():
+            return _autopsied(message, at_s)
         case wire.Bye():
             outcome = ev.Outcome(message.outcome)
             return ev.Bye(at_s, generation, outcome, message.reason, message.step, message.loss, message.weights_sha256)
         case wire.Hello():
             raise AssertionError("a hello is no event")
+
+
+def _autopsied(message: wire.AutopsyReport, at_s: float) -> ev.Autopsied:
+    findings = tuple(_finding_text(finding) for finding in message.findings)
+    return ev.Autopsied(at_s, message.generation, message.step, findings, message.seconds, message.complete)
+
+
+def _finding_text(finding: wire.Finding) -> str:
+    """In one line: what it is, how many there were and are, their size, and who holds them."""
+    if finding.kind == "note":
+        return finding.what
+    size = f", {finding.size_bytes / 2**20:,.1f} MiB" if finding.size_bytes else ""
+    held = f"; held by {finding.holder}" if finding.holder else ""
+    return f"{finding.kind}: {finding.what}: {finding.count_before} then, {finding.count_now} now{size}{held}"
 
 
 def _step_of(message: wire.Step, at_s: float) -> ev.StepReport:

@@ -20,6 +20,8 @@ EXIT_COMPLETED = 0
 EXIT_FAILED = 1
 EXIT_STOPPED = 75
 """Stopped on request, checkpointed first (sysexits' EX_TEMPFAIL: try again later)."""
+EXIT_NOT_FINITE = 65
+"""The loss is no longer a finite number (sysexits' EX_DATAERR); nothing was saved of it."""
 EXIT_REFUSED = 78
 """The job cannot be done as it stands; starting again changes nothing (sysexits' EX_CONFIG)."""
 
@@ -64,7 +66,11 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 
 
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
-    """Model, data and checkpoint are loaded. `passed_over`: checkpoints not used, each with the reason."""
+    """Model, data and checkpoint are loaded. `passed_over`: checkpoints not used, each with the reason.
+
+    `gradient_checkpointing`: whether activations are computed again instead of kept; `can_checkpoint_gradients`:
+    whether this task could.
+    """
 
     step: Count
     target_steps: Count
@@ -73,6 +79,8 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     checkpoint: ShortText | None = None
     passed_over: Annotated[list[ShortText], msgspec.Meta(max_length=16)] = []
     notes: Annotated[list[ShortText], msgspec.Meta(max_length=16)] = []
+    gradient_checkpointing: bool = False
+    can_checkpoint_gradients: bool = False
 
 
 class Step(Message, frozen=True, kw_only=True, tag="step"):
@@ -119,6 +127,31 @@ class Cleared(Message, frozen=True, kw_only=True, tag="cleared"):
     cache_bytes: Count
 
 
+class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One thing that grew: its kind, what it is, how many there were at the baseline and are now.
+
+    `what`: a shape and type ("float32 [8, 512, 258]"), a Python type, or a compiled function. `size_bytes`: of all
+    that there are now, 0 where it can't be told. `holder`: what refers to them, with file and line where that is known.
+    """
+
+    kind: Literal["arrays", "objects", "compiled", "note"]
+    what: ShortText
+    count_before: Count = 0
+    count_now: Count = 0
+    size_bytes: Count = 0
+    holder: ShortText = ""
+
+
+class AutopsyReport(Message, frozen=True, kw_only=True, tag="autopsy"):
+    """Answer to `autopsy`: what grew since the baseline, the largest first. `seconds`: what the search took."""
+
+    step: Count
+    baseline_step: Count
+    seconds: Seconds
+    complete: bool = True
+    findings: Annotated[list[Finding], msgspec.Meta(max_length=24)] = []
+
+
 class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     """Last word of a worker."""
 
@@ -129,7 +162,7 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     weights_sha256: Digest | None = None
 
 
-WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Cleared | Bye
+WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Cleared | AutopsyReport | Bye
 
 
 class CheckpointNow(Message, frozen=True, kw_only=True, tag="checkpoint"):
@@ -153,11 +186,17 @@ class Resize(Message, frozen=True, kw_only=True, tag="resize"):
     effective_batch: Positive
 
 
+class Autopsy(Message, frozen=True, kw_only=True, tag="autopsy"):
+    """Look for what grew, for at most `limit_s` seconds, and answer with an `AutopsyReport`."""
+
+    limit_s: Seconds = 5.0
+
+
 class Ping(Message, frozen=True, kw_only=True, tag="ping"):
     """Answer with the present phase."""
 
 
-SupervisorMessage = CheckpointNow | ClearCache | Stop | Resize | Ping
+SupervisorMessage = CheckpointNow | ClearCache | Stop | Resize | Autopsy | Ping
 
 _worker_decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
 _supervisor_decoder: "msgspec.msgpack.Decoder[SupervisorMessage]" = msgspec.msgpack.Decoder(SupervisorMessage)
@@ -234,6 +273,7 @@ class MemoryJob(msgspec.Struct, frozen=True, kw_only=True):
     named by `clear_…`, which otherwise mean nothing. "never": MLX's own limits, and nothing else.
     `limit_bytes`: what the supervisor allows the worker's process group; None: nobody watches.
     `device_limit_bytes`, or else `device_limit_share` of what it has: for a device with memory of its own.
+    `gradient_checkpointing`: compute activations again in the backward pass instead of keeping them.
     """
 
     policy: Literal["adaptive", "always", "never"] = "adaptive"
@@ -245,6 +285,7 @@ class MemoryJob(msgspec.Struct, frozen=True, kw_only=True):
     limit_bytes: Count | None = None
     device_limit_bytes: Count | None = None
     device_limit_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.8
+    gradient_checkpointing: bool = False
 
 
 class CheckpointJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -304,6 +345,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `steps` None: the task's configuration decides. `telemetry` None: nobody listens (a bare run).
     `grace_s`: how long the worker may go on after its supervisor died, before it ends itself.
+    `stop_on_not_finite`: end with `EXIT_NOT_FINITE` at the first update whose loss is NaN or infinite.
     """
 
     v: Literal[1] = 1
@@ -320,6 +362,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     drill: DrillJob = DrillJob()
     grace_s: Seconds = 30.0
     hang_timeout_s: Seconds | None = None
+    stop_on_not_finite: bool = True
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

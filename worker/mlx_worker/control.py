@@ -42,6 +42,8 @@ class Control:
                     self.stop.ask(command.reason)
                 case wire.Resize():
                     self._resize = command
+                case wire.Autopsy():
+                    pass
 
     def take_resize(self) -> wire.Resize | None:
         """The last resize that was asked for and not yet done."""

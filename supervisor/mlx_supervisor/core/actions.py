@@ -29,6 +29,7 @@ class Spawn(Action):
     `effective_batch`: samples of one update; None likewise.
     `checkpoint_every_steps`: a tighter checkpoint interval than the settings', after a life that saved nothing.
     `mean_time_between_failures_s`: what the run has seen so far; the interval of checkpoints follows from it.
+    `gradient_checkpointing`: compute activations again instead of keeping them.
     """
 
     generation: int
@@ -36,6 +37,7 @@ class Spawn(Action):
     effective_batch: int | None
     checkpoint_every_steps: int | None = None
     mean_time_between_failures_s: float | None = None
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,14 @@ class RequestClearCache(Action):
     """Ask the worker to clear its caches and say so (`Cleared`)."""
 
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAutopsy(Action):
+    """Ask the worker what grew (`Autopsied`), for at most `limit_s` seconds."""
+
+    generation: int
+    limit_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,14 @@ class Outcome(StrEnum):
     REFUSED = "refused"
 
 
+class MemoryPressure(StrEnum):
+    """How the operating system judges the machine's memory (macOS: its pressure level; Linux: stall information)."""
+
+    NORMAL = "normal"
+    WARN = "warn"
+    CRITICAL = "critical"
+
+
 class CommandKind(StrEnum):
     """What can be asked of one run. SUSPEND is a stop because the supervisor itself ends: the run is still wanted."""
 
@@ -92,6 +100,8 @@ class Ready(WorkerEvent):
     checkpoint: str | None = None
     passed_over: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
+    can_checkpoint_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +164,36 @@ class Bye(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class Sample(WorkerEvent):
-    """Memory as the operating system charges it to the worker's whole process group, and the machine's own."""
+    """Memory as the operating system charges it to the worker's whole process group, and the machine's own.
+
+    `children_bytes`: the part of the footprint that is not the leader's. `available_bytes`: what the machine, or the
+    control group that we live in, can still give. `swap_used_bytes`: None where it can't be told.
+    """
 
     footprint_bytes: int
     available_bytes: int
     processes: int
+    children_bytes: int = 0
+    swap_used_bytes: int | None = None
+    pressure: MemoryPressure = MemoryPressure.NORMAL
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSample(Event):
+    """The machine's memory while a run waits for it to come back, with no worker of its own."""
+
+    available_bytes: int
+    pressure: MemoryPressure = MemoryPressure.NORMAL
+
+
+@dataclass(frozen=True, slots=True)
+class Autopsied(WorkerEvent):
+    """What the worker found to have grown: a sentence each, the largest first."""
+
+    step: int
+    findings: tuple[str, ...]
+    seconds: float
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
