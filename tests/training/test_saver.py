@@ -2,108 +2,29 @@
 
 import copy
 import errno
-import os
+import gc
 import signal
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import msgspec
 import pytest
 from tests.training import toy_task
+from tests.training.saver_bench import PATIENCE_S, TASK, Bench
 
 from mlx_supervisor import wire
-from mlx_worker import durable, resume, snapshot
+from mlx_worker import resume, snapshot
 from mlx_worker import saver as saver_module
 from mlx_worker import writer as writer_module
-from mlx_worker.checkpoints import CheckpointStore, weights_sha256
-from mlx_worker.control import Control
+from mlx_worker.checkpoints import weights_sha256
 from mlx_worker.gradients import Gradients
 from mlx_worker.interval import FIRST_S, LEAST_S, MOST_S
-from mlx_worker.lifeline import StopFlag
 from mlx_worker.loop import seed_generators
 from mlx_worker.memory import Counters, Memory
-from mlx_worker.saver import Saver
-from mlx_worker.task import Task
 from mlx_worker.writer import Writer
-
-PATIENCE_S = 30.0
-
-
-class GatedFiles(durable.Files):
-    """A disk that stands still while `gate` is closed, and fails while `error` is set."""
-
-    def __init__(self) -> None:
-        self.gate, self.reached = threading.Event(), threading.Event()
-        self.gate.set()
-        self.error = 0
-        self.on_write: Callable[[], object] = lambda: None
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        self.reached.set()
-        self.on_write()
-        assert self.gate.wait(PATIENCE_S)
-        if self.error:
-            raise OSError(self.error, os.strerror(self.error))
-        return super().write(descriptor, data)
-
-
-class Bench:
-    """A saver with its surroundings: the link notes what it is told and by which thread."""
-
-    def __init__(self, folder: Path, **checkpoint: Any) -> None:
-        self.files, self.told = GatedFiles(), list[Any]()
-        self.threads: set[int] = set()
-        self.memory = SimpleNamespace(has_room=lambda more_bytes: True)
-        self.keep = checkpoint.pop("keep", 2)
-        checkpoint = {"every_seconds": 0} | checkpoint
-        task = {"kind": "python", "base_dir": str(folder)}
-        fields = {"run": "run", "generation": 1, "run_dir": str(folder), "task": task, "checkpoint": checkpoint}
-        self.job = msgspec.convert(fields, wire.Job)
-        self.folder = folder
-        self.saver = self.begin()
-
-    def begin(self) -> Saver:
-        """A life, from the newest checkpoint on."""
-        self.store = CheckpointStore(self.folder / "c", "run", self.keep, self.files)
-        watchdog: Any = SimpleNamespace(arm=lambda floor_s=0.0: None)
-        link: Any = SimpleNamespace(send=self._send)
-        memory: Any = self.memory
-        control = Control(link, StopFlag(), memory)
-        return Saver(self.job, self.store, self.store.load_newest(), control, memory, watchdog)
-
-    def _send(self, kind: Any, **fields: Any) -> None:
-        self.threads.add(threading.get_ident())
-        self.told.append((kind, SimpleNamespace(**fields)))
-
-    @property
-    def reports(self) -> list[Any]:
-        return [fields for kind, fields in self.told if kind is wire.Checkpoint]
-
-    @property
-    def steps(self) -> list[int]:
-        return sorted(int(path.name[5:]) for path in (self.folder / "c").glob("step-*"))
-
-    def save(self, step: int, *, task: Task | None = None, waiting: bool = False) -> bool:
-        progress = resume.Progress(step=step, cursor=8 * step)
-        return self.saver.save(progress, 0, {"free": {"batch.size": 8}}, task or TASK, waiting=waiting)
-
-    def until_reported(self, count: int) -> None:
-        """As the loop does it: after every update."""
-        deadline_s = time.monotonic() + PATIENCE_S
-        while len(self.reports) < count:
-            assert time.monotonic() < deadline_s
-            self.saver.note_update(0.001)
-
-
-TASK = toy_task.build(0)
-TASK.optimizer.init(TASK.model.trainable_parameters())
-mx.eval(TASK.model.state, TASK.optimizer.state)
 
 
 class Training:
@@ -185,6 +106,27 @@ def test_a_snapshot_copies_nothing_where_memory_is_one() -> None:
     taken = snapshot.take(resume.Progress(), 0, {}, task)
     assert mx.get_active_memory() - before_bytes < 4096
     assert sum(array.nbytes for array in taken.trained.values()) > 100_000
+
+
+@pytest.mark.parametrize(("room", "waiting", "copies"), [(True, False, 1), (False, False, 0), (True, True, 0)])
+def test_with_cudas_memory_only_a_snapshot_to_be_written_aside_is_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool, waiting: bool, copies: int
+) -> None:
+    """Where training stands still there may be no room for one: it would be the end of the run."""
+    monkeypatch.setattr(snapshot, "shared_memory", lambda: False)
+    bench = Bench(tmp_path)
+    bench.memory.has_room = lambda more_bytes: room
+    task = toy_task.build(0, hidden=4096, optimizer="SGD", schedule=False)
+    task.optimizer.init(task.model.trainable_parameters())
+    mx.eval(task.model.state, task.optimizer.state)
+    held_bytes: list[int] = []
+    bench.files.on_write = lambda: held_bytes.append(mx.get_active_memory())
+    gc.collect()  # what earlier tests left
+    before_bytes = mx.get_active_memory()
+    bench.save(1, task=task, waiting=waiting)
+    bench.saver.settle()
+    assert [report.ok for report in bench.reports] == [True]
+    assert held_bytes[0] - before_bytes == pytest.approx(copies * snapshot.size_bytes(task), abs=4096)
 
 
 def test_half_precision_and_turned_arrays_come_back(tmp_path: Path) -> None:
@@ -284,6 +226,35 @@ def test_without_an_interval_the_costs_decide(tmp_path: Path, monkeypatch: pytes
     bench.save(4)
     assert not due_after(MOST_S), "the writer is busy"
     bench.files.gate.set()
+
+
+def test_a_write_is_blamed_for_no_more_than_its_own_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slept, or updates that grew cheaper, must neither keep a run from saving nor make it."""
+    now_s = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0], perf_counter=lambda: now_s[0])
+    for module in (saver_module, writer_module):
+        monkeypatch.setattr(module, "time", clock)
+    bench = Bench(tmp_path, overhead=0.01, mean_time_between_failures_s=1.0)
+    for _ in range(10):
+        bench.saver.note_update(1.0)
+
+    def due_after_write(step: int, updates_s: list[float]) -> float:
+        """Seconds from a write of 2 s, with these updates beside it, to the next."""
+        began_s = now_s[0]
+        bench.files.gate.clear()
+        bench.save(step)
+        now_s[0] += 2.0
+        for seconds in updates_s:
+            bench.saver.note_update(seconds)
+        bench.files.gate.set()
+        bench.saver.settle()
+        while not bench.saver.is_due(step):
+            now_s[0] += 1.0
+        return now_s[0] - began_s
+
+    assert due_after_write(1, [500.0]) == pytest.approx(200, abs=2), "2 s are 1 % of 200, 500 s are not its doing"
+    assert due_after_write(2, [0.0] * 50) < 50, "2 s less than nothing: they even out, and the formula decides"
+    assert due_after_write(3, [500.0]) == pytest.approx(200 / 3, abs=2), "50 s won would have hidden this one"
 
 
 def test_training_stands_still_where_memory_is_short(tmp_path: Path) -> None:
