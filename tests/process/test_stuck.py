@@ -232,3 +232,31 @@ def test_the_worker_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_
 
     running: Daemon
     asyncio.run(scenario())
+
+
+class Missing(Observer):
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def on_event(self, run: SupervisedRun, event: ev.Event) -> None:
+        if isinstance(event, ev.SampleMissing):
+            self.reasons.append(event.reason)
+
+
+def test_a_sampler_that_fell_silent_leaves_no_worker_unwatched(folder, monkeypatch) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=10**6, memory={"missing_samples": 3})
+    missing = Missing()
+
+    async def scenario() -> None:
+        async with opened(settings, missing) as running:
+            run = await started(running)
+            run.tend()
+            assert missing.reasons == [], "as long as it speaks, nothing is missing"
+            running._sampler.unwatch("run")
+            monkeypatch.setattr(supervised_run, "SILENCE_S", 0.0)
+            await run.until(lambda: run.machine.history.generation > 1)
+            first = run.summary()["generations"][0]
+            assert first["cause"] == "memory could not be measured"
+
+    asyncio.run(scenario())
+    assert [reason.startswith("no sample for ") for reason in missing.reasons[:3]] == [True] * 3
