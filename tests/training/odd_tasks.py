@@ -22,5 +22,3 @@ def stopping(seed: int, at: int, every: int) -> Task:
     task.milestone = lambda step: print(f"milestone {step}")
     task.milestone_every_steps = every
     return task
-
-
