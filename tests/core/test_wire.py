@@ -30,10 +30,8 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
             return st.text(letters, min_size=kind.min_length or length or 1, max_size=length)
         case inspect.BoolType():
             return st.booleans()
-        case inspect.NoneType():
-            return st.none()
-        case inspect.LiteralType():
-            return st.sampled_from(kind.values)
+        case inspect.NoneType() | inspect.LiteralType():
+            return st.sampled_from(getattr(kind, "values", (None,)))
         case inspect.UnionType():
             return st.one_of([_values(each) for each in kind.types])
         case inspect.ListType():
