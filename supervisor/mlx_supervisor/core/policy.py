@@ -53,7 +53,8 @@ class RestartPolicy:
     most `jitter`; memory restarts do not wait. A life of `healthy_s` makes the next wait the first again.
     `max_memory_without_progress`: likewise for lives that memory ended. `max_same_error`: ends in a row by the same
     error of the user's code at the same step. `wait_for_memory_s`: how long a start may wait for the machine's memory
-    to come back. `reboot_cooldown_s`: wait after the machine restarted; `max_reboots` in a row without progress are the end.
+    to come back. `reboot_cooldown_s`: wait after the machine restarted; `max_reboots` in a row without
+    progress are the end.
     """
 
     max_without_progress: int = 3
