@@ -3,6 +3,7 @@
 import pytest
 from tests.core.traces import founding, healthy
 
+from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.breaker import Breaker, BreakerState, Trip
 from mlx_supervisor.core.causes import Cause
 from mlx_supervisor.core.policy import MIB, MemoryPolicy
@@ -16,8 +17,17 @@ def _breaker(limit_mib: float = LIMIT_MIB, close_after_steps: int = 20) -> Break
     return breaker
 
 
+def _sample(mib: float, children_mib: float = 0) -> ev.Sample:
+    return ev.Sample(0.0, 1, int(mib * MIB), 64_000 * MIB, 1, int(children_mib * MIB))
+
+
+def _report(step: int, cache_mib: float = 0, active_mib: float = 0, seconds: float = 0.3) -> ev.StepReport:
+    active, cache = int(active_mib * MIB), int(cache_mib * MIB)
+    return ev.StepReport(0.0, 1, step, 1.0, 1, 1, 1e-4, seconds, 1, 1, active, cache, active, 0)
+
+
 def _step(breaker: Breaker, step: int, mib: float, cache_mib: float = 0, at_minimum: bool = False) -> Trip | None:
-    return breaker.sample(int(mib * MIB)) or breaker.step(step, 0.3, int(cache_mib * MIB), at_minimum)
+    return breaker.sample(_sample(mib)) or breaker.step(_report(step, cache_mib), at_minimum)
 
 
 def _founding(seed: int, slope_mib: float, checkpoint_s: float) -> float:
@@ -25,9 +35,9 @@ def _founding(seed: int, slope_mib: float, checkpoint_s: float) -> float:
     breaker = _breaker()
     breaker.checkpoint(checkpoint_s)
     for step, samples in enumerate(founding(seed, slope_mib), start=1):
-        if any(breaker.sample(int(mib * MIB)) for mib in samples):
+        if any(breaker.sample(_sample(mib)) for mib in samples):
             return 0
-        trip = breaker.step(step, 0.3, 0, False)
+        trip = breaker.step(_report(step), False)
         if trip is not None:
             assert trip.cause is Cause.LEAK
             return (LIMIT_MIB - 500) / slope_mib - step
@@ -54,10 +64,10 @@ def test_a_healthy_run_with_room_never_trips() -> None:
 
 def test_one_sample_over_the_limit_is_a_blip_two_are_not() -> None:
     breaker = _breaker()
-    assert breaker.sample((LIMIT_MIB + 1) * MIB) is None
-    assert breaker.sample(LIMIT_MIB * MIB) is None
-    assert breaker.sample((LIMIT_MIB + 1) * MIB) is None
-    trip = breaker.sample((LIMIT_MIB + 1) * MIB)
+    assert breaker.sample(_sample(LIMIT_MIB + 1)) is None
+    assert breaker.sample(_sample(LIMIT_MIB)) is None
+    assert breaker.sample(_sample(LIMIT_MIB + 1)) is None
+    trip = breaker.sample(_sample(LIMIT_MIB + 1))
     assert trip is not None
     assert trip.hard
     assert trip.cause is Cause.PRESSURE
@@ -133,5 +143,5 @@ def test_closed_open_half_open_closed() -> None:
 
 def test_steps_without_a_sample_are_not_judged_by_the_last_one() -> None:
     breaker = _breaker()
-    breaker.sample(2190 * MIB)
-    assert [breaker.step(step, 0.3, 0, False) for step in range(50)] == [None] * 50
+    breaker.sample(_sample(2190))
+    assert [breaker.step(_report(step), False) for step in range(50)] == [None] * 50

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil
 
+from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.causes import Cause
+from mlx_supervisor.core.growth import Growth
 from mlx_supervisor.core.leak import LeakDetector
 from mlx_supervisor.core.policy import MIB, MemoryPolicy
 from mlx_supervisor.core.pressure import Level, Overrun
@@ -54,6 +56,8 @@ class Breaker:
         self._end_bytes = 0
         self._peak_bytes = 0
         self._cache_bytes = 0
+        self._phase = ev.Phase.LOAD
+        self._step_s = 0.0
 
     def begin_life(self) -> None:
         """A worker is about to start: half-open after a trip."""
@@ -65,8 +69,13 @@ class Breaker:
         """A trip has been decided."""
         self.state = BreakerState.OPEN
 
-    def sample(self, footprint_bytes: int) -> Trip | None:
+    def phase(self, phase: ev.Phase) -> None:
+        """The worker went on to something else."""
+        self._phase = phase
+
+    def sample(self, sample: ev.Sample) -> Trip | None:
         """A sample from outside: the only thing that can trip hard."""
+        footprint_bytes = sample.footprint_bytes
         self._fresh = True
         self._end_bytes = footprint_bytes
         self._peak_bytes = max(self._peak_bytes, footprint_bytes)
@@ -79,16 +88,18 @@ class Breaker:
         """How long a checkpoint takes here: a soft trip must leave time for one."""
         self._commit_s = seconds
 
-    def step(self, step: int, seconds: float, cache_bytes: int, at_minimum: bool) -> Trip | None:
+    def step(self, report: ev.StepReport, at_minimum: bool) -> Trip | None:
         """The end of a training step. `at_minimum`: the batch can't shrink, so only growth justifies a restart."""
+        self._phase = ev.Phase.TRAIN
         self._healthy_steps += 1
         if self._fresh:
             self._level.add(self._end_bytes, self._peak_bytes)
-            self._leak.add(step, self._end_bytes - cache_bytes)
+            self._leak.add(report.step, self._end_bytes - report.cache_bytes)
             self._fresh = False
             self._peak_bytes = 0
-        self._cache_bytes = cache_bytes
-        trip = self._projected(seconds) or self._near(at_minimum)
+        self._cache_bytes = report.cache_bytes
+        self._step_s = report.seconds
+        trip = self._projected(report.seconds) or self._near(at_minimum)
         if trip is None and self.state is BreakerState.HALF_OPEN and self._healthy_steps >= self._close_after_steps:
             self.state = BreakerState.CLOSED
         return trip
@@ -134,6 +145,15 @@ class Breaker:
         self._level = Level(self._policy.limit_bytes, self._policy.soft_share)
         self._fresh = False
         return True
+
+    @property
+    def growth(self) -> Growth:
+        """What grows, and how long the room lasts."""
+        slope = self._leak.slope_bytes
+        if slope is None or slope <= 0:
+            return Growth(None if slope is None else 0.0)
+        steps_left = max(self._policy.limit_bytes - self._level.level_bytes, 0) / slope
+        return Growth(slope, {}, self.leaking, steps_left, steps_left * self._step_s)
 
     @property
     def leak_bytes_per_step(self) -> float | None:

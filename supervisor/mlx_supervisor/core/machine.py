@@ -175,7 +175,7 @@ class RunMachine(Endings):
         if event.phase is not Phase.TRAIN:
             return
         was = self.breaker.state
-        trip = self.breaker.step(event.step, event.seconds, event.cache_bytes, self.batch.at_minimum)
+        trip = self.breaker.step(event, self.batch.at_minimum)
         if trip is not None:
             self._soft_trip(event.at_s, trip)
             return
@@ -194,6 +194,7 @@ class RunMachine(Endings):
             self._out.append(RequestResize(self.history.generation, larger, effective))
 
     def _on_phase(self, event: ev.PhaseChange) -> None:
+        self.breaker.phase(event.phase)
         if self.state is S.RUNNING:
             self._heartbeat.progress(event.at_s, event.phase)
 
@@ -225,7 +226,7 @@ class RunMachine(Endings):
         self.last_sample = event
         if self.life is not None:
             self.life.peak_footprint_bytes = max(self.life.peak_footprint_bytes, event.footprint_bytes)
-        return self.breaker.sample(event.footprint_bytes)
+        return self.breaker.sample(event)
 
     def _on_sample(self, event: ev.Sample) -> None:
         trip = self._observe_sample(event)
