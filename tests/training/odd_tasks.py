@@ -1,8 +1,13 @@
 """The toy task with what tests need to come at an exact moment."""
 
+import itertools
+import math
 import os
 import signal
+from typing import Any
 
+import mlx.core as mx
+from slow_disk import build as build_slow
 from toy_task import build as build_toy
 
 from mlx_worker.task import Task, Update
@@ -21,4 +26,25 @@ def stopping(seed: int, at: int, every: int) -> Task:
     task.after_update = stop_at
     task.milestone = lambda step: print(f"milestone {step}")
     task.milestone_every_steps = every
+    return task
+
+
+def spoiled(seed: int, at: int, spoil: str = "nan", flush_s: float = 0.0, **args: Any) -> Task:
+    """The loss of the `at`th update of this life is NaN ("nan") or infinite ("inf"), and so are its gradients.
+
+    With "nan told" only the loss is, as where a loss is computed in half precision for nothing but the report.
+    """
+    task = build_slow(seed, flush_s, **args)
+    plain_loss, plain_collate, calls = task.loss, task.collate, itertools.count(1)
+    factor = {"nan": math.nan, "inf": math.inf, "nan told": 1.0}[spoil]
+    term = math.nan if spoil == "nan told" else 0.0
+
+    def collate(ids: list[int]) -> tuple[mx.array, ...]:
+        spoils = next(calls) == at
+        return *plain_collate(ids), mx.array(factor if spoils else 1.0), mx.array(term if spoils else 0.0)
+
+    def loss(model: Any, x: mx.array, y: mx.array, w: mx.array, by: mx.array, plus: mx.array) -> Any:
+        return plain_loss(model, x, y, w) * by + plus
+
+    task.collate, task.loss = collate, loss
     return task

@@ -181,7 +181,8 @@ def test_a_checkpoint_that_fails_is_told_and_the_run_goes_on(desk):
 
 
 def test_weights_that_are_not_finite_are_never_saved(desk):
-    worker = desk.run(desk.job(steps=4, args={"nan": True}, checkpoint={"every_steps": 2, "every_seconds": 0}))
+    job = {"checkpoint": {"every_steps": 2, "every_seconds": 0}, "stop_on_not_finite": False}
+    worker = desk.run(desk.job(steps=4, args={"nan": True}, **job))
     assert worker.process.returncode == wire.EXIT_FAILED, "not completed: nothing finite to show for it"
     assert [message.ok for message in worker.of(wire.Checkpoint)] == [False, False]
     assert all("not finite" in message.error for message in worker.of(wire.Checkpoint))

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from mlx_supervisor import wire
 from mlx_worker import lifeline
-from mlx_worker.errors import RefusedError
+from mlx_worker.errors import NotFiniteError, RefusedError
 from mlx_worker.link import Link
 
 
@@ -52,6 +52,10 @@ def _run(job: wire.Job, link: Link, stop: lifeline.StopFlag) -> int:
         link.send(wire.Bye, outcome="refused", reason=str(error), step=link.last_step, loss=link.last_loss)
         _say_refused(str(error))
         return wire.EXIT_REFUSED
+    except NotFiniteError as error:
+        link.send(wire.Bye, outcome="failed", reason=str(error), step=link.last_step, loss=link.last_loss)
+        print(f"failed: {error}", file=sys.stderr)
+        return wire.EXIT_NOT_FINITE
     except BaseException as error:  # whatever the user's code raises, SystemExit included
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"

@@ -1,6 +1,7 @@
 """The training loop, and what stands around it: building the task, resuming, the end."""
 
 import contextlib
+import math
 import random
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from mlx_worker import order, resume, rng
 from mlx_worker.checkpoints import CheckpointStore, LoadedCheckpoint, weights_sha256
 from mlx_worker.control import Control
 from mlx_worker.drills import Drills
-from mlx_worker.errors import RefusedError
+from mlx_worker.errors import NotFiniteError, RefusedError
 from mlx_worker.gradients import Applied, Gradients
 from mlx_worker.lifeline import HangWatchdog, StopFlag
 from mlx_worker.link import Link
@@ -58,7 +59,10 @@ class Plan:
 
 
 def run(job: wire.Job, link: Link, stop: StopFlag) -> Ending:
-    """Load, train until the last step or a stop, save, say how it went. Raises RefusedError, and whatever happens."""
+    """Load, train until the last step or a stop, save, say how it went.
+
+    Raises RefusedError, NotFiniteError, and whatever happens.
+    """
     memory = Memory(job.memory)
     control = Control(link, stop, memory)
     control.phase("load")
@@ -239,14 +243,14 @@ class Trainer:
         )  # fmt: skip
 
     def _finish(self, launched: _Launched) -> None:
-        """Wait until the update is done, and tell of it."""
-        progress = self.progress
+        """Wait until the update is done, and tell of it. Raises NotFiniteError, where the job says so."""
+        progress, loss_before = self.progress, self.progress.loss
         loss, weight, rate = launched.applied.wait()
         self.memory.after_update()
         now_s = time.perf_counter()
         seconds = now_s - max(launched.started_s, self._finished_s)
         self._finished_s = now_s
-        tokens = int(weight) if launched.counts_tokens else 0
+        tokens = int(weight) if launched.counts_tokens and math.isfinite(weight) else 0
         progress.step = launched.step
         progress.cursor = launched.cursor
         progress.samples += len(launched.ids)
@@ -258,6 +262,9 @@ class Trainer:
         self._report(launched, tokens, rate, seconds)
         if self.task.after_update is not None:
             self.task.after_update(Update(progress.step, loss, rate, tokens, progress.tokens, seconds))
+        if self.job.stop_on_not_finite and weight != 0 and not math.isfinite(loss):  # without weight nothing changed
+            before = "there is none before" if loss_before is None else f"loss of the step before: {loss_before:.6g}"
+            raise NotFiniteError(f"the loss is {loss} at step {progress.step} ({before}; learning rate {rate:.6g})")
 
     def _between_updates(self) -> None:
         """What needs the state of the last update, when the next has not begun."""
