@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from mlx_supervisor.machine_memory import machine_bytes as machine_bytes
+
 RUSAGE_INFO_V4 = 4
 RUSAGE_INFO_V4_BYTES = 296
 PHYS_FOOTPRINT_OFFSET = 72
@@ -67,16 +69,6 @@ def session_members(session: int) -> list[int]:
         except OSError:
             continue
     return members
-
-
-def available_bytes() -> int:
-    """Memory that the machine can still give, without swapping."""
-    return int(psutil.virtual_memory().available)
-
-
-def machine_bytes() -> int:
-    """The machine's memory."""
-    return int(psutil.virtual_memory().total)
 
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mlx_supervisor import footprint
-from mlx_supervisor.core.events import Sample, SampleMissing
+from mlx_supervisor import footprint, machine_memory
+from mlx_supervisor.core.events import MemoryPressure, Sample, SampleMissing
+from mlx_supervisor.machine_memory import MachineMemory
 
 LEAST_INTERVAL_S = 0.002
 MEMBERS_INTERVAL_S = 1.0
@@ -25,6 +26,7 @@ PENDING_AT_MOST = 64
 BRAKE_S = 0.5
 """Over the limit for so long, while the event loop took no sample: it is stuck, and the worker is killed from here."""
 
+NOT_READ = MachineMemory(0, None, MemoryPressure.NORMAL)
 Deliver = Callable[[str, Sample | SampleMissing], None]
 
 
@@ -40,7 +42,7 @@ class _Watch:
     due_s: float = 0.0
     members: list[int] = field(default_factory=list)
     members_due_s: float = 0.0
-    available_bytes: int = 0
+    machine: MachineMemory = NOT_READ
     last_bytes: int = 0
     last_s: float = 0.0
     fastest_bytes_per_s: float = FEARED_BYTES_PER_S
@@ -120,7 +122,15 @@ class Sampler:
         event: Sample | SampleMissing
         try:
             used_bytes = self._measure(watch, now_s)
-            event = Sample(now_s, watch.generation, used_bytes, watch.available_bytes, len(watch.members))
+            event = Sample(
+                now_s,
+                watch.generation,
+                used_bytes,
+                watch.machine.available_bytes,
+                len(watch.members),
+                swap_used_bytes=watch.machine.swap_used_bytes,
+                pressure=watch.machine.pressure,
+            )
             watch.due_s = now_s + self._interval_s(watch, used_bytes, now_s)
             over = used_bytes > watch.limit_bytes
         except Exception as error:  # whatever it is, the watching must go on, and a zero must not come of it
@@ -151,7 +161,7 @@ class Sampler:
     def _measure(self, watch: _Watch, now_s: float) -> int:
         if now_s >= watch.members_due_s:
             watch.members = footprint.session_members(watch.session)
-            watch.available_bytes = footprint.available_bytes()
+            watch.machine = machine_memory.read()
             watch.members_due_s = now_s + MEMBERS_INTERVAL_S
         used_bytes, gone = 0, 0
         for pid in watch.members:
