@@ -16,8 +16,9 @@ from mlx_supervisor.control.target import (
 )
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.core.table import State
+from mlx_supervisor.launch import worker_command
 from mlx_supervisor.settings import Settings, SettingsError, read_settings
-from mlx_supervisor.supervised_run import SupervisedRun, worker_command
+from mlx_supervisor.supervised_run import SupervisedRun
 
 if TYPE_CHECKING:
     from mlx_supervisor.daemon import Daemon

@@ -3,21 +3,17 @@
 import asyncio
 import errno
 import math
-import os
 import secrets
-import shlex
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
 from mlx_supervisor import wire
 from mlx_supervisor.awake import Awake
-from mlx_supervisor.child import Child, ExitStatus, end_orphan
+from mlx_supervisor.child import Child, ExitStatus
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
@@ -25,16 +21,18 @@ from mlx_supervisor.core.machine import RunMachine
 from mlx_supervisor.core.table import AT_REST, State
 from mlx_supervisor.journal import Journal, OpenGeneration
 from mlx_supervisor.journal_file import JournalError
+from mlx_supervisor.launch import WORKER_VARIABLE as WORKER_VARIABLE
+from mlx_supervisor.launch import worker_command as worker_command
+from mlx_supervisor.launch import write_job
 from mlx_supervisor.logs import RunLog
+from mlx_supervisor.recovery import end_left, recovered
 from mlx_supervisor.sampler import Sampler
-from mlx_supervisor.settings import DrillSettings, Settings, job_of, policy_of
+from mlx_supervisor.settings import DrillSettings, Settings, policy_of
 from mlx_supervisor.state_dir import StateDir, StateDirError, boot_id
 from mlx_supervisor.summary import summary_of, write_summary
 from mlx_supervisor.telemetry import Telemetry
 from mlx_supervisor.words import drill_text, step_line
 
-WORKER_VARIABLE = "MLX_SUPERVISOR_WORKER"
-"""Environment variable with another worker's command line, for tests and benches; the job's path is appended."""
 BYE_WAIT_S = 0.5
 """How long the last frames of a worker that has exited may still be on their way."""
 LATE_S = 1.0
@@ -173,28 +171,20 @@ class SupervisedRun:
         """Make sure that no worker of a dead supervisor lives, and take note of how far it came."""
         self.recovering = True
         try:
+            restart = self.machine.policy.restart
+            grace_s = restart.stop_grace_s + restart.term_grace_s
             for left in lefts:
-                await self._end_left(left)
+                await end_left(left, grace_s, lambda: self._hurried, self._notice)
             newest = lefts[-1]
             for left in lefts[:-1]:
                 self._shared.journal.close_generation(self.name, left.generation, {"ended": "lost", "cause": "unknown"})
             self.machine.history.generation = newest.generation
-            self.post(_recovered(newest, self._shared.journal, self.name))
+            self.post(recovered(newest, self._shared.journal, self.name))
         except Exception as error:  # the run can be started all the same: its last worker is gone, or was never there
             log.error("what a dead supervisor left can't be taken over", run=self.name, exc_info=error)
         finally:
             self.recovering = self._hurried = False
             self._changed.set()
-
-    async def _end_left(self, left: OpenGeneration) -> None:
-        if left.boot_id != boot_id():
-            return
-        self._notice(act.Persist("recovering", f"Making sure that no worker of generation {left.generation} lives."))
-        restart = self.machine.policy.restart
-        grace_s = restart.stop_grace_s + restart.term_grace_s
-        if await end_orphan(left.pid, left.create_time_s, left.token, grace_s, lambda: self._hurried):
-            text = f"Generation {left.generation} outlived its supervisor and was killed."
-            self._notice(act.Persist("orphan_killed", text, act.Level.WARNING))
 
     def tend(self) -> None:
         """Once a second: keep the logs within their bounds, and notice a sampler that has fallen silent."""
@@ -437,21 +427,9 @@ class SupervisedRun:
     def _spawn(self, action: act.Spawn) -> None:
         self._broken = False
         token = secrets.token_hex(16)
-        job = job_of(
-            self.settings,
-            self.name,
-            action.generation,
-            self.folder,
-            self._shared.telemetry.address,
-            action.batch_size,
-            action.effective_batch,
-            action.checkpoint_every_steps,
-            action.mean_time_between_failures_s,
-            self.machine.policy.memory.limit_bytes,
-            action.gradient_checkpointing,
-        )
-        job_file = self.folder / "job.json"
-        _write_private(job_file, wire.dump_json(job))
+        limit_bytes = self.machine.policy.memory.limit_bytes
+        telemetry = self._shared.telemetry.address
+        job_file = write_job(self.settings, self.name, self.folder, telemetry, action, limit_bytes)
         self._stderr_offset = self.log.stderr_offset()
         self._bye.clear()
         self._open_generation(action, token, 0, 0.0)
@@ -516,39 +494,6 @@ class SupervisedRun:
             time.monotonic(), generation, status.exit_code, status.signal, tail, oom_killed=status.oom_killed
         )
         self.post(exited)
-
-
-def _recovered(left: OpenGeneration, journal: Journal, run: str) -> ev.Recovered:
-    """What the journal knows of a life that its supervisor did not see the end of."""
-    steps = [row for row in journal.steps(run) if row["generation"] == left.generation]
-    samples = [row for row in journal.samples(run) if row["generation"] == left.generation]
-    last_wall_s = max((row["wall_s"] for row in steps + samples), default=left.opened_s)
-    return ev.Recovered(
-        time.monotonic(),
-        left.generation,
-        left.boot_id != boot_id(),
-        first_step=steps[0]["step"] if steps else 0,
-        last_step=steps[-1]["step"] if steps else 0,
-        batch_size=steps[-1]["batch_size"] if steps else left.batch_size,
-        accumulation=steps[-1]["accumulation"] if steps else None,
-        train_s=sum(row["seconds"] for row in steps),
-        lived_s=max(last_wall_s - left.opened_s, 0.0),
-        peak_footprint_bytes=max((row["footprint_bytes"] for row in samples), default=0),
-    )
-
-
-def worker_command() -> list[str]:
-    """The worker's command line, without the job."""
-    replaced = os.environ.get(WORKER_VARIABLE)
-    return shlex.split(replaced) if replaced else [sys.executable, "-P", "-m", "mlx_worker"]
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    temporary.replace(path)
 
 
 def _number(generation: object) -> int:

@@ -1,0 +1,41 @@
+"""Taking over from a dead supervisor: its workers are ended, and how far they came is read from the journal."""
+
+import time
+from collections.abc import Callable
+
+from mlx_supervisor.child import end_orphan
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.journal import Journal, OpenGeneration
+from mlx_supervisor.state_dir import boot_id
+
+
+async def end_left(
+    left: OpenGeneration, grace_s: float, hurried: Callable[[], bool], notice: Callable[[act.Persist], None]
+) -> None:
+    """Wait until this worker is gone, and kill it after `grace_s`, or as soon as `hurried` says so."""
+    if left.boot_id != boot_id():
+        return
+    notice(act.Persist("recovering", f"Making sure that no worker of generation {left.generation} lives."))
+    if await end_orphan(left.pid, left.create_time_s, left.token, grace_s, hurried):
+        text = f"Generation {left.generation} outlived its supervisor and was killed."
+        notice(act.Persist("orphan_killed", text, act.Level.WARNING))
+
+
+def recovered(left: OpenGeneration, journal: Journal, run: str) -> ev.Recovered:
+    """What the journal knows of a life that its supervisor did not see the end of."""
+    steps = [row for row in journal.steps(run) if row["generation"] == left.generation]
+    samples = [row for row in journal.samples(run) if row["generation"] == left.generation]
+    last_wall_s = max((row["wall_s"] for row in steps + samples), default=left.opened_s)
+    return ev.Recovered(
+        time.monotonic(),
+        left.generation,
+        left.boot_id != boot_id(),
+        first_step=steps[0]["step"] if steps else 0,
+        last_step=steps[-1]["step"] if steps else 0,
+        batch_size=steps[-1]["batch_size"] if steps else left.batch_size,
+        accumulation=steps[-1]["accumulation"] if steps else None,
+        train_s=sum(row["seconds"] for row in steps),
+        lived_s=max(last_wall_s - left.opened_s, 0.0),
+        peak_footprint_bytes=max((row["footprint_bytes"] for row in samples), default=0),
+    )
