@@ -12,7 +12,18 @@ SUPERVISOR = ROOT / "supervisor" / "mlx_supervisor"
 WORKER = ROOT / "worker" / "mlx_worker"
 
 PURE = {
-    *("__future__", "bisect", "collections", "dataclasses", "enum", "functools", "itertools", "math", "statistics"),
+    *(
+        "__future__",
+        "bisect",
+        "collections",
+        "dataclasses",
+        "enum",
+        "functools",
+        "itertools",
+        "math",
+        "re",
+        "statistics",
+    ),
     *("types", "typing"),
 }
 HEAVY = {"mlx", "mlx_lm", "numpy", "mlx_worker", "torch", "transformers"}
@@ -34,6 +45,7 @@ PARTS_OF = {
     "device_memory": "sampler",
     "footprint": "sampler",
     "machine_memory": "sampler",
+    "processes": "sampler",
 }
 """A noun that takes more than one file; its parts may import each other."""
 
