@@ -14,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
-from mlx_worker import order, resume, rng
+from mlx_worker import order, recompute, resume, rng
 from mlx_worker.checkpoints import CheckpointStore, LoadedCheckpoint, weights_sha256
 from mlx_worker.control import Control
 from mlx_worker.drills import Drills
@@ -138,6 +138,7 @@ class Trainer:
         self.job, self.task, self.plan = job, task, plan
         self.memory, self.control, self.drills = memory, control, drills
         self.link, self.stop = control.link, control.stop
+        self.recomputes = recompute.start(task, asked=job.memory.gradient_checkpointing)
         self.facts = resume.recipe(job, task, plan.steps, plan.size, plan.effective)
         store = CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
         newest = store.load_newest()
@@ -161,6 +162,8 @@ class Trainer:
             step=self.progress.step, target_steps=self.plan.steps, batch_size=self.plan.size,
             effective_batch=self.plan.effective, checkpoint=self.checkpoint,
             passed_over=self.passed_over, notes=self.notes,
+            gradient_checkpointing=self.recomputes,
+            can_checkpoint_gradients=self.recomputes or not recompute.why_not(self.task),
         )  # fmt: skip
         for note in [*self.passed_over, *self.notes]:
             print(f"note: {note}")

@@ -76,6 +76,9 @@ class Task:
     every evaluation: they only report, as the next update may have begun. A restart may call each for a step again.
     `test(model, context)` returns a sentence to print; called once at completion, as an evaluation.
     `compile`: False for a loss that cannot be traced by `mx.compile` (it reads values, or changes Python state).
+    `checkpoint_gradients()` makes the model drop activations and compute them again in the backward pass; called once,
+    before training, where the settings or a shortage of memory want it. Without it that is done as in mlx_lm where
+    `model.layers` allows it.
     `fingerprint`: names the data; a checkpoint of other data is refused.
     `fixed`, `free`: facts kept in the checkpoint; a change of a fixed one is refused at resume, of a free one told.
     `notes`: sentences for the person who started the run.
@@ -100,6 +103,7 @@ class Task:
     after_evaluation: Callable[[int, float, float], None] | None = None
     test: Callable[[Any, EvaluationContext], str] | None = None
     compile: bool = True
+    checkpoint_gradients: Callable[[], None] | None = None
     fingerprint: str = ""
     fixed: dict[str, Any] = field(default_factory=dict)
     free: dict[str, Any] = field(default_factory=dict)

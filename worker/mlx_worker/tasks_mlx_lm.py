@@ -14,13 +14,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
-from mlx_lm.tuner.trainer import default_loss, evaluate, grad_checkpoint, iterate_batches
+from mlx_lm.tuner.trainer import default_loss, evaluate, iterate_batches
 from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, print_trainable_parameters
 from mlx_lm.utils import load as load_mlx_lm
 from mlx_lm.utils import save_config
 
 from mlx_supervisor import wire
-from mlx_worker import batching, mlx_lm_config, mlx_lm_data, mlx_lm_reports
+from mlx_worker import batching, mlx_lm_config, mlx_lm_data, mlx_lm_reports, recompute
 from mlx_worker.mlx_lm_config import LoraConfig
 from mlx_worker.task import EvaluationContext, Task
 
@@ -46,7 +46,7 @@ def build(job: wire.Job) -> Task:
     _prepare_layers(config, model)
     print_trainable_parameters(model)
     if values.grad_checkpoint:
-        grad_checkpoint(model.layers[0])
+        recompute.checkpoint_layers(model)
     return Task(
         model=model,
         optimizer=optimizer,
@@ -263,6 +263,11 @@ def _notes(config: LoraConfig, job: wire.Job, validates: bool) -> list[str]:
         notes.append(
             f"{config.path.name}: clear_cache_threshold is not used, and mlx_lm.lora does not use it either: the "
             " [memory] settings say when MLX's cache is cleared"
+        )
+    if values.grad_checkpoint and values.fine_tune_type != "full" and values.lora_parameters.get("dropout"):
+        notes.append(
+            f"{config.path.name}: grad_checkpoint with lora_parameters.dropout: MLX's backward pass drops out others "
+            "than its forward pass, so the gradients are not those of the loss"
         )
     if not validates:
         notes.append("there are no validation samples (valid.jsonl): there is no validation")

@@ -81,5 +81,7 @@ def _check(task: Task, entry: str) -> None:
     require(callable(task.collate), "collate", "a function")
     require(task.evaluate is None or callable(task.evaluate), "evaluate", "a function")
     require(task.export is None or callable(task.export), "export", "a function")
+    by_hand = task.checkpoint_gradients
+    require(by_hand is None or callable(by_hand), "checkpoint_gradients", "a function")
     sized = hasattr(task.dataset, "__len__") and hasattr(task.dataset, "__getitem__")
     require(sized, "dataset", "a sequence with len() and [index]")

@@ -1,0 +1,163 @@
+"""Gradient checkpointing: the same run in less memory, or not at all."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+import yaml
+from tests.training import toy_task
+
+from mlx_supervisor import wire
+from mlx_worker import recompute
+
+ON = {"gradient_checkpointing": True, "limit_bytes": 4 * 2**30}
+OFF = {"gradient_checkpointing": False, "limit_bytes": 4 * 2**30}
+
+
+def layers(desk, memory, *, batch=None, **args):
+    """Of one seed; with evaluations, which leave the same models behind in either way."""
+    args = {"evaluate_every": 2, **args}
+    return desk.job(entry="layers_task:build", args=args, memory=memory, batch=batch or {"size": 4}, steps=3)
+
+
+def peak_bytes(worker):
+    return max(message.peak_bytes for message in worker.steps)
+
+
+def told(worker):
+    return worker.ready.gradient_checkpointing, worker.ready.can_checkpoint_gradients
+
+
+@pytest.fixture(scope="module")
+def keeping(session_desk):
+    """The run that keeps its activations."""
+    return session_desk.run(layers(session_desk, OFF), compiled=True)
+
+
+def assert_same_run(saving, keeping):
+    assert saving.process.returncode == keeping.process.returncode == wire.EXIT_COMPLETED, saving.stderr
+    assert [message.loss for message in saving.steps] == [message.loss for message in keeping.steps]
+    assert saving.bye.weights_sha256 == keeping.bye.weights_sha256
+    lines = [line for line in saving.stdout.splitlines() if line.startswith("validation")]
+    assert lines == [line for line in keeping.stdout.splitlines() if line.startswith("validation")]
+
+
+@pytest.mark.parametrize("how", ["layers", "own", "done"])
+def test_the_run_is_the_same_bit_for_bit_in_less_memory(desk, keeping, how):
+    """Whether we do it, the task says how, or has done it already."""
+    saving = desk.run(layers(desk, ON, how=how), compiled=True)
+    assert_same_run(saving, keeping)
+    assert keeping.stdout.count("validation loss") == 3
+    assert peak_bytes(saving) < 0.7 * peak_bytes(keeping)
+    assert (told(saving), told(keeping)) == ((True, True), (False, True))
+    assert saving.stdout.count("by hand") == (how == "own")
+
+
+def test_a_flag_is_no_function(desk):
+    worker = desk.run(layers(desk, ON, how="wrong"))
+    assert worker.process.returncode == wire.EXIT_REFUSED
+    assert "checkpoint_gradients of the Task must be a function, found bool" in worker.bye.reason
+
+
+def test_micro_batches_too(desk):
+    batch = {"size": 3, "effective": 6}
+    keeping, saving = (desk.run(layers(desk, memory, batch=batch)) for memory in (OFF, ON))
+    assert_same_run(saving, keeping)
+    assert peak_bytes(saving) < 0.7 * peak_bytes(keeping)
+
+
+def test_mlx_lm_tasks_too(desk, llama_dir):
+    values = {"model": "model", "train": True, "data": "text", "batch_size": 4, "iters": 3, "num_layers": 2}
+    values |= {"steps_per_eval": 2, "max_seq_length": 64, "lora_parameters": {"rank": 4, "scale": 10.0, "dropout": 0.0}}
+    workers = []
+    for name, memory, changes in [
+        ("keeping", OFF, {}), ("saving", ON, {}), ("both", ON, {"grad_checkpoint": True}),
+        ("dropout", OFF, {"grad_checkpoint": True, "lora_parameters": {"rank": 4, "scale": 10.0, "dropout": 0.5}}),
+    ]:  # fmt: skip
+        path = llama_dir / f"recompute-{name}.yaml"
+        path.write_text(yaml.safe_dump(values | {"adapter_path": f"adapters-recompute-{name}"} | changes))
+        task = {"kind": "mlx_lm", "base_dir": str(llama_dir), "config": path.name}
+        workers.append(desk.run(desk.job(task=task, memory=memory)))
+    keeping, saving, both, dropout = workers
+    assert_same_run(saving, keeping)
+    assert_same_run(both, keeping)
+    assert [told(worker) for worker in workers] == [(False, True), (True, True), (True, True), (True, True)]
+    assert dropout.process.returncode == wire.EXIT_COMPLETED, "as mlx_lm has it"
+    assert any("grad_checkpoint with lora_parameters.dropout" in note for note in dropout.ready.notes)
+    assert not any("grad_checkpoint" in note for worker in workers[:3] for note in worker.ready.notes)
+
+
+def test_where_gradients_would_be_wrong_it_is_left_and_told(desk):
+    """Each life draws its dropout as if nobody had asked."""
+    plain, asked = (desk.run(layers(desk, memory, dropout=0.5)) for memory in (OFF, ON))
+    assert_same_run(asked, plain)
+    assert told(asked) == told(plain) == (False, False)
+    assert asked.ready.notes == [
+        "memory.gradient_checkpointing has no effect here: its layers use dropout, and MLX would compute them again "
+        "with other random numbers"
+    ]
+    assert plain.ready.notes == []
+
+
+@pytest.fixture
+def block():
+    """A kind of layer of which nobody has heard before."""
+
+    class Block(nn.Module):
+        def __init__(self, *inner):
+            super().__init__()
+            self.inner = list(inner) or [nn.Linear(2, 2)]
+
+        def __call__(self, x):
+            for module in self.inner:
+                x = module(x)
+            return x
+
+    return Block
+
+
+def task_of(layers, model=None):
+    task = toy_task.build(0)
+    task.model = nn.Module() if model is None else model
+    if layers is not None:
+        task.model.layers = layers
+    return task
+
+
+@pytest.mark.parametrize("name", [recompute._MLX_LM_NAME, "another name in mlx_lm's next release"])
+def test_it_is_never_done_twice(block, monkeypatch, name):
+    """Twice would be right and cost a forward pass more."""
+    monkeypatch.setattr(recompute, "_MLX_LM_NAME", name)
+    task, plain = task_of([block(), block()]), block.__call__
+    assert not recompute.start(task, asked=False)
+    assert block.__call__ is plain
+    assert recompute.start(task, asked=True)
+    once = block.__call__
+    assert once is not plain
+    assert recompute.start(task, asked=True)
+    assert recompute.start(task, asked=False), "it is on, whoever asked"
+    recompute.checkpoint_layers(task.model)
+    assert block.__call__ is once
+
+
+def test_nor_over_what_the_users_own_code_did(block):
+    from mlx_lm.tuner.trainer import grad_checkpoint
+
+    task = task_of([block(), block()])
+    grad_checkpoint(task.model.layers[0])
+    theirs = block.__call__
+    assert recompute.start(task, asked=True)
+    assert block.__call__ is theirs
+
+
+def test_what_layers_it_can_be_done_for(block):
+    for good in ([block()], (block(), block(nn.Dropout(0.0)))):
+        assert recompute.why_not(task_of(good)) == ""
+    for bad in (None, [], [nn.Linear(2, 2)], [block(), mx.zeros((1,))], "layers", nn.Linear(2, 2)):
+        assert "no list `layers`" in recompute.why_not(task_of(bad))
+    assert "the class of the model" in recompute.why_not(task_of([block()], block()))
+    assert "running statistics" in recompute.why_not(task_of([block(), block(nn.BatchNorm(2))]))
+    for module in (nn.Dropout(0.1), nn.Dropout2d(0.1), nn.Dropout3d(0.1), nn.Sequential(nn.Dropout(0.1))):
+        assert "dropout" in recompute.why_not(task_of([block(), block(module)]))
+    by_hand = task_of([block(nn.Dropout(0.1))])
+    by_hand.checkpoint_gradients = lambda: None
+    assert recompute.why_not(by_hand) == "", "the task says how, and answers for it"
