@@ -12,11 +12,14 @@ from pathlib import Path
 
 import psutil
 
+from mlx_supervisor.control_group import OomKills
 from mlx_supervisor.wire import LIFELINE_VARIABLE, TOKEN_VARIABLE
 
 REMAINS_WAIT_S = 5.0
 """How long to wait for killed members of the group to vanish."""
 POLL_S = 0.02
+FOLLOW_INTERVAL_S = 2.0
+"""How often a worker's control group is looked at; more often in the first seconds, when a wrapper may move it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Child:
     def __init__(self, process: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
         self._process = process
         self._lifeline = lifeline
-        self._oom_kills = _oom_kills()
+        self._oom_kills = OomKills(process.pid)
         self.token = token
         self.pid = process.pid
         self.started_s = time.monotonic()
@@ -95,15 +98,26 @@ class Child:
 
     async def wait(self) -> ExitStatus:
         """Reap the leader, kill what is left of its group, and say how it ended once nothing is there any more."""
-        await _readable(_pidfd(self.pid), self._process)
+        await self._ended()
         code = self._process.wait()
         await end_remains(self.pid, self.token)
         os.close(self._lifeline)
-        oom_kills = _oom_kills()
-        oom_killed = None if oom_kills is None or self._oom_kills is None else oom_kills > self._oom_kills
+        oom_killed = self._oom_kills.happened()
         if code < 0:
             return ExitStatus(None, -code, oom_killed)
         return ExitStatus(code, None, oom_killed)
+
+    async def _ended(self) -> None:
+        """Until the leader has ended. Meanwhile its control group is followed: a dead process no longer says its own."""
+        ended = asyncio.ensure_future(_readable(_pidfd(self.pid), self._process))
+        interval_s = POLL_S
+        try:
+            while not (await asyncio.wait({ended}, timeout=interval_s))[0]:
+                self._oom_kills.follow()
+                interval_s = min(2 * interval_s, FOLLOW_INTERVAL_S)
+            await ended
+        finally:
+            ended.cancel()
 
 
 def _never() -> bool:
@@ -220,15 +234,3 @@ async def _readable(pidfd: int | None, process: subprocess.Popen[bytes]) -> None
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
-
-
-def _oom_kills() -> int | None:
-    """Out-of-memory kills that this kernel has counted; None where it doesn't."""
-    try:
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
-                return int(value)
-    except (OSError, ValueError):
-        pass
-    return None

@@ -14,6 +14,9 @@ ROOT = Path("/")
 NO_LIMIT_BYTES = 1 << 60
 """Version 1 spells "no limit" as the largest number of whole pages; nothing real comes near this."""
 
+GROUPS_AT_MOST = 16
+"""How many moves of one process are followed."""
+
 
 @dataclass(frozen=True)
 class _Names:
@@ -82,6 +85,41 @@ class ControlGroup:
         # the kernel takes back file pages not lately used before it kills
         reclaimable = min(_field(level / "memory.stat", names.inactive_file) or 0, usage)
         return max(limit - usage + reclaimable, 0)
+
+
+class OomKills:
+    """Whether the kernel's out-of-memory killer was at work where a process lives, from now on.
+
+    By the counter of the process's control group, which knows nothing of other containers. Where there is none, by the
+    machine's.
+    """
+
+    def __init__(self, pid: int, root: Path = ROOT) -> None:
+        self._pid = pid
+        self._root = root
+        self._machine = machine_oom_kills(root)
+        self._seen: dict[Path, tuple[ControlGroup, int | None]] = {}
+        self.follow()
+
+    def follow(self) -> None:
+        """Take note of a group that the process has moved to. To be called while it lives, now and then."""
+        group = find(self._pid, self._root)
+        if group is not None and group.folder not in self._seen and len(self._seen) < GROUPS_AT_MOST:
+            self._seen[group.folder] = group, group.oom_kills()
+
+    def happened(self) -> bool | None:
+        """None: this kernel does not count."""
+        known = [(before, group.oom_kills()) for group, before in self._seen.values()]
+        pairs = [(before, now) for before, now in known if before is not None and now is not None]
+        if len(pairs) < len(known) or not pairs:  # a group may be gone by now
+            pairs.append((self._machine, machine_oom_kills(self._root)))
+        counted = [now > before for before, now in pairs if before is not None and now is not None]
+        return any(counted) if counted else None
+
+
+def machine_oom_kills(root: Path = ROOT) -> int | None:
+    """Out-of-memory kills since the machine started, in whatever container; None where the kernel doesn't count."""
+    return _field(root / "proc" / "vmstat", "oom_kill")
 
 
 def find(pid: int | None = None, root: Path = ROOT) -> ControlGroup | None:

@@ -7,15 +7,17 @@ rate, near the limit down to `LEAST_INTERVAL_S`.
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from mlx_supervisor import footprint, machine_memory
+from mlx_supervisor import machine_memory
 from mlx_supervisor.core.events import MemoryPressure, Sample, SampleMissing
+from mlx_supervisor.footprint import Footprint, Gauge, readers
 from mlx_supervisor.machine_memory import MachineMemory
+from mlx_supervisor.processes import Processes
 
 LEAST_INTERVAL_S = 0.002
-MEMBERS_INTERVAL_S = 1.0
-"""How often the list of processes and the machine's available memory are read anew."""
+MACHINE_INTERVAL_S = 1.0
+"""How often the machine's memory is read anew."""
 FEARED_BYTES_PER_S = 512 * 1024 * 1024
 """Growth that is always reckoned with, in bytes a second; faster growth once seen counts instead."""
 LOOKS = 4
@@ -34,15 +36,12 @@ Deliver = Callable[[str, Sample | SampleMissing], None]
 class _Watch:
     run: str
     generation: int
-    session: int
+    gauge: Gauge
     limit_bytes: int
     interval_s: float
     brake: Callable[[], None]
     over_since_s: float | None = None
     due_s: float = 0.0
-    members: list[int] = field(default_factory=list)
-    members_due_s: float = 0.0
-    machine: MachineMemory = NOT_READ
     last_bytes: int = 0
     last_s: float = 0.0
     fastest_bytes_per_s: float = FEARED_BYTES_PER_S
@@ -57,7 +56,8 @@ class Sampler:
 
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
-        self._read = footprint.reader()
+        self._readers = readers()
+        self._machine, self._machine_due_s = NOT_READ, 0.0
         self._watches: dict[str, _Watch] = {}
         self._changed = threading.Condition()
         self._closing = False
@@ -75,13 +75,15 @@ class Sampler:
         limit_bytes: int,
         interval_s: float,
         brake: Callable[[], None] = lambda: None,
+        token: str = "",
     ) -> None:
-        """Sample the session of a worker, first at once. Replaces an earlier watch of the same run.
+        """Sample a worker, first at once: its session, and what left it with `token` in its environment.
 
-        `brake` kills the worker; it is called in the sampler's thread.
+        Replaces an earlier watch of the same run. `brake` kills the worker; it is called in the sampler's thread.
         """
+        gauge = Gauge(Processes(session, token), limit_bytes, self._readers)
         with self._changed:
-            self._watches[run] = _Watch(run, generation, session, limit_bytes, interval_s, brake)
+            self._watches[run] = _Watch(run, generation, gauge, limit_bytes, interval_s, brake)
             self._changed.notify()
 
     def unwatch(self, run: str) -> None:
@@ -117,36 +119,49 @@ class Sampler:
                 self._take(watch)
 
     def _take(self, watch: _Watch) -> None:
-        now_s = time.monotonic()
-        over = False
+        now_s, used_bytes = time.monotonic(), 0
+        begun_cpu_s = time.thread_time()
         event: Sample | SampleMissing
         try:
-            used_bytes = self._measure(watch, now_s)
-            event = Sample(
-                now_s,
-                watch.generation,
-                used_bytes,
-                watch.machine.available_bytes,
-                len(watch.members),
-                swap_used_bytes=watch.machine.swap_used_bytes,
-                pressure=watch.machine.pressure,
-            )
-            watch.due_s = now_s + self._interval_s(watch, used_bytes, now_s)
-            over = used_bytes > watch.limit_bytes
+            found = watch.gauge.measure()
+            if found is None:  # the worker has ended: nothing is missing, and its exit will be told
+                watch.due_s = now_s + watch.interval_s
+                return
+            used_bytes = found.total_bytes
+            event = self._sample(watch, found, now_s)
         except Exception as error:  # whatever it is, the watching must go on, and a zero must not come of it
             event = SampleMissing(now_s, watch.generation, f"{type(error).__name__}: {error}"[:200])
             watch.due_s = now_s + watch.interval_s
+        else:
+            took_s = time.thread_time() - begun_cpu_s  # counting shared pages can take long: half the time at most
+            watch.due_s = now_s + max(self._interval_s(watch, used_bytes, now_s), 2 * took_s)
+        over = used_bytes > watch.limit_bytes
+        if self._has_room(over):
+            self._deliver(watch.run, event)
+        self._brake(watch, over, now_s)
+
+    def _sample(self, watch: _Watch, found: Footprint, now_s: float) -> Sample:
+        if now_s >= self._machine_due_s:
+            self._machine, self._machine_due_s = machine_memory.read(), now_s + MACHINE_INTERVAL_S
+        return Sample(
+            now_s,
+            watch.generation,
+            found.total_bytes,
+            self._machine.available_bytes,
+            found.processes,
+            children_bytes=found.children_bytes,
+            swap_used_bytes=self._machine.swap_used_bytes,
+            pressure=self._machine.pressure,
+        )
+
+    def _has_room(self, over: bool) -> bool:
         with self._changed:
             # why a worker was killed from here has to be known once the loop goes on
             if self._pending >= (8 if over else 1) * PENDING_AT_MOST:
                 self.dropped += 1
-                waits = False
-            else:
-                self._pending += 1
-                waits = True
-        if waits:
-            self._deliver(watch.run, event)
-        self._brake(watch, over, now_s)
+                return False
+            self._pending += 1
+            return True
 
     def _brake(self, watch: _Watch, over: bool, now_s: float) -> None:
         if not over:
@@ -157,23 +172,6 @@ class Sampler:
             stuck = now_s - max(watch.over_since_s, self._delivered_s) >= BRAKE_S
             if stuck and self._watches.get(watch.run) is watch:  # else its number may be another's
                 watch.brake()
-
-    def _measure(self, watch: _Watch, now_s: float) -> int:
-        if now_s >= watch.members_due_s:
-            watch.members = footprint.session_members(watch.session)
-            watch.machine = machine_memory.read()
-            watch.members_due_s = now_s + MEMBERS_INTERVAL_S
-        used_bytes, gone = 0, 0
-        for pid in watch.members:
-            try:
-                used_bytes += self._read(pid)
-            except ProcessLookupError:
-                gone += 1
-        if gone:
-            watch.members_due_s = 0.0
-        if gone == len(watch.members):
-            raise ProcessLookupError(f"no process of session {watch.session} can be read")
-        return used_bytes
 
     def _interval_s(self, watch: _Watch, used_bytes: int, now_s: float) -> float:
         if watch.last_s:

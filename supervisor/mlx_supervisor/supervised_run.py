@@ -442,7 +442,9 @@ class SupervisedRun:
         self.started_wall_s = time.time()
         memory = self.machine.policy.memory
         interval_s = self.settings.runs[self.name].memory.sample_interval_s
-        self._shared.sampler.watch(self.name, action.generation, child.pid, memory.limit_bytes, interval_s, child.brake)
+        self._shared.sampler.watch(
+            self.name, action.generation, child.pid, memory.limit_bytes, interval_s, child.brake, token
+        )
         self._events.append(ev.Spawned(time.monotonic(), action.generation, child.pid))
         task = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
         self._tasks.add(task)

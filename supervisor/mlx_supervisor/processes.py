@@ -1,0 +1,122 @@
+"""Which processes a worker consists of: its session, and descendants that left it but still carry its token."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from mlx_supervisor.wire import TOKEN_VARIABLE
+
+SCAN_INTERVAL_S = 1.0
+"""How often the list of processes is read when the kernel tells of no new one."""
+SCAN_SHARE = 0.05
+"""At most this share of the time goes into reading the list, however many processes there are."""
+FRESH_LOOK_INTERVAL_S = 30.0
+"""How often all are looked at anew: the number of one that ended may be another's by now."""
+NEWBORN_S = 0.5
+"""So long, a process that has not started a program of its own is taken to have nothing but its parent's memory."""
+PF_FORKNOEXEC = 0x40
+"""Of the flags in /proc/PID/stat: forked, and no program started since (the kernel's include/linux/sched.h)."""
+SHORT_BYTES = 4096
+
+
+class Processes:
+    """The processes of one worker. `others`: all but its leader, as of the last look."""
+
+    def __init__(self, leader: int, token: str = "") -> None:
+        self.leader = leader
+        self.others: list[int] = []
+        self._mark = f"\0{TOKEN_VARIABLE}={token}\0".encode() if token else None
+        self._known: set[int] = set()
+        self._grown: set[int] = set()
+        self._last_started = 0
+        self._due_s = self._allowed_s = self._fresh_look_s = 0.0
+
+    def look(self) -> None:
+        """Bring the list up to date: once a second, and sooner when the machine has started something meanwhile.
+
+        Raises OSError when the processes can't be listed.
+        """
+        now_s, started = time.monotonic(), last_started()
+        if now_s < self._due_s and (started == self._last_started or now_s < self._allowed_s):
+            return
+        if now_s >= self._fresh_look_s:
+            self._fresh_look_s = now_s + FRESH_LOOK_INTERVAL_S
+            self._known, self._grown, self.others = set(), set(), []
+        self._scan(set(psutil.pids()))
+        took_s = time.monotonic() - now_s
+        self._last_started = started
+        self._due_s, self._allowed_s = now_s + SCAN_INTERVAL_S, now_s + took_s / SCAN_SHARE
+
+    def forget(self, pid: int) -> None:
+        """It has ended."""
+        if pid in self.others:
+            self.others.remove(pid)
+
+    def newborn(self) -> list[tuple[int, int]]:
+        """Others between fork and exec, each with its parent, whose very memory (vfork) or copy of it they have."""
+        found = []
+        for pid in self.others:
+            if pid not in self._grown:
+                parent = _parent_of_newborn(pid)
+                if parent is None:
+                    self._grown.add(pid)
+                else:
+                    found.append((pid, parent))
+        return found
+
+    def _scan(self, alive: set[int]) -> None:
+        """A stranger stays one until it ends: only new ones are asked."""
+        new = sorted(alive - self._known - {self.leader, os.getpid()})
+        self.others = [pid for pid in self.others if pid in alive] + [pid for pid in new if self._is_ours(pid)]
+        self._known = alive
+        self._grown &= alive
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            return os.getsid(pid) == self.leader or (self._mark is not None and self._mark in _environment(pid))
+        except (OSError, psutil.Error):  # it has ended, or is another user's
+            return False
+
+
+def last_started() -> int:
+    """Linux: the number of the process, or thread, that was started last. 0 where that can't be told."""
+    try:
+        return int(read_file("/proc/loadavg").rsplit(maxsplit=1)[-1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def read_file(path: str) -> bytes:
+    """A file of /proc that is short, at an eighth of what pathlib takes. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, SHORT_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _parent_of_newborn(pid: int) -> int | None:
+    """Linux, by /proc/PID/stat (proc_pid_stat(5)): the parent of a newborn; None: it is none, or can't be told."""
+    try:
+        fields = read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        parent, flags, started_ticks = int(fields[1]), int(fields[6]), int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+    return parent if flags & PF_FORKNOEXEC and age_s < NEWBORN_S else None
+
+
+def _environment(pid: int) -> bytes:
+    """NAME=VALUE of each variable, between zero bytes. Raises OSError or psutil.Error when it can't be had."""
+    return _of_proc(pid) if sys.platform == "linux" else _of_psutil(pid)
+
+
+def _of_proc(pid: int) -> bytes:
+    return b"\0" + Path(f"/proc/{pid}/environ").read_bytes() + b"\0"
+
+
+def _of_psutil(pid: int) -> bytes:
+    return "".join(f"\0{name}={value}\0" for name, value in psutil.Process(pid).environ().items()).encode()
