@@ -5,6 +5,7 @@ caught does, with what it was raised from, or the message of a C++ abort, or a f
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 TEXT_LIMIT = 64 * 1024
@@ -82,9 +83,7 @@ class Raised:
     @property
     def place(self) -> Frame | None:
         """Where in the user's code it happened, as far in as can be told."""
-        own = [frame for frame in self.frames if not any(part in frame.file for part in _LIBRARIES)]
-        seen = own or list(self.frames)
-        return seen[-1] if seen else None
+        return innermost(self.frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +118,12 @@ class _Block:
     said: int = 0
 
 
+def innermost(frames: Sequence[Frame]) -> Frame | None:
+    """The last frame that is in no library's code, of frames in the order of the calls; else the last of all."""
+    own = [frame for frame in frames if not any(part in frame.file for part in _LIBRARIES)]
+    return own[-1] if own else frames[-1] if frames else None
+
+
 def last_words(text: str) -> LastWords:
     """Read the end of a stderr; anything may stand in it."""
     lines = _lines(text)
@@ -140,8 +145,12 @@ def _dumped(dump: list[str]) -> Frame | None:
     heads = [index for index, line in enumerate(dump) if line.startswith(("Current thread 0x", "Thread 0x"))]
     current = [index for index in heads if dump[index].startswith("Current")]
     start = (current or heads or [0])[-1]
-    frames = (_DUMP_FRAME.match(line) for line in dump[start:])
-    return next((Frame(found[1], int(found[2]), found[3]) for found in frames if found), None)
+    frames = []
+    for line in dump[start + 1 : start + 1 + FRAMES_LIMIT]:
+        if (found := _DUMP_FRAME.match(line)) is None:
+            break
+        frames.append(Frame(found[1], int(found[2]), found[3]))
+    return innermost(list(reversed(frames)))
 
 
 def raised_in(line: str) -> Raised | None:
@@ -214,7 +223,7 @@ class _Scan:
         self._in_group = self._in_group and grouped
         member = under_rule and _RAISED.match(line) is not None
         if _HEADER.match(line) or member or (not self._open and _FRAME.match(line)):
-            self._begin(index, line.startswith("Exception Group"))
+            self._begin(index, grouped)
         elif line.strip() in _CHAINED:
             self._end(index)
             self._chained = bool(self.blocks)
@@ -224,11 +233,11 @@ class _Scan:
         elif not self._open and line.strip(' "'):
             self._side = self._chained = False
 
-    def _begin(self, index: int, is_group: bool) -> None:
+    def _begin(self, index: int, grouped: bool) -> None:
         self._end(index)
         side = self._side or (self._chained and self.blocks[-1].side)
         self.blocks.append(_Block(index, self._length, self._in_group, side, self._chained))
-        self._in_group = self._in_group or is_group
+        self._in_group = grouped
         self._open, self._side, self._chained = True, False, False
 
     def _end(self, index: int) -> None:
