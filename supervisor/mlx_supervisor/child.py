@@ -108,7 +108,7 @@ class Child:
         return ExitStatus(code, None, oom_killed)
 
     async def _ended(self) -> None:
-        """Until the leader has ended. Meanwhile its control group is followed: a dead process no longer says its own."""
+        """Until the leader has ended. Its control group is followed meanwhile: the dead no longer say theirs."""
         ended = asyncio.ensure_future(_readable(_pidfd(self.pid), self._process))
         interval_s = POLL_S
         try:

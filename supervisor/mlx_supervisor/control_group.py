@@ -109,12 +109,11 @@ class OomKills:
 
     def happened(self) -> bool | None:
         """None: this kernel does not count."""
-        known = [(before, group.oom_kills()) for group, before in self._seen.values()]
-        pairs = [(before, now) for before, now in known if before is not None and now is not None]
-        if len(pairs) < len(known) or not pairs:  # a group may be gone by now
-            pairs.append((self._machine, machine_oom_kills(self._root)))
-        counted = [now > before for before, now in pairs if before is not None and now is not None]
-        return any(counted) if counted else None
+        counts = [(before, group.oom_kills()) for group, before in self._seen.values()]
+        if not counts or any(None in each for each in counts):  # a group may be gone by now
+            counts.append((self._machine, machine_oom_kills(self._root)))
+        grown = [now > before for before, now in counts if before is not None and now is not None]
+        return any(grown) if grown else None
 
 
 def machine_oom_kills(root: Path = ROOT) -> int | None:

@@ -5,12 +5,13 @@ A limit of the control group that we live in counts as the machine's: past it, t
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-from mlx_supervisor import control_group
+from mlx_supervisor import control_group, darwin_memory
 from mlx_supervisor.core.events import MemoryPressure
 
 WARN_SOME_PERCENT = 10.0
@@ -32,13 +33,13 @@ class MachineMemory(NamedTuple):
 def read(root: Path = control_group.ROOT) -> MachineMemory:
     """The machine now. Costs some tenths of a millisecond: for once a second."""
     memory = _meminfo(root)
-    try:
-        available, swap_used = memory["MemAvailable"], memory["SwapTotal"] - memory["SwapFree"]
-    except KeyError:
-        available, swap_used = int(psutil.virtual_memory().available), None
+    available = memory.get("MemAvailable")
+    if available is None:
+        available = int(psutil.virtual_memory().available)
     group = control_group.find(root=root)
     left = None if group is None else group.available_bytes()
-    return MachineMemory(available if left is None else min(available, left), swap_used, _pressure(root))
+    swap_used, pressure = _linux(memory, root) if sys.platform == "linux" else _darwin()
+    return MachineMemory(available if left is None else min(available, left), swap_used, pressure)
 
 
 def machine_bytes(root: Path = control_group.ROOT) -> int:
@@ -73,8 +74,20 @@ def _meminfo(root: Path) -> dict[str, int]:
     return parse_meminfo(_text(root / "proc" / "meminfo")) if sys.platform == "linux" else {}
 
 
-def _pressure(root: Path) -> MemoryPressure:
-    return parse_pressure(_text(root / "proc" / "pressure" / "memory"))
+def _linux(memory: dict[str, int], root: Path) -> tuple[int | None, MemoryPressure]:
+    total, free = memory.get("SwapTotal"), memory.get("SwapFree")
+    used = None if total is None or free is None else total - free
+    return used, parse_pressure(_text(root / "proc" / "pressure" / "memory"))
+
+
+def _darwin() -> tuple[int | None, MemoryPressure]:
+    sysctl = _sysctl()
+    return darwin_memory.swap_used_bytes(sysctl), darwin_memory.pressure(sysctl, machine_bytes())
+
+
+@cache
+def _sysctl() -> darwin_memory.Sysctl:
+    return darwin_memory.libc_sysctl()
 
 
 def _text(path: Path) -> str:

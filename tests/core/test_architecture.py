@@ -42,6 +42,7 @@ PARTS_OF = {
     "settings_rules": "settings",
     "sizes": "settings",
     "tables": "settings",
+    "darwin_memory": "sampler",
     "device_memory": "sampler",
     "footprint": "sampler",
     "machine_memory": "sampler",
@@ -168,7 +169,7 @@ def test_nothing_imports_those_who_join_but_themselves() -> None:
 @pytest.mark.parametrize("package", ["mlx_supervisor", "mlx_worker"])
 def test_only_declared_packages_are_imported(package: str) -> None:
     ours = {"mlx_supervisor", "mlx_worker"}
-    declared = {"h11", "msgspec", "platformdirs", "psutil", "zmq", "structlog", *TERMINAL}
+    declared = {"h11", "msgspec", "platformdirs", "psutil", "zmq", "structlog", "pynvml", *TERMINAL}
     if package == "mlx_worker":
         declared = {"mlx", "mlx_lm", "msgspec", "numpy", "psutil", "zmq", "tqdm"}
         declared |= {
