@@ -40,7 +40,7 @@ ENDS = {
         bye completed               -> running
         exit 1                      -> backoff: close crash, save
     """),
-    "crashes wait longer each time, and the end comes": (policy(), """
+    "crashes wait longer each time, and the end comes": (policy(max_same_error=9), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         exit 1 RuntimeError         -> backoff: close crash, save
@@ -354,15 +354,15 @@ ENDS = {
         recovered step=7            -> stopped: close the supervisor died, save
         start                       -> starting: save, spawn 1 batch 8 of 8
     """),
-    "a machine that dies of this run": (policy(max_without_progress=1), """
+    "a machine that dies of this run": (policy(max_reboots=1, max_without_progress=1), """
         recovered host              -> fatal: close the machine restarted, save, finish failed
     """),
-    "a machine that died after a run": (policy(max_without_progress=1), """
+    "a machine that died after a run": (policy(max_reboots=1, max_without_progress=1), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         exit 1                      -> fatal: close crash, save, finish failed
         recovered host              -> fatal: close the machine restarted, save, finish failed
     """),
-    "a machine that died after a complete run": (policy(max_without_progress=1), """
+    "a machine that died after a complete run": (policy(max_reboots=1, max_without_progress=1), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         bye completed               -> starting
         exit 0                      -> completed: close completed, save, finish completed

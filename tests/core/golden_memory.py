@@ -2,6 +2,8 @@
 
 from tests.core.timeline import policy
 
+FULL = "exit 1 RuntimeError: [malloc] Unable to allocate 9 bytes."
+
 MEMORY = {
     "a leak stops the worker in time and goes on with half the batch": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -118,13 +120,20 @@ MEMORY = {
         steps 1 mib=2100            -> running
         exit signal=9               -> starting: close memory pressure, save, spawn 3 batch 2 of 8 save 1
     """),
-    "the device is out of memory before the model is loaded: not our limit's doing": (policy(size=2), """
+    "the device is out of memory before the model is loaded: not our limit's doing": (policy(size=2), f"""
         start                       -> starting: save, spawn 1 batch 2 of 2
-        exit 1 [malloc] Unable to allocate 9 bytes -> starting: close device out of memory, save, spawn 2 batch 1 of 2
-        exit 1 [malloc] Unable to allocate 9 bytes -> backoff: close device out of memory, save
+        {FULL}                      -> starting: close device out of memory, save, spawn 2 batch 1 of 2
+        {FULL}                      -> backoff: close device out of memory, save
     """),
     "a limit that the model itself breaks": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8  # its word was lost?
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> fatal: close memory pressure, save, finish failed
+    """),
+    "a limit that the model itself breaks, at the smallest batch": (policy(size=1), """
+        start                       -> starting: save, spawn 1 batch 1 of 1
         sample 2300 2               -> killing: kill
         exit signal=9               -> fatal: close memory pressure, save, finish failed
     """),
@@ -182,7 +191,8 @@ MEMORY = {
         ready                       -> running
         steps 30 mib=500            -> running: save, resize 6 of 12
     """),
-    "a leak at the smallest batch restarts for as long as it gets anywhere": (policy(size=1), """
+    "a leak at the smallest batch restarts for as long as it gets anywhere": (
+        policy(size=1, max_memory_without_progress=3), """
         start                       -> starting: save, spawn 1 batch 1 of 1
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop

@@ -21,6 +21,26 @@ def test_a_leak_does_not_forbid_the_size() -> None:
     assert [plan.good_step() for _ in range(7)] == [None, None, 8, None, None, None, None]
 
 
+def test_a_size_reduced_for_a_leak_is_known_as_such_until_it_has_grown_back() -> None:
+    plan = BatchPlan(BatchPolicy(size=8, grow_after_steps=1))
+    assert not plan.reduced_for_leak
+    plan.halve(for_pressure=False)
+    assert plan.reduced_for_leak
+    again = BatchPlan(BatchPolicy(size=8), plan.size, plan.tripped, plan.leak_from)
+    assert again.reduced_for_leak
+    plan.halve(for_pressure=False)
+    assert plan.good_step() == 4
+    assert plan.reduced_for_leak
+    assert plan.good_step() == 8
+    assert not plan.reduced_for_leak
+
+
+def test_a_size_reduced_for_pressure_is_not_reduced_for_a_leak() -> None:
+    plan = BatchPlan(BatchPolicy(size=8))
+    plan.halve(for_pressure=True)
+    assert not plan.reduced_for_leak
+
+
 def test_good_steps_are_counted_afresh_after_a_trip() -> None:
     plan = BatchPlan(BatchPolicy(size=8, grow_after_steps=3))
     plan.halve(for_pressure=False)

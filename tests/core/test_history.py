@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 
 from mlx_supervisor.core.history import UNTROUBLED_S, RunHistory
 
-whole = st.integers(0, 2**53)
-seconds = st.floats(0, 1e12)
-histories = st.builds(
-    RunHistory, whole, st.none() | whole, st.none() | whole, st.none() | whole, st.lists(whole, max_size=9), whole,
-    whole, whole, whole, whole, whole, seconds, seconds, seconds, seconds, st.none() | st.floats(allow_nan=False,
-    allow_infinity=False), st.none() | st.text(), whole, st.none() | whole, whole, whole, st.booleans(), st.booleans(),
-    st.text(), st.text(),
-)  # fmt: skip
+VALUES: dict[object, st.SearchStrategy[Any]] = {
+    int: st.integers(0, 2**53),
+    float: st.floats(0, 1e12),
+    bool: st.booleans(),
+    str: st.text(),
+    list[int]: st.lists(st.integers(0, 2**53), max_size=9),
+    list[str]: st.lists(st.text(), max_size=9),
+    int | None: st.none() | st.integers(0, 2**53),
+    float | None: st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    str | None: st.none() | st.text(),
+}
+histories = st.builds(RunHistory, **{each.name: VALUES[each.type] for each in fields(RunHistory)})
 
 
 @given(histories)
@@ -45,7 +49,7 @@ def test_keys_of_other_versions_are_passed_over() -> None:
 @pytest.mark.parametrize(("key", "value"), [
     ("generation", "3"), ("generation", 3.0), ("generation", None), ("generation", True), ("batch_size", "8"),
     ("tripped_sizes", 8), ("tripped_sizes", ["8"]), ("useful_s", "1"), ("loss", "low"), ("breaker_open", 1),
-    ("reason", None), ("weights_sha256", 5), ("tighter_steps", 1.5),
+    ("autopsy", [3]), ("autopsy", "list"), ("reason", None), ("weights_sha256", 5), ("tighter_steps", 1.5),
 ])  # fmt: skip
 def test_a_wrong_type_is_named(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"history: {key}"):

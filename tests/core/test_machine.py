@@ -2,12 +2,14 @@
 
 import pytest
 from tests.core.golden_ends import ENDS
+from tests.core.golden_ladder import LADDER
 from tests.core.golden_memory import MEMORY
+from tests.core.golden_waiting import WAITING
 from tests.core.timeline import Arrow, Timeline
 
 from mlx_supervisor.core.table import TABLE
 
-GOLDEN = MEMORY | ENDS
+GOLDEN = MEMORY | LADDER | WAITING | ENDS
 
 
 @pytest.mark.parametrize("name", GOLDEN)

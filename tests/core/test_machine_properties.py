@@ -24,9 +24,19 @@ texts = st.text(max_size=30)
 footprints = st.one_of(st.integers(0, 3000).map(lambda mib: mib * MIB), counts)
 offsets = st.sampled_from([0, 0, 0, 0, 0, 0, -1, 1, -2])
 """Of an event's generation against the present one: mostly right."""
+ACTIONS = ["spawn", "RequestStop", "RequestAutopsy", "RequestClearCache", "Kill", "SaveHistory", ""]
+TO_A_WORKER = (ac.Kill, ac.Terminate, ac.RequestStop, ac.RequestClearCache, ac.RequestAutopsy, ac.DumpStacks)
 policies = st.builds(
     RunPolicy,
-    st.builds(MemoryPolicy, st.just(2200 * MIB), confirm_samples=st.integers(1, 3), missing_samples=st.integers(1, 3)),
+    st.builds(
+        MemoryPolicy,
+        st.just(2200 * MIB),
+        confirm_samples=st.integers(1, 3),
+        missing_samples=st.integers(1, 3),
+        clear_first=st.booleans(),
+        gradient_checkpointing=st.sampled_from(["never", "last_resort", "always"]),
+        autopsy=st.booleans(),
+    ),
     st.builds(
         BatchPolicy,
         st.one_of(st.none(), st.integers(4, 16)),
@@ -35,11 +45,16 @@ policies = st.builds(
         st.integers(1, 4),
         st.one_of(st.none(), st.integers(4, 16)),
         st.integers(1, 4),
+        st.booleans(),
     ),
     st.builds(
         RestartPolicy,
         st.integers(1, 4),
+        max_memory_without_progress=st.integers(1, 4),
+        max_same_error=st.integers(1, 3),
+        max_reboots=st.integers(1, 3),
         backoff_s=st.sampled_from([0.0, 1.0]),
+        wait_for_memory_s=st.sampled_from([0.0, 100.0]),
         hang_timeout_s=st.one_of(st.none(), st.just(30.0)),
         close_after_steps=st.integers(1, 4),
     ),
@@ -56,6 +71,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.now_s = 0.0
         self.alive = False  # a worker was spawned, and neither its exit nor its failing to start were told
         self.last_generation = 0
+        self.autopsies = 0  # the generation last asked what grew
         self.resized: int | None = None
         if start:
             self.feed(ev.Command(0.0, ev.CommandKind.START))
@@ -78,7 +94,11 @@ class AnyOrder(RuleBasedStateMachine):
             elif isinstance(action, ac.Finish):
                 assert action.reason
                 assert action.outcome in ("completed", "stopped", "failed")
-            if isinstance(action, ac.Kill | ac.Terminate | ac.RequestStop | ac.RequestClearCache | ac.DumpStacks):
+            elif isinstance(action, ac.RequestAutopsy):
+                assert self.policy.memory.autopsy
+                assert self.autopsies < self.last_generation, "asked twice in a life"
+                self.autopsies = self.last_generation
+            if isinstance(action, TO_A_WORKER):
                 assert action.generation == self.machine.history.generation == self.last_generation
                 assert self.alive
         entered_rest = self.machine.state in AT_REST and before not in AT_REST
@@ -98,6 +118,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert not self.alive, "two workers"
         assert saved, "the history was not durable before the start"
         assert spawn.generation == self.last_generation + 1, "a generation twice, or one left out"
+        wanted = self.policy.memory.gradient_checkpointing
+        assert spawn.gradient_checkpointing is (wanted == "always") or wanted == "last_resort"
         assert spawn.checkpoint_every_steps is None or spawn.checkpoint_every_steps >= 1
         self.alive, self.last_generation = True, spawn.generation
 
@@ -149,11 +171,13 @@ class AnyOrder(RuleBasedStateMachine):
     def spawned(self, offset: int) -> None:
         self.feed(ev.Spawned(self.now_s, self._g(offset), 7))
 
-    @rule(offset=offsets, step=small, of=small, batch=batches, obeys=st.booleans(), effective=batches)
-    def ready(self, offset: int, step: int, of: int, batch: int, obeys: bool, effective: int) -> None:
+    @rule(offset=offsets, step=small, of=small, batch=batches, obeys=st.booleans(), effective=batches,
+          can=st.booleans())  # fmt: skip
+    def ready(self, offset: int, step: int, of: int, batch: int, obeys: bool, effective: int, can: bool) -> None:
         if obeys:
             batch = self.machine.batch.size or batch
-        self.feed(ev.Ready(self.now_s, self._g(offset), step, of, batch, max(batch, effective), "step-1", ("x",)))
+        words = (step, of, batch, max(batch, effective), "step-1", ("x",), (), can, can)
+        self.feed(ev.Ready(self.now_s, self._g(offset), *words))
 
     @rule(offset=offsets, step=small, loss=st.floats(), seconds=seconds, cache=footprints, mib=st.integers(0, 3000),
           phase=st.sampled_from(ev.Phase), batch=batches, times=st.integers(1, 20))  # fmt: skip
@@ -168,6 +192,16 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(offset=offsets, footprint=footprints, available=counts, processes=small)
     def sample(self, offset: int, footprint: int, available: int, processes: int) -> None:
         self.feed(ev.Sample(self.now_s, self._g(offset), footprint, available, processes))
+
+    @rule(available=footprints, pressure=st.sampled_from(ev.MemoryPressure))
+    def machine_sample(self, available: int, pressure: ev.MemoryPressure) -> None:
+        waiting = self.machine.state is State.WAITING
+        self.feed(ev.MachineSample(self.now_s, available, pressure))
+        assert self.machine.state is not State.WAITING or waiting
+
+    @rule(offset=offsets, findings=st.lists(texts, max_size=30), complete=st.booleans())
+    def autopsied(self, offset: int, findings: list[str], complete: bool) -> None:
+        self.feed(ev.Autopsied(self.now_s, self._g(offset), 3, tuple(findings), 0.1, complete))
 
     @rule(offset=offsets)
     def sample_missing(self, offset: int) -> None:
@@ -189,12 +223,13 @@ class AnyOrder(RuleBasedStateMachine):
     def bye(self, offset: int, outcome: ev.Outcome, reason: str, step: int) -> None:
         self.feed(ev.Bye(self.now_s, self._g(offset), outcome, reason, step, None, None))
 
-    @rule(offset=offsets, code=st.sampled_from([0, 1, 75, 78, None]), signal=st.sampled_from([None, 6, 9, 15]),
-          oom=st.sampled_from([None, True, False]), tail=st.sampled_from(["", "MemoryError", "x\n\n"]))  # fmt: skip
+    @rule(offset=offsets, code=st.sampled_from([0, 1, 65, 75, 78, None]), signal=st.sampled_from([None, 6, 9, 15]),
+          oom=st.sampled_from([None, True, False]),
+          tail=st.sampled_from(["", "MemoryError", "KeyError: 3", "x\n\n"]))  # fmt: skip
     def exited(self, offset: int, code: int | None, signal: int | None, oom: bool | None, tail: str) -> None:
         self.feed(ev.Exited(self.now_s, self._g(offset), None if signal else code, signal, tail, oom))
 
-    @rule(action=st.sampled_from(["spawn", "RequestStop", "RequestClearCache", "Kill", "SaveHistory", ""]), error=texts)
+    @rule(action=st.sampled_from(ACTIONS), error=texts)
     def action_failed(self, action: str, error: str) -> None:
         self.feed(ev.ActionFailed(self.now_s, action, error))
 

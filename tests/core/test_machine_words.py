@@ -5,7 +5,9 @@ from dataclasses import asdict
 
 import pytest
 from tests.core.golden_ends import ENDS, RUNNING
+from tests.core.golden_ladder import LADDER
 from tests.core.golden_memory import MEMORY
+from tests.core.golden_waiting import WAITING
 from tests.core.timeline import Timeline, policy, show
 
 from mlx_supervisor.core import actions as ac
@@ -14,6 +16,7 @@ from mlx_supervisor.core.history import UNTROUBLED_S, RunHistory
 from mlx_supervisor.core.machine import RunMachine
 from mlx_supervisor.core.policy import MIB, MemoryPolicy, RunPolicy
 
+GOLDEN = MEMORY | LADDER | WAITING | ENDS
 REASONS = {
     "a limit that the model itself breaks": ["2,200 MiB", "2,300 MiB", "before the model was loaded", "memory.limit"],
     "a limit that the first step breaks at every size": ["2,200 MiB", "before the first step at batch 1"],
@@ -23,12 +26,17 @@ REASONS = {
     "nobody can stop it": ["survived 3 SIGKILLs"],
     "a program that is not there": ["no such file"],
     "from the start to the end": ["all steps done"],
+    "the same error at the same step will come every time": ["ValueError: bad", "step 4", "restart.max_same_error"],
+    "a loss that is not finite: once more, then the end": ["not finite 2 times", "step 4", "learning rate"],
+    "memory and crashes have budgets of their own": ["3 lives", "memory", "restart.max_memory_without_progress"],
+    "a machine that restarts whenever the run runs": ["3 times in a row", "restart.max_reboots"],
+    "a limit below the need: gradient checkpointing before the end": ["2,200 MiB", "memory.limit"],
 }
 
 
 @pytest.mark.parametrize("name", REASONS)
 def test_the_reason_says_what_a_person_needs(name: str) -> None:
-    rules, script = (MEMORY | ENDS)[name]
+    rules, script = GOLDEN[name]
     line = Timeline(rules)
     line.play(script)
     reason = next(action.reason for action in reversed(line.actions) if isinstance(action, ac.Finish))
@@ -183,8 +191,10 @@ def test_lives_without_progress_are_counted_across_supervisors() -> None:
     """)
     after = _restored(line)
     after.play("""
-        recovered host              -> stopped: close the machine restarted, save
+        recovered                   -> stopped: close the supervisor died, save
         start                       -> starting: save, spawn 3 batch 8 of 8
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 4 batch 8 of 8
         exit 1                      -> fatal: close crash, save, finish failed
     """)
 
@@ -224,9 +234,7 @@ def test_a_suspended_run_is_still_wanted_a_stopped_one_is_not() -> None:
 
 
 def test_every_action_can_be_shown() -> None:
-    shown = {
-        type(action) for rules, script in (MEMORY | ENDS).values() for action in Timeline(rules).play(script).actions
-    }
+    shown = {type(action) for rules, script in GOLDEN.values() for action in Timeline(rules).play(script).actions}
     assert {each.__name__ for each in shown} == {each.__name__ for each in ac.Action.__subclasses__()}
     assert show(ac.Kill(1, "")) == "kill"
 
@@ -240,3 +248,133 @@ def test_a_hard_trip_kills_before_it_talks() -> None:
     actions = machine.apply(ev.Sample(0.31, 1, 200 * MIB, 0, 1))
     assert isinstance(actions[0], ac.Kill)
     assert any(isinstance(action, ac.Persist) for action in actions[1:])
+
+
+RUNGS = [
+    ("a leak halves the batch once, then restarts at that size", "restart", 0,
+     ["grows by", "from 8 to 4", "batch.minimum"]),
+    ("a leak halves the batch once, then restarts at that size", "restart", 1, ["stays at 4", "batch.halve_on_leak"]),
+    ("a leak, and no halving wanted", "restart", 0, ["stays at 8", "batch.halve_on_leak"]),
+    ("gradient checkpointing is the last resort at the smallest batch", "restart", 1,
+     ["Unable to allocate", "gradient checkpointing is turned on", "memory.gradient_checkpointing"]),
+    ("gradient checkpointing never", "restart", 0, ["stays at 1", "memory.gradient_checkpointing is 'never'"]),
+    ("gradient checkpointing always", "restart", 0, ["on already"]),
+    ("Metal's buffers run out: the same batch", "restart", 0, ["499000", "batch stays", "buffers"]),
+    ("the GPU watchdog: the same batch", "restart", 0, ["GPU watchdog", "batch stays"]),
+    ("clearing the caches makes room and the life goes on", "relief", 0, ["2,180 MiB", "memory.clear_first"]),
+    ("memory can't be seen", "blind", 0, ["20 samples", "no such file", "memory.missing_samples"]),
+    ("memory that comes back late", "waiting", 0, ["1.7 of 1.8 GiB", "restart.wait_for_memory_s"]),
+    ("memory that comes back late", "waited", 0, ["1.8 GiB", "starting"]),
+    ("a busy machine is waited for once", "waited", 0, ["1.5 of 1.8 GiB", "100 s", "all the same"]),
+    ("a machine in distress is waited for even before the first start", "waiting", 0, ["8.8 GiB", "critical"]),
+    ("the machine restarted: not at once", "cooldown", 0, ["60 s", "restart.reboot_cooldown_s"]),
+    ("gradient checkpointing is the last resort at the smallest batch", "ready", 2, ["with gradient checkpointing"]),
+    ("a leak is looked into once it is sure, and once a life", "autopsy", 0, ["a list", "step 18"]),
+    ("a leak is looked into once it is sure, and once a life", "autopsy", 2, ["Nothing was found"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind", "number", "words"), RUNGS, ids=[f"{each[0]}-{each[1]}" for each in RUNGS])
+def test_one_sentence_says_what_was_measured_what_is_done_and_which_setting_it_is(
+    name: str, kind: str, number: int, words: list[str]
+) -> None:
+    rules, script = GOLDEN[name]
+    text = Timeline(rules).play(script).says(kind)[number]
+    assert [word for word in words if word not in text] == [], text
+    assert "\n" not in text
+
+
+def _records(line: Timeline) -> list[dict[str, object]]:
+    return [dict(action.record) for action in line.actions if isinstance(action, ac.CloseGeneration)]
+
+
+def test_a_life_s_record_has_its_error_its_autopsy_and_whether_it_computed_again() -> None:
+    line = Timeline(policy(autopsy=True, size=1, backoff_s=0.0)).play("""
+        start                       -> starting: save, spawn 1 batch 1 of 1
+        ready can=yes               -> running
+        autopsied a list, a dict    -> running
+        exit 1 RuntimeError: [malloc] Unable to allocate 9 bytes. -> starting: close device out of memory, save, spawn 2 batch 1 of 1 recompute
+        ready can=yes               -> running
+        exit 1 KeyError: 7          -> starting: close crash, save, spawn 3 batch 1 of 1 recompute
+        ready can=yes               -> running
+        stop                        -> draining: ask stop
+        exit 75                     -> stopped: close asked for, save, finish stopped
+    """)  # noqa: E501
+    first, second, third = _records(line)
+    assert (first["autopsy"], first["gradient_checkpointing"]) == (["a list", "a dict"], False)
+    assert "Unable to allocate" in str(first["error"])
+    assert (second["autopsy"], second["gradient_checkpointing"], third["error"]) == ([], True, "")
+    assert "KeyError: 7" in str(second["error"])
+    assert line.machine.history.autopsy == ["a list", "a dict"]
+    json.dumps(_records(line))
+
+
+def test_findings_without_end_are_bounded() -> None:
+    line = Timeline().play(RUNNING)
+    line.feed(ev.Autopsied(line.at_s, 1, 3, tuple("x" * 9999 for _ in range(99)), 1.0))
+    assert len(line.says("autopsy")) == len(line.machine.history.autopsy) == 24
+    assert max(len(each) for each in line.machine.history.autopsy) <= 300
+
+
+def test_gradient_checkpointing_outlives_the_supervisor_until_the_limit_is_raised() -> None:
+    rules, script = LADDER["a limit below the need: gradient checkpointing before the end"]
+    line = Timeline(rules).play(script)
+    _restored(line, size=1).play("start -> starting: save, spawn 3 batch 1 of 1 recompute")
+    _restored(line, size=1, limit_bytes=4400 * MIB).play("start -> starting: save, spawn 3 batch 1 of 1")
+
+
+def test_a_leak_s_halving_is_remembered_by_the_next_supervisor() -> None:
+    rules, script = LADDER["a leak halves the batch once, then restarts at that size"]
+    after = _restored(Timeline(rules).play(script))
+    after.step = 500
+    after.play("""
+        recovered                   -> stopped: close the supervisor died, save
+        start                       -> starting: save, spawn 5 batch 4 of 8
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 6 batch 4 of 8
+    """)
+
+
+def test_the_cooldown_survives_another_supervisor_s_death() -> None:
+    line = Timeline().play("""
+        recovered host              -> stopped: close the machine restarted, save
+        start                       -> backoff: save
+    """)
+    after = _restored(line)
+    assert after.machine.history.wanted
+    after.play("""
+        start                       -> backoff: save
+        early after=59              -> backoff
+        tick                        -> starting: save, spawn 1 batch 8 of 8
+    """)
+    _restored(after).play("start -> starting: save, spawn 2 batch 8 of 8")
+
+
+def test_restarts_of_the_machine_are_counted_across_supervisors() -> None:
+    line = Timeline(policy(max_reboots=2)).play("recovered host -> stopped: close the machine restarted, save")
+    _restored(line, max_reboots=2).play("recovered host -> fatal: close the machine restarted, save, finish failed")
+
+
+def test_a_run_that_waits_says_why() -> None:
+    line = Timeline().play(RUNNING + "exit 1 ValueError: bad -> backoff: close crash, save")
+    assert "ValueError: bad" in line.machine.reason
+    line.play("tick -> starting: save, spawn 2 batch 8 of 8 save 1")
+    assert line.machine.reason == ""
+    rules, script = WAITING["a machine in distress is waited for even before the first start"]
+    assert "waiting for memory" in Timeline(rules).play(script.split("machine 9000 warn")[0]).machine.reason
+
+
+def test_an_autopsy_is_no_hang() -> None:
+    line = Timeline(policy(autopsy=True, autopsy_limit_s=40.0, hang_timeout_s=30.0)).play("""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 18 grow=50            -> running: ask autopsy
+        early after=65              -> running
+        autopsied a list            -> running
+        steps 1 grow=50             -> running
+        early after=29              -> running
+        tick after=0                -> terminating: dump, term
+    """)
+    assert "30 s" in line.says("hang")[0]

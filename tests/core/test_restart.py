@@ -1,60 +1,150 @@
 """When another life is worth it, and how long to wait for it."""
 
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from mlx_supervisor.core.causes import MEMORY_CAUSES, Cause
+from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.policy import RestartPolicy
-from mlx_supervisor.core.restart import REFUSED_STARTS_AT_MOST, RestartBudget
+from mlx_supervisor.core.restart import REFUSED_STARTS_AT_MOST, RestartBudget, share_of_chance
 
 
-def test_so_many_lives_without_progress_are_the_end() -> None:
-    budget = RestartBudget(RestartPolicy(max_without_progress=3))
-    assert [budget.life_ended(progress=False, shrunk=False) for _ in range(3)] == [True, True, False]
+def steady(**changes: float) -> RestartPolicy:
+    """Without chance in its waits."""
+    return RestartPolicy(**{"jitter": 0.0} | changes)  # type: ignore[arg-type]
 
 
-def test_progress_starts_the_count_again() -> None:
-    budget = RestartBudget(RestartPolicy(max_without_progress=2))
+def waits(budget: RestartBudget, lived_s: float = 0.0) -> Iterator[float]:
+    """Of one barren life after the other."""
+    while True:
+        budget.life_ended(Cause.CRASH, progress=False, lived_s=lived_s)
+        yield budget.delay_s(Cause.CRASH, progress=False, eased=False)
+
+
+@pytest.mark.parametrize(("cause", "key"), [
+    (Cause.CRASH, "restart.max_without_progress"),
+    (Cause.HANG, "restart.max_without_progress"),
+    (Cause.PRESSURE, "restart.max_memory_without_progress"),
+    (Cause.LEAK, "restart.max_memory_without_progress"),
+    (Cause.RESOURCE_LIMIT, "restart.max_memory_without_progress"),
+])  # fmt: skip
+def test_so_many_lives_without_progress_are_the_end_and_the_setting_is_named(cause: Cause, key: str) -> None:
+    budget = RestartBudget(RestartPolicy(max_without_progress=3, max_memory_without_progress=3))
+    assert [budget.life_ended(cause, progress=False) for _ in range(2)] == [None, None]
+    last = budget.life_ended(cause, progress=False)
+    assert last is not None
+    assert "3 lives in a row" in last
+    assert key in last
+
+
+def test_memory_and_crashes_are_counted_apart() -> None:
+    budget = RestartBudget(RestartPolicy(max_without_progress=2, max_memory_without_progress=2))
+    assert budget.life_ended(Cause.CRASH, progress=False) is None
+    assert budget.life_ended(Cause.PRESSURE, progress=False) is None
+    assert budget.life_ended(Cause.CRASH, progress=False) is not None
+
+
+@pytest.mark.parametrize("cause", [Cause.CRASH, Cause.PRESSURE])
+def test_progress_starts_every_count_again(cause: Cause) -> None:
+    budget = RestartBudget(RestartPolicy(max_without_progress=2, max_memory_without_progress=2, max_reboots=2))
     for _ in range(50):
-        assert budget.life_ended(progress=False, shrunk=False)
-        assert budget.life_ended(progress=True, shrunk=False)
+        assert budget.life_ended(cause, progress=False) is None
+        assert budget.rebooted(progress=False) is None
+        assert budget.life_ended(Cause.CRASH, progress=True) is None
 
 
-def test_a_smaller_batch_is_not_held_against_the_run() -> None:
-    budget = RestartBudget(RestartPolicy(max_without_progress=1))
-    assert budget.life_ended(progress=False, shrunk=True)
-    assert not budget.life_ended(progress=False, shrunk=False)
+def test_a_life_that_ended_in_less_need_is_not_held_against_the_run() -> None:
+    budget = RestartBudget(RestartPolicy(max_memory_without_progress=2))
+    assert budget.life_ended(Cause.PRESSURE, progress=False) is None
+    assert budget.life_ended(Cause.PRESSURE, progress=False, eased=True) is None
+    assert budget.life_ended(Cause.PRESSURE, progress=False) is not None
 
 
 def test_the_wait_doubles_up_to_its_bound() -> None:
-    budget = RestartBudget(RestartPolicy(max_without_progress=10_000, backoff_s=1.0, backoff_max_s=60.0))
-    waits = []
-    for _ in range(2000):
-        budget.life_ended(progress=False, shrunk=False)
-        waits.append(budget.delay_s(Cause.CRASH, progress=False, shrunk=False))
-    assert waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert set(waits[8:]) == {60}
+    budget = RestartBudget(steady(max_without_progress=10_000, backoff_s=1.0, backoff_max_s=60.0))
+    each = waits(budget)
+    assert [next(each) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert {next(each) for _ in range(2000)} == {60}
+
+
+@pytest.mark.parametrize(("lived_s", "expected"), [(599.0, [1, 2, 4]), (600.0, [1, 1, 1])])
+def test_healthy_time_makes_the_wait_the_first_again_but_not_the_count(lived_s: float, expected: list[int]) -> None:
+    past = RunHistory()
+    each = waits(RestartBudget(steady(healthy_s=600.0), past), lived_s)
+    assert [next(each) for _ in range(3)] == expected
+    assert past.barren_lives == 3
+
+
+def test_counts_and_waits_outlive_the_supervisor() -> None:
+    past = RunHistory()
+    first = RestartBudget(steady(max_without_progress=3), past)
+    assert [next(waits(first)) for _ in range(2)] == [1, 2]
+    after = RestartBudget(steady(max_without_progress=3), RunHistory.restore(past.snapshot()))
+    assert after.life_ended(Cause.CRASH, progress=False) is not None
+    assert after.delay_s(Cause.CRASH, progress=False, eased=False) == 4
 
 
 def test_nobody_waits_for_a_cause_that_was_dealt_with() -> None:
-    budget = RestartBudget(RestartPolicy())
     for cause in Cause:
         at_once = cause is Cause.ASKED or cause in MEMORY_CAUSES
-        assert (budget.delay_s(cause, progress=False, shrunk=True) == 0) is at_once
-        assert (budget.delay_s(cause, progress=False, shrunk=False) == 0) is (cause is Cause.ASKED)
+        budget = RestartBudget(RestartPolicy())
+        assert (budget.delay_s(cause, progress=False, eased=True) == 0) is at_once
+        assert (budget.delay_s(cause, progress=False, eased=False) == 0) is (cause is Cause.ASKED)
 
 
 def test_a_life_that_saved_something_new_is_followed_at_once() -> None:
     """However often the run was killed before: each second of waiting would be lost, and it gets to its end."""
     budget = RestartBudget(RestartPolicy(max_without_progress=100))
     for _ in range(20):
-        budget.life_ended(progress=False, shrunk=False)
+        budget.life_ended(Cause.CRASH, progress=False)
     for cause in Cause:
-        assert budget.delay_s(cause, progress=True, shrunk=False) == 0
+        assert budget.delay_s(cause, progress=True, eased=False) == 0
+
+
+@given(st.floats(0, 1), st.integers(0, 2**31), st.integers(0, 10**6))
+def test_a_wait_is_longer_by_at_most_its_jitter_and_never_shorter(jitter: float, seed: int, generation: int) -> None:
+    budget = RestartBudget(RestartPolicy(jitter=jitter), RunHistory(generation=generation), seed)
+    waited = budget.delay_s(Cause.CRASH, progress=False, eased=False)
+    assert 1.0 <= waited <= 1.0 + jitter
+    again = RestartBudget(RestartPolicy(jitter=jitter), RunHistory(generation=generation), seed)
+    assert again.delay_s(Cause.CRASH, progress=False, eased=False) == waited
+
+
+def test_runs_that_died_together_start_apart() -> None:
+    shares = sorted(share_of_chance(generation, seed) for generation in range(1, 11) for seed in range(100))
+    assert 0 <= shares[0] <= shares[-1] < 1
+    assert all(later > sooner for sooner, later in pairwise(shares))
+    assert [sum(low / 10 <= share < (low + 1) / 10 for share in shares) > 60 for low in range(10)] == [True] * 10
 
 
 def test_starts_that_the_world_refuses_are_bounded_and_forgotten_after_a_start() -> None:
-    budget = RestartBudget(RestartPolicy(backoff_s=1.0, backoff_max_s=60.0))
+    budget = RestartBudget(steady(backoff_s=1.0, backoff_max_s=60.0))
     delays = [budget.start_refused() for _ in range(REFUSED_STARTS_AT_MOST + 1)]
     assert delays[:7] == [1, 2, 4, 8, 16, 32, 60]
     assert delays[-1] is None
     assert None not in delays[:-1]
     budget.started()
     assert budget.start_refused() == 1
+
+
+def test_restarts_of_the_machine_are_bounded_as_long_as_nothing_is_saved() -> None:
+    budget = RestartBudget(RestartPolicy(max_reboots=2))
+    assert budget.rebooted(progress=False) is None
+    assert budget.rebooted(progress=True) is None
+    assert budget.rebooted(progress=False) is None
+    last = budget.rebooted(progress=False)
+    assert last is not None
+    assert "restart.max_reboots" in last
+
+
+def test_no_error_of_the_user_s_is_never_the_same() -> None:
+    budget = RestartBudget(RestartPolicy(max_same_error=2))
+    assert not any(budget.repeated(Cause.KILLED, "", 5) for _ in range(9))
+
+
+def test_once_is_enough_where_that_is_wanted() -> None:
+    assert RestartBudget(RestartPolicy(max_same_error=1)).repeated(Cause.CRASH, "ValueError", 5)

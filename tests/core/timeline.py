@@ -19,9 +19,9 @@ Arrow = tuple[State, str, State]
 
 
 def policy(**changes: Any) -> RunPolicy:
-    """Limit 2200 MiB, batch 8, quick to close and grow. Keys go to whichever part has them."""
+    """Limit 2200 MiB, batch 8, quick to close and grow, no autopsies. Keys go to whichever part has them."""
     wanted: dict[str, Any] = {"limit_bytes": 2200 * MIB, "size": 8, "close_after_steps": 10, "grow_after_steps": 20}
-    wanted |= changes
+    wanted |= {"autopsy": False, "jitter": 0.0} | changes
     parts: list[Any] = []
     for part in (MemoryPolicy, BatchPolicy, RestartPolicy):
         parts.append(part(**{k: wanted.pop(k) for k in list(wanted) if k in part.__dataclass_fields__}))
@@ -52,7 +52,8 @@ def show(action: ac.Action) -> str:
         case ac.Spawn():
             of = "" if action.effective_batch is None else f" of {action.effective_batch}"
             every = "" if action.checkpoint_every_steps is None else f" save {action.checkpoint_every_steps}"
-            return f"spawn {action.generation} batch {action.batch_size}{of}{every}"
+            again = " recompute" if action.gradient_checkpointing else ""
+            return f"spawn {action.generation} batch {action.batch_size}{of}{every}{again}"
         case ac.RequestResize():
             return f"resize {action.batch_size} of {action.effective_batch}"
         case ac.CloseGeneration():
@@ -63,6 +64,7 @@ def show(action: ac.Action) -> str:
         ac.SaveHistory: "save",
         ac.RequestStop: "ask stop",
         ac.RequestClearCache: "ask clear",
+        ac.RequestAutopsy: "ask autopsy",
         ac.DumpStacks: "dump",
         ac.Terminate: "term",
         ac.Kill: "kill",
@@ -136,7 +138,13 @@ class Timeline:
         self.step = int(keys.pop("step", past.durable_step))
         batch = int(keys.pop("batch", self.machine.batch.size or 8))
         effective = int(keys.pop("effective", self.machine.batch.effective or batch))
-        yield ev.Ready(self.at_s, self._generation, self.step, int(keys.pop("target", 1000)), batch, effective)
+        can = keys.pop("can", "no") == "yes"
+        life = self.machine.life
+        on = can and life is not None and life.gradient_checkpointing
+        words = (int(keys.pop("target", 1000)), batch, effective)
+        yield ev.Ready(
+            self.at_s, self._generation, self.step, *words, gradient_checkpointing=on, can_checkpoint_gradients=can
+        )
 
     def _steps(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         """Up to `words[0]` steps, each with one sample; fewer when the state changes."""
@@ -174,6 +182,16 @@ class Timeline:
     def _cleared(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         yield ev.Cleared(self.at_s, self._generation, 0, 0)
 
+    def _machine(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
+        """`machine 900` or `machine 900 critical`: what the machine can give, in MiB, and its memory pressure."""
+        pressure = ev.MemoryPressure(words[1]) if len(words) > 1 else ev.MemoryPressure.NORMAL
+        yield ev.MachineSample(self.at_s, int(float(words[0]) * MIB), pressure)
+
+    def _autopsied(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
+        """`autopsied list, dict`: what grew, one finding between commas."""
+        findings = tuple(each.strip() for each in " ".join(words).split(",") if each.strip())
+        yield ev.Autopsied(self.at_s, self._generation, self.step, findings, 0.1)
+
     def _phase(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
         yield ev.PhaseChange(self.at_s, self._generation, ev.Phase(words[0]))
 
@@ -187,8 +205,8 @@ class Timeline:
         """`exit CODE`, `exit signal=9 oom=yes` or `exit` for one that was not ours to reap."""
         oom = {"yes": True, "no": False, "unknown": None}[keys.pop("oom", "unknown")]
         signal = int(keys.pop("signal", 0)) or None
-        code = int(words[0]) if words else None
-        yield ev.Exited(self.at_s, self._generation, code, signal, " ".join(words[1:]), oom)
+        code = int(words.pop(0)) if words and signal is None else None
+        yield ev.Exited(self.at_s, self._generation, code, signal, " ".join(words), oom)
 
     def _spawned(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         yield ev.Spawned(self.at_s, self._generation, 4711)

@@ -110,7 +110,7 @@ class CloseGeneration(Action):
     """A life is over: its record for the journal and the summary."""
 
     generation: int
-    record: Mapping[str, Field]
+    record: Mapping[str, Field | list[str]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,13 @@ from mlx_supervisor.core.policy import BatchPolicy
 class BatchPlan:
     """The size in force. Halved by memory trips; grown back after good steps, never onto a size that tripped."""
 
-    def __init__(self, policy: BatchPolicy, size: int | None = None, tripped: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        policy: BatchPolicy,
+        size: int | None = None,
+        tripped: frozenset[int] = frozenset(),
+        leak_from: int | None = None,
+    ) -> None:
         self._policy = policy
         self.asked = policy.size
         self.asked_effective = None if policy.size is None else policy.size * policy.accumulation
@@ -14,6 +20,8 @@ class BatchPlan:
         if self.size is not None and self.asked is not None:
             self.size = max(min(self.size, self.asked), self.minimum)
         self.tripped = tripped
+        self.leak_from = leak_from
+        """The size that a leak halved; None when none did."""
         self._good_steps = 0
 
     @property
@@ -43,6 +51,11 @@ class BatchPlan:
         """Whether the size can't be halved any more."""
         return self.size is not None and self.size <= self.minimum
 
+    @property
+    def reduced_for_leak(self) -> bool:
+        """Whether the size in force is smaller because of a leak: it is halved for that once."""
+        return self.leak_from is not None and self.size is not None and self.size < self.leak_from
+
     def halve(self, for_pressure: bool) -> bool:
         """Half the size, at least the minimum. False when it was there already."""
         self._good_steps = 0
@@ -50,6 +63,8 @@ class BatchPlan:
             return False
         if for_pressure:
             self.tripped |= {self.size}
+        elif not self.reduced_for_leak:
+            self.leak_from = self.size
         self.size = max(self.size // 2, self.minimum)
         return True
 

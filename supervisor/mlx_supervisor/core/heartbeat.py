@@ -20,6 +20,7 @@ class Heartbeat:
         self._slowest_s: float | None = None
         self._phase = Phase.TRAIN
         self._last_s: float | None = None
+        self._pardoned_s = 0.0
 
     def progress(self, at_s: float, phase: Phase, step_s: float | None = None) -> None:
         """The worker got somewhere; `step_s` is how long the step took, where it was one."""
@@ -28,6 +29,10 @@ class Heartbeat:
         if step_s is not None:
             self._slowest_s = max(step_s, self._slowest_s or 0.0)
 
+    def pardon(self, seconds: float) -> None:
+        """Any silence may be longer by this: the worker was asked for what takes so long. 0: it has answered."""
+        self._pardoned_s = seconds
+
     def checkpointed(self, at_s: float) -> None:
         """A checkpoint is done. It may have been written beside an evaluation, which then still goes on."""
         self.progress(at_s, Phase.TRAIN if self._phase is Phase.CHECKPOINT else self._phase)
@@ -35,6 +40,10 @@ class Heartbeat:
     @property
     def allowance_s(self) -> float:
         """How long silence is accepted now."""
+        return self._usual_s + self._pardoned_s
+
+    @property
+    def _usual_s(self) -> float:
         if self._fixed_s is not None:
             return self._fixed_s
         if self._phase is not Phase.TRAIN:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Any
 
 from mlx_supervisor.core.events import Recovered, StepReport
@@ -21,7 +21,17 @@ class RunHistory:
     asked_size: int | None = None
     asked_effective: int | None = None
     tripped_sizes: list[int] = field(default_factory=list)
+    leak_from: int | None = None
+    gradient_checkpointing: bool = False
+    can_checkpoint_gradients: bool = False
     barren_lives: int = 0
+    barren_memory_lives: int = 0
+    waits: int = 0
+    reboots: int = 0
+    cooling: bool = False
+    last_error: str = ""
+    last_error_step: int = 0
+    same_errors: int = 0
     trips: int = 0
     highest_step: int = 0
     durable_step: int = 0
@@ -38,6 +48,7 @@ class RunHistory:
     limit_bytes: int = 0
     failures: int = 0
     breaker_open: bool = False
+    autopsy: list[str] = field(default_factory=list)
     wanted: bool = False
     outcome: str = ""
     reason: str = ""
@@ -53,9 +64,10 @@ class RunHistory:
             self.useful_s += report.seconds
 
     def forget_trips_below(self, limit_bytes: int) -> None:
-        """Sizes that tripped under a lower limit may be tried again under the present one."""
+        """What a lower limit forced may be tried again under the present one."""
         if limit_bytes > self.limit_bytes:
             self.tripped_sizes = []
+            self.gradient_checkpointing = False
         self.limit_bytes = limit_bytes
 
     def add_lost_life(self, lost: Recovered) -> None:
@@ -113,8 +125,8 @@ def _fits(value: object, kind: object) -> bool:
         return any(_fits(value, each) for each in kind.__args__)
     if kind is NoneType:
         return value is None
-    if kind == list[int]:
-        return isinstance(value, list | tuple) and all(_fits(each, int) for each in value)
+    if isinstance(kind, GenericAlias):
+        return isinstance(value, list | tuple) and all(_fits(each, kind.__args__[0]) for each in value)
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)  # type: ignore[arg-type]
@@ -133,9 +145,13 @@ class Life:
     peak_footprint_bytes: int = 0
     durable_before: int = 0
     pid: int | None = None
+    gradient_checkpointing: bool = False
+    ready_step: int = 0
+    error: str = ""
+    autopsy: list[str] = field(default_factory=list)
 
     @classmethod
-    def recovered(cls, lost: Recovered, batch_size: int | None) -> "Life":
+    def recovered(cls, lost: Recovered, batch_size: int | None, gradient_checkpointing: bool) -> "Life":
         """The life of a worker whose supervisor died, as far as the journal knows it."""
         return cls(
             lost.generation,
@@ -145,6 +161,7 @@ class Life:
             first_step=lost.first_step or None,
             last_step=lost.last_step or None,
             peak_footprint_bytes=lost.peak_footprint_bytes,
+            gradient_checkpointing=gradient_checkpointing,
         )
 
     def add_step(self, report: StepReport) -> None:
@@ -167,4 +184,7 @@ class Life:
             "peak_footprint_mib": round(self.peak_footprint_bytes / 2**20, 1),
             "ended": ended,
             "cause": cause,
+            "error": self.error,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "autopsy": list(self.autopsy),
         }

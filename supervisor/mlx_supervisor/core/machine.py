@@ -2,8 +2,8 @@
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.actions import (
-    CloseGeneration,
     Level,
+    RequestAutopsy,
     RequestClearCache,
     RequestResize,
 )
@@ -11,42 +11,20 @@ from mlx_supervisor.core.breaker import BreakerState, Trip
 from mlx_supervisor.core.causes import Cause
 from mlx_supervisor.core.endings import Endings
 from mlx_supervisor.core.events import CommandKind, Phase
-from mlx_supervisor.core.history import Life
 from mlx_supervisor.core.machine_base import REASON_LIMIT_CHARS, Ending
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.table import S
+
+FINDINGS_AT_MOST = 24
+FINDING_LIMIT_CHARS = 300
+AUTOPSY_GRACE_TIMES = 2
+"""A worker that has to stop is asked what grew only where its grace is so many times as long as that may take."""
 
 
 class RunMachine(Endings):
     """One run. `apply` never raises for what the world does, only for our own bugs."""
 
     # ---- commands
-
-    def _on_command_at_rest(self, event: ev.Command) -> None:
-        if event.kind in (CommandKind.START, CommandKind.RESTART):
-            if self._survivor is not None:
-                text = f"Not started: a process of generation {self._survivor} is still there, unkillable."
-                self._say("start_refused", text, Level.ERROR)
-                return
-            if not self.history.wanted:
-                self._budget.barren_lives = 0
-            self._say("start", "Starting.", batch_size=self.batch.size)
-            self._spawn(event.at_s)
-        elif event.kind is not CommandKind.SUSPEND and self.history.generation > 0 and self.history.outcome == "":
-            # a supervisor died in the middle of it, and now nobody wants it to go on
-            self._finish(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped before it was started again")
-
-    def _on_survivor_gone(self, event: ev.Exited) -> None:
-        if self._survivor is not None:
-            self._say("survivor_gone", f"The unkillable process of generation {self._survivor} is gone.")
-            self._survivor = None
-
-    def _on_command_in_backoff(self, event: ev.Command) -> None:
-        if event.kind in (CommandKind.START, CommandKind.RESTART):
-            self._spawn(event.at_s)
-        else:
-            self._go(S.STOPPED)
-            self._finish(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped while waiting to restart")
 
     def _on_command_before_ready(self, event: ev.Command) -> None:
         if event.kind is not CommandKind.START:
@@ -80,58 +58,7 @@ class RunMachine(Endings):
             restart = event.kind is CommandKind.RESTART
             self._ending = Ending(self._ending.cause, self._ending.text if restart else _asked(event), restart)
 
-    def _on_recovered(self, event: ev.Recovered) -> None:
-        past = self.history
-        past.add_lost_life(event)
-        cause = Cause.HOST_LOST if event.machine_restarted else Cause.SUPERVISOR_LOST
-        self._say("recovered", f"Took over generation {event.generation}: {cause.value}.", Level.WARNING)
-        life = Life.recovered(event, self.batch.size)
-        self._out.append(CloseGeneration(event.generation, life.record(event.at_s, "lost", cause.value)))
-        past.failures += event.machine_restarted  # a supervisor's death alone leaves the worker time to save
-        progress = past.durable_step > past.durable_before
-        if event.machine_restarted and not self._budget.life_ended(progress=progress, shrunk=False):
-            self._go(S.FATAL)
-            self._finish(
-                S.FATAL, f"{self._budget.barren_lives} lives in a row saved nothing new; the last: {cause.value}"
-            )
-            return
-        self._save()
-
     # ---- a worker starts
-
-    def _on_spawned(self, event: ev.Spawned) -> None:
-        self._budget.started()
-        if self.life is not None:
-            self.life.pid = event.pid
-
-    def _on_ready(self, event: ev.Ready) -> None:
-        self.history.target_steps = event.target_steps
-        self.history.durable_step = max(self.history.durable_step, event.step)
-        self.history.highest_step = max(self.history.highest_step, event.step)
-        for each in event.passed_over:
-            self._say("checkpoint_passed_over", f"Checkpoint passed over: {each}", Level.WARNING)
-        for each in event.notes:
-            self._say("note", each)
-        if not self._obeys(event.at_s, event.batch_size):
-            return
-        self.batch.adopt(event.batch_size, event.effective_batch)
-        origin = f"from {event.checkpoint}" if event.checkpoint else "from the beginning"
-        text = (
-            f"Ready at step {event.step} of {event.target_steps}, {origin}; "
-            f"{event.batch_size} samples at once, {event.effective_batch} an update."
-        )
-        self._say("ready", text, step=event.step, target_steps=event.target_steps, batch_size=event.batch_size)
-        self._heartbeat.progress(event.at_s, Phase.TRAIN)
-        self._go(S.RUNNING)
-
-    def _obeys(self, at_s: float, batch_size: int) -> bool:
-        ordered = self.batch.size
-        if ordered is None or batch_size == ordered:
-            return True
-        text = f"the worker holds {batch_size} samples at once, {ordered} were ordered"
-        self._say("batch_mismatch", f"Bug: {text}.", Level.ERROR)
-        self._kill(at_s, Ending(Cause.REFUSED, text, restart=False))
-        return False
 
     def _on_step_unready(self, event: ev.StepReport) -> None:
         """Telemetry may be lost, `Ready` too: a worker that makes steps is ready."""
@@ -154,7 +81,7 @@ class RunMachine(Endings):
         delay_s = self._budget.start_refused() if event.passing else None
         if delay_s is None:
             self._say("spawn_failed", f"The worker could not be started: {event.error}", Level.ERROR)
-            self._after_life(event.at_s, Cause.SPAWN_FAILED, event.error, "not started")
+            self._after_life(event.at_s, Ending(Cause.SPAWN_FAILED, event.error, restart=True), "not started")
             return
         text = f"The worker could not be started: {event.error}; tried again in {delay_s:.0f} s."
         self._say("spawn_failed", text, Level.ERROR)
@@ -179,6 +106,8 @@ class RunMachine(Endings):
         if trip is not None:
             self._soft_trip(event.at_s, trip)
             return
+        if self.breaker.leaking:
+            self._ask_for_autopsy()
         if self.breaker.state is not was:
             self._say("breaker", f"The breaker is {self.breaker.state.value} again.")
         if self.breaker.state is BreakerState.CLOSED and not self.breaker.leaking:
@@ -251,7 +180,8 @@ class RunMachine(Endings):
         if self._missing < self.policy.memory.missing_samples:
             return
         text = f"{self._missing} samples in a row could not be had ({event.reason})"
-        self._say("blind", f"{text}; the worker is restarted rather than left unwatched.", Level.ERROR)
+        what = "the worker is restarted rather than left unwatched (memory.missing_samples)"
+        self._say("blind", f"{text}; {what}.", Level.ERROR)
         ending = Ending(Cause.BLIND, text, restart=True)
         if self.state is S.STARTING:
             self._terminate(event.at_s, ending, self.policy.restart.term_grace_s)
@@ -259,10 +189,12 @@ class RunMachine(Endings):
             self._drain(event.at_s, ending)
 
     def _soft_trip(self, at_s: float, trip: Trip) -> None:
-        if trip.relievable:
-            self._say("relief", f"Soft trip: {trip.text}. The caches are cleared first.", Level.WARNING)
+        if trip.relievable and self.policy.memory.clear_first:
+            text = f"Soft trip: {trip.text}. The caches are cleared first (memory.clear_first)."
+            self._say("relief", text, Level.WARNING)
             self._relief, self._cleared = trip, False
             self._out.append(RequestClearCache(self.history.generation))
+            self._ask_for_autopsy()
             self._go(S.RELIEVING, at_s + self.policy.memory.relief_wait_s)
         else:
             self._trip_and_drain(at_s, trip)
@@ -275,6 +207,8 @@ class RunMachine(Endings):
         self._count_trip(trip)
         self._say("trip", f"Soft trip: {trip.text}. The worker checkpoints and exits.", Level.WARNING, hard=False)
         self._drain(at_s, Ending(trip.cause, trip.text, restart=True))
+        if self.policy.restart.stop_grace_s >= AUTOPSY_GRACE_TIMES * self.policy.memory.autopsy_limit_s:
+            self._ask_for_autopsy()
 
     def _hard_trip(self, at_s: float, trip: Trip) -> None:
         ending = Ending(trip.cause, trip.text, restart=True)
@@ -284,6 +218,28 @@ class RunMachine(Endings):
             ending = self._ending
         self._kill(at_s, ending)  # first of all: words can wait, memory cannot
         self._say("trip", f"Hard trip: {trip.text}. The worker is killed.", Level.WARNING, hard=True)
+
+    # ---- what grew
+
+    def _ask_for_autopsy(self) -> None:
+        """Once a life. Whoever has asked the worker to stop did so before: saving comes first."""
+        memory = self.policy.memory
+        if memory.autopsy and not self._autopsy_asked:
+            self._autopsy_asked = True
+            self._heartbeat.pardon(memory.autopsy_limit_s)
+            self._out.append(RequestAutopsy(self.history.generation, memory.autopsy_limit_s))
+
+    def _on_autopsied(self, event: ev.Autopsied) -> None:
+        self._heartbeat.pardon(0.0)
+        findings = [each[:FINDING_LIMIT_CHARS] for each in event.findings[:FINDINGS_AT_MOST]]
+        when = f"at step {event.step}" if event.complete else f"at step {event.step}, cut short"
+        for each in findings:
+            self._say("autopsy", f"What grew, {when}: {each}", Level.WARNING, step=event.step)
+        if not findings:
+            self._say("autopsy", f"Nothing was found to have grown, {when}, in {event.seconds:.1f} s.")
+        if self.life is not None:
+            self.life.autopsy = findings
+        self.history.autopsy = findings
 
 
 def _why(event: ev.Command) -> str:

@@ -13,7 +13,6 @@ from mlx_supervisor.core.actions import (
     Persist,
     RequestStop,
     SaveHistory,
-    Spawn,
     Terminate,
 )
 from mlx_supervisor.core.batch import BatchPlan
@@ -25,6 +24,7 @@ from mlx_supervisor.core.history import Life, RunHistory
 from mlx_supervisor.core.policy import RunPolicy
 from mlx_supervisor.core.restart import RestartBudget
 from mlx_supervisor.core.table import AT_REST, TABLE, S, State
+from mlx_supervisor.core.waiting import MemoryWait
 
 RESTED = {"completed": State.COMPLETED, "failed": State.FATAL}
 """Where a run stands whose history says how it ended."""
@@ -38,12 +38,14 @@ class Ending:
     cause: Cause
     text: str
     restart: bool
+    advice: str = ""
+    error_key: str = ""
 
 
 class MachineBase:
-    """State, bookkeeping and the moves that handlers share. The handlers are in `endings` and `machine`."""
+    """State, bookkeeping and the moves that handlers share. `seed`: a number of the run's own, for jitter."""
 
-    def __init__(self, policy: RunPolicy, history: RunHistory | None = None) -> None:
+    def __init__(self, policy: RunPolicy, history: RunHistory | None = None, seed: int = 0) -> None:
         self.policy = policy
         self.history = history or RunHistory()
         self.state = RESTED.get(self.history.outcome, State.STOPPED)
@@ -54,10 +56,11 @@ class MachineBase:
         self.reason = self.history.reason
         past = self.history
         past.forget_trips_below(policy.memory.limit_bytes)
-        self.batch = BatchPlan(policy.batch, past.batch_size, frozenset(past.tripped_sizes))
+        self.batch = BatchPlan(policy.batch, past.batch_size, frozenset(past.tripped_sizes), past.leak_from)
         if past.asked_size is not None and past.asked_effective is not None:
             self.batch.adopt(past.asked_size, past.asked_effective)
-        self._budget = RestartBudget(policy.restart, past.barren_lives)
+        self._budget = RestartBudget(policy.restart, past, seed)
+        self._memory = MemoryWait(policy.memory.limit_bytes)
         if past.breaker_open:
             self.breaker.open()
         self._heartbeat = Heartbeat(policy.restart.hang_timeout_s)
@@ -68,6 +71,10 @@ class MachineBase:
         self._cleared = False
         self._missing = 0
         self._kills = 0
+        self._unready_trips = 0
+        self._need_bytes = 0
+        self._autopsy_asked = False
+        self._cool_until_s: float | None = None
         self._accounted_s: float | None = None
         self._survivor: int | None = None
         self._suspending = False
@@ -127,26 +134,10 @@ class MachineBase:
         past.batch_size, past.asked_size = self.batch.size, self.batch.asked
         past.asked_effective = self.batch.asked_effective
         past.tripped_sizes = sorted(self.batch.tripped)
-        past.barren_lives = self._budget.barren_lives
+        past.leak_from = self.batch.leak_from
         past.breaker_open = self.breaker.state is not BreakerState.CLOSED
         past.reason = self.reason
         self._out.append(SaveHistory(past.snapshot(), wait))
-
-    def _spawn(self, at_s: float) -> None:
-        past = self.history
-        past.generation += 1
-        past.wanted, past.outcome = True, ""
-        past.durable_before = past.durable_step
-        self.reason = ""
-        self.breaker.begin_life()
-        self._heartbeat = Heartbeat(self.policy.restart.hang_timeout_s)
-        self.life = Life(past.generation, at_s, batch_size=self.batch.size, durable_before=past.durable_step)
-        self.last_sample = self.last_step = self._ending = self._bye = self._relief = None
-        self._missing = self._kills = 0
-        self._go(S.STARTING, at_s + self.policy.restart.start_timeout_s)
-        self._save()
-        between_s = past.mean_time_between_failures_s
-        self._out.append(Spawn(past.generation, self.batch.size, self.batch.effective, past.tighter_steps, between_s))
 
     def _drain(self, at_s: float, ending: Ending) -> None:
         self._ending = ending

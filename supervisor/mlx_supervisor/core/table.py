@@ -1,7 +1,7 @@
 """The states of a run, which events mean anything in each, and where each event may lead.
 
-`machine.py` and `endings.py` have the handlers. Whatever is not in the table is ignored; a handler that goes where the
-table doesn't allow is our bug, and asserts.
+The handlers are in `starts.py`, `machine.py`, `endings.py` and `after_life.py`. Whatever is not in the table is
+ignored; a handler that goes where the table doesn't allow is our bug, and asserts.
 """
 
 from enum import StrEnum
@@ -13,6 +13,7 @@ class State(StrEnum):
     """Where a run is."""
 
     STOPPED = "stopped"
+    WAITING = "waiting"
     STARTING = "starting"
     RUNNING = "running"
     RELIEVING = "relieving"
@@ -27,17 +28,19 @@ class State(StrEnum):
 S = State
 
 Rule = tuple[str, tuple[State, ...]]
-AFTER_EXIT = (S.STARTING, S.BACKOFF, S.COMPLETED, S.FATAL)
-_OBSERVE: dict[type[ev.Event], Rule] = {
+AFTER_EXIT = (S.STARTING, S.WAITING, S.BACKOFF, S.COMPLETED, S.FATAL)
+_LOOK: dict[type[ev.Event], Rule] = {ev.MachineSample: ("_on_machine_sample", ())}
+_OBSERVE: dict[type[ev.Event], Rule] = _LOOK | {
     ev.Spawned: ("_on_spawned", ()),
     ev.Bye: ("_on_bye", ()),
     ev.CheckpointReport: ("_on_checkpoint", ()),
     ev.PhaseChange: ("_on_phase", ()),
+    ev.Autopsied: ("_on_autopsied", ()),
     ev.Exited: ("_on_exited", AFTER_EXIT),
 }
 _ENDING = _OBSERVE | {ev.Exited: ("_on_exited", (*AFTER_EXIT, S.STOPPED))}
-_START: dict[type[ev.Event], Rule] = {
-    ev.Command: ("_on_command_at_rest", (S.STARTING,)),
+_START: dict[type[ev.Event], Rule] = _LOOK | {
+    ev.Command: ("_on_command_at_rest", (S.STARTING, S.WAITING, S.BACKOFF)),
     ev.Recovered: ("_on_recovered", (S.FATAL,)),
 }
 
@@ -45,9 +48,15 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     S.STOPPED: _START,
     S.COMPLETED: _START,
     S.FATAL: _START | {ev.Exited: ("_on_survivor_gone", ())},
-    S.BACKOFF: {
+    S.BACKOFF: _LOOK
+    | {
         ev.Command: ("_on_command_in_backoff", (S.STARTING, S.STOPPED)),
-        ev.Tick: ("_on_backoff_over", (S.STARTING,)),
+        ev.Tick: ("_on_backoff_over", (S.STARTING, S.WAITING)),
+    },
+    S.WAITING: {
+        ev.Command: ("_on_command_while_waiting", (S.STARTING, S.STOPPED)),
+        ev.MachineSample: ("_on_memory_looked_at", (S.STARTING,)),
+        ev.Tick: ("_on_wait_over", (S.STARTING,)),
     },
     S.STARTING: _OBSERVE
     | {
