@@ -174,6 +174,7 @@ def test_the_workers_last_message_is_the_error_whatever_else_stands_in_stderr() 
         noise + "terminate called after throwing an instance of 'std::runtime_error'\n  what():  cudaFree failed\n"
     )
     assert of(teardown, None, 6, bye_reason=f"RuntimeError: {CUDA_OOM}").cause is Cause.DEVICE_OOM
+    assert of(recorded("cuda-illegal-access"), None, 6, bye_reason=f"RuntimeError: {CUDA_OOM}").memory
 
 
 def test_an_error_raised_from_or_while_handling_a_mark_is_that_marks() -> None:
@@ -206,6 +207,9 @@ def test_errors_that_did_not_end_the_process_do_not_count(heading: str) -> None:
     for text in (traceback("KeyError: 'label'") + side, side + traceback("KeyError: 'label'")):
         found = of(text)
         assert (found.cause, found.text) == (Cause.CRASH, "KeyError: 'label' (train.py:58 in step)")
+    chained = side + "\nThe above exception was the direct cause of the following exception:\n\n"
+    chained += traceback("RuntimeError: the loader died", 98)
+    assert of(side + traceback("KeyError: 'label'") + chained).text == "KeyError: 'label' (train.py:58 in step)"
 
 
 def test_an_error_of_a_thread_is_the_last_word_where_nothing_else_was_said() -> None:
@@ -228,6 +232,19 @@ def test_the_tail_may_begin_anywhere(name: str) -> None:
     for start in range(0, last + 2, 7):
         found = of(whole[start:].decode("utf-8", "replace"))
         assert found.cause is Cause[INDEX[name]["cause"]], whole[start : start + 40]
+
+
+@pytest.mark.parametrize("before", ["", "Prefill:  0%|    | 0/16722 [00:00<?, ?tok/s]", "10%\r20%\r", "\x1b[A"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_traceback_need_not_begin_a_line_nor_be_whole(before: str, line_end: str) -> None:
+    whole = traceback("KeyError: 'label'")
+    for text in (before + whole, whole.partition("\n")[2] + before, whole + before):
+        assert of(text.replace("\n", line_end)).text == "KeyError: 'label' (train.py:58 in step)"
+
+
+def test_code_that_looks_like_a_groups_margin() -> None:
+    text = traceback("ZeroDivisionError: division by zero").replace("    boom()\n", "    a\n    + total\n    | mask\n")
+    assert of(text).text == "ZeroDivisionError: division by zero (train.py:58 in step)"
 
 
 def test_a_group_that_is_cut_in_its_middle() -> None:
