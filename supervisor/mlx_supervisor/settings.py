@@ -65,7 +65,7 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     autopsy: bool = True
     autopsy_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
     soft_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.97
-    leak_mib_per_step: Annotated[float, msgspec.Meta(gt=0, le=1_048_576)] = 0.5
+    leak_mib_per_step: Annotated[float, msgspec.Meta(gt=0, le=1_048_576)] = 0.25
     relief_wait_s: Seconds = 4.0
     sample_interval_s: Annotated[float, msgspec.Meta(ge=0.005, le=10)] = 0.05
     clear_before_gradients: bool = False
@@ -134,6 +134,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     steps: Positive | None = None
     autostart: bool = False
     stop_on_not_finite: bool = True
+    deterministic: bool = False
     batch: BatchSettings = BatchSettings()
     memory: MemorySettings = MemorySettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -331,6 +332,7 @@ def job_of(
         grace_s=run.restart.stop_grace_s,
         hang_timeout_s=run.restart.hang_timeout_s,
         stop_on_not_finite=run.stop_on_not_finite,
+        deterministic=run.deterministic,
     )
 
 

@@ -345,6 +345,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `steps` None: the task's configuration decides. `telemetry` None: nobody listens (a bare run).
     `grace_s`: how long the worker may go on after its supervisor died, before it ends itself.
+    `deterministic`: on CUDA, only kernels that give the same bits in every run.
     `stop_on_not_finite`: end with `EXIT_NOT_FINITE` at the first update whose loss is NaN or infinite.
     """
 
@@ -363,6 +364,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     grace_s: Seconds = 30.0
     hang_timeout_s: Seconds | None = None
     stop_on_not_finite: bool = True
+    deterministic: bool = False
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlx_supervisor import wire
-from mlx_worker import lifeline
+from mlx_worker import lifeline, tuning
 from mlx_worker.errors import NotFiniteError, RefusedError
 from mlx_worker.link import Link
 
@@ -45,6 +45,7 @@ def main() -> NoReturn:
 
 def _run(job: wire.Job, link: Link, stop: lifeline.StopFlag) -> int:
     try:
+        tuning.prepare(job.deterministic)
         from mlx_worker import loop  # not before the hello: MLX takes a while
 
         ending = loop.run(job, link, stop)
