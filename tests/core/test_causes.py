@@ -243,7 +243,7 @@ def test_a_traceback_need_not_begin_a_line_nor_be_whole(before: str, line_end: s
 
 
 def test_code_that_looks_like_a_groups_margin() -> None:
-    text = traceback("ZeroDivisionError: division by zero").replace("    boom()\n", "    a\n    + total\n    | mask\n")
+    text = traceback("ZeroDivisionError: division by zero").replace("    boom()\n", "    a\n    + Total\n    | Mask\n")
     assert of(text).text == "ZeroDivisionError: division by zero (train.py:58 in step)"
 
 

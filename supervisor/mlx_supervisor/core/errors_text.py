@@ -235,8 +235,7 @@ class _Scan:
 
     def _begin(self, index: int, grouped: bool) -> None:
         self._end(index)
-        side = self._side or (self._chained and self.blocks[-1].side)
-        self.blocks.append(_Block(index, self._length, self._in_group, side, self._chained))
+        self.blocks.append(_Block(index, self._length, self._in_group, self._side, self._chained))
         self._in_group = grouped
         self._open, self._side, self._chained = True, False, False
 

@@ -1,0 +1,103 @@
+"""macOS' reports of the processes that it killed for memory (jetsam), read after a worker died by SIGKILL.
+
+The layout is Apple's ("Identifying high-memory use with jetsam event reports"): a line of JSON as header, then a body
+whose `processes` name a `reason` where one was killed. No machine of ours has written one; the tests construct them.
+macOS does not report every such kill, and only an administrator's account may read the folder.
+"""
+
+import asyncio
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+FOLDER = Path("/Library/Logs/DiagnosticReports")
+PATTERN_PREFIX = "JetsamEvent-"
+PATTERN_SUFFIX = ".ips"
+REPORT_LIMIT_BYTES = 4 * 1024 * 1024
+"""A longer report is passed over; those seen of whole machines have a tenth of it."""
+REPORTS_AT_MOST = 8
+"""The newest ones of a worker's life."""
+ENTRIES_AT_MOST = 10_000
+CLOCK_SLACK_S = 2.0
+POLL_S = 0.2
+OTHER_REASONS = frozenset({"vnode-limit", "disk-space-shortage"})
+"""What jetsam also kills for, that is not memory (bsd/kern/kern_memorystatus.c)."""
+
+
+class _Process(msgspec.Struct):
+    pid: int | None = None
+    reason: str | None = None
+
+
+class _Body(msgspec.Struct):
+    processes: list[_Process]
+    date: str = ""
+
+
+class _Header(msgspec.Struct):
+    bug_type: str = ""
+    timestamp: str = ""
+
+
+def killed(pid: int, since_wall_s: float, folder: Path = FOLDER) -> bool | None:
+    """Whether a report says that this process was killed for memory after `since_wall_s` (its start; Unix seconds).
+
+    None where there are no reports to read. False proves nothing. Never raises.
+    """
+    try:
+        paths = _newest(folder, since_wall_s)
+    except OSError:
+        return None
+    return any(_names(path, pid, since_wall_s) for path in paths)
+
+
+async def killed_within(pid: int, since_wall_s: float, wait_s: float, folder: Path = FOLDER) -> bool | None:
+    """As `killed`, but a report may take `wait_s` seconds to be written. At once None where none can be."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        found = await asyncio.to_thread(killed, pid, since_wall_s, folder)
+        if found is not False or time.monotonic() >= deadline_s:
+            return found
+        await asyncio.sleep(POLL_S)
+
+
+def _newest(folder: Path, since_wall_s: float) -> list[Path]:
+    found: list[tuple[float, str]] = []
+    with os.scandir(folder) as entries:
+        for count, entry in enumerate(entries):
+            if count >= ENTRIES_AT_MOST:
+                break
+            if not (entry.name.startswith(PATTERN_PREFIX) and entry.name.endswith(PATTERN_SUFFIX)):
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue
+            if status.st_mtime >= since_wall_s - CLOCK_SLACK_S and status.st_size <= REPORT_LIMIT_BYTES:
+                found.append((status.st_mtime, entry.path))
+    return [Path(path) for _, path in sorted(found, reverse=True)[:REPORTS_AT_MOST]]
+
+
+def _names(path: Path, pid: int, since_wall_s: float) -> bool:
+    """Whether this report tells of the kill; one that can't be read doesn't."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(REPORT_LIMIT_BYTES + 1)
+        head, _, rest = data.partition(b"\n")
+        header = msgspec.json.decode(head, type=_Header)
+        body = msgspec.json.decode(rest, type=_Body)
+        at_wall_s = _wall_s(body.date or header.timestamp)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return at_wall_s >= since_wall_s - CLOCK_SLACK_S and any(
+        process.pid == pid and process.reason is not None and process.reason not in OTHER_REASONS
+        for process in body.processes
+    )
+
+
+def _wall_s(text: str) -> float:
+    """`2026-06-20 09:02:10.42 +0100`; ValueError when it is anything else."""
+    return datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f %z").timestamp()

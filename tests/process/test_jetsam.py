@@ -1,0 +1,157 @@
+"""macOS' reports of its kills for memory, from files constructed in the documented layout."""
+
+import asyncio
+import json
+import os
+import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_supervisor import jetsam
+
+PID = 53213
+START_S = 1_790_682_201.0
+
+
+def stamp(wall_s: float, hours_east: float = -7) -> str:
+    """As macOS writes it: local time, hundredths, offset."""
+    moment = datetime.fromtimestamp(wall_s, timezone(timedelta(hours=hours_east)))
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 10_000:02d} {moment:%z}"
+
+
+def process(pid: int, name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "uuid": "81f979f9-c7ee-3fbb-9ff8-e26ac5e68a9d",
+        "states": ["daemon", "idle"],
+        "age": 79372329207,
+        "purgeable": 0,
+        "fds": 25,
+        "coalition": 116,
+        "rpages": 127,
+        "priority": 0,
+        "physicalPages": {"internal": [67, 45]},
+        "pid": pid,
+        "cpuTime": 0.034783,
+        "name": name,
+        "lifetimeMax": 132,
+        **more,
+    }
+
+
+def report(
+    folder: Path, at_s: float = START_S + 60, name: str = "JetsamEvent-2026-09-29-104421.ips", **victim: Any
+) -> Path:
+    """A report of one kill; `victim` is what else its entry says."""
+    victim = {"reason": "vm-compressor-space-shortage", "killDelta": 38175} | victim
+    header = {"bug_type": "298", "timestamp": stamp(at_s), "os_version": "macOS 26.6 (25G72)", "incident_id": "E9D6"}
+    body = {
+        "build": "macOS 26.6 (25G72)",
+        "product": "Mac17,3",
+        "date": stamp(at_s),
+        "memoryStatus": {"pageSize": 16384, "memoryPages": {"free": 940, "active": 133350}},
+        "largestProcess": "Python",
+        "processes": [
+            process(86, "OTACrashCopier"),
+            process(victim.pop("pid", PID), "Python", rpages=1_572_864, **victim),
+        ],
+    }
+    path = folder / name
+    path.write_text(json.dumps(header) + "\n" + json.dumps(body, indent=2))
+    os.utime(path, (at_s, at_s))
+    return path
+
+
+def test_a_report_that_names_the_worker(tmp_path: Path) -> None:
+    report(tmp_path)
+    assert jetsam.killed(PID, START_S, tmp_path) is True
+
+
+def test_without_a_folder_nothing_can_be_told(tmp_path: Path) -> None:
+    assert jetsam.killed(PID, START_S, tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [{"pid": PID + 1}, {"reason": None}, {"reason": "vnode-limit"}, {"reason": "disk-space-shortage"}, {"pid": None}],
+)
+def test_others_and_other_reasons_are_not_ours(tmp_path: Path, victim: dict[str, Any]) -> None:
+    report(tmp_path, **victim)
+    assert jetsam.killed(PID, START_S, tmp_path) is False
+
+
+def test_a_process_in_the_list_without_a_reason_was_not_killed(tmp_path: Path) -> None:
+    path = report(tmp_path)
+    path.write_text(path.read_text().replace('"reason"', '"was"'))
+    os.utime(path, (START_S + 60, START_S + 60))
+    assert jetsam.killed(PID, START_S, tmp_path) is False
+
+
+def test_a_report_from_before_the_worker_is_of_anothers_pid(tmp_path: Path) -> None:
+    path = report(tmp_path, at_s=START_S - 60)
+    assert jetsam.killed(PID, START_S, tmp_path) is False
+    os.utime(path, (START_S + 60, START_S + 60))
+    assert jetsam.killed(PID, START_S, tmp_path) is False, "copied later, but written before"
+
+
+@pytest.mark.parametrize("hours_east", [-11, 0, 5.5, 14])
+def test_the_time_is_told_with_its_zone(tmp_path: Path, hours_east: float) -> None:
+    path = report(tmp_path)
+    path.write_text(path.read_text().replace(stamp(START_S + 60), stamp(START_S + 60, hours_east)))
+    assert jetsam.killed(PID, START_S, tmp_path) is True
+    assert jetsam.killed(PID, START_S + 120, tmp_path) is False
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"{}\n{}",
+        b'{"bug_type":"298"}\n' + b"[" * 200_000,
+        b'{"bug_type":"298"}\n{"processes": 3}',
+        b'{"bug_type":"298"}\n{"processes": [3]}',
+        b'{"bug_type":"298"}\n{"date": "yesterday", "processes": []}',
+        b"\xff\xfe\n\xff",
+    ],
+)
+def test_whatever_else_stands_there_a_good_report_is_found(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "JetsamEvent-broken.ips").write_bytes(data)
+    (tmp_path / "Python-2026.ips").write_bytes(data)
+    (tmp_path / "JetsamEvent-gone.ips").symlink_to(tmp_path / "nowhere")
+    assert jetsam.killed(PID, START_S, tmp_path) is False
+    report(tmp_path)
+    assert jetsam.killed(PID, START_S, tmp_path) is True
+
+
+def test_a_huge_report_is_passed_over(tmp_path: Path) -> None:
+    path = report(tmp_path)
+    with path.open("ab") as file:
+        file.write(b" " * jetsam.REPORT_LIMIT_BYTES)
+    assert jetsam.killed(PID, START_S, tmp_path) is False
+
+
+def test_only_the_newest_reports_are_read(tmp_path: Path) -> None:
+    report(tmp_path, at_s=START_S + 1)
+    for number in range(jetsam.REPORTS_AT_MOST):
+        report(tmp_path, at_s=START_S + 10 + number, name=f"JetsamEvent-{number}.ips", pid=1)
+    assert jetsam.killed(PID, START_S, tmp_path) is False
+
+
+def test_a_report_may_be_late(tmp_path: Path) -> None:
+    async def late() -> bool | None:
+        waiting = asyncio.create_task(jetsam.killed_within(PID, START_S, 30, tmp_path))
+        await asyncio.sleep(0)
+        report(tmp_path)
+        return await waiting
+
+    assert asyncio.run(late()) is True
+    assert asyncio.run(jetsam.killed_within(PID + 1, START_S, 0, tmp_path)) is False
+
+
+def test_where_there_are_no_reports_nobody_waits(tmp_path: Path) -> None:
+    before_s = time.monotonic()
+    assert asyncio.run(jetsam.killed_within(PID, START_S, 60, tmp_path / "none")) is None
+    assert time.monotonic() - before_s < 30
