@@ -299,6 +299,9 @@ class Trainer:
         self.facts["free"] |= {"batch.size": size, "batch.effective": resize.effective_batch}
 
     def _report(self, launched: _Launched, tokens: int, rate: float, seconds: float) -> None:
+        """Tell of an update. `active_bytes` holds a part of the next one too, but once in any 16 in a row under the
+        adaptive policy: their lowest is what is held between updates, to 23 kB where most readings are 6 MB above it.
+        """
         counters = self.memory.note_update()
         self.link.send(
             wire.Step,
