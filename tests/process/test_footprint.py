@@ -1,16 +1,26 @@
 """What the operating system charges: the parsers against bytes of the documented layouts, and Linux's for real."""
 
 import ctypes
+import errno
 import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
+from tests.process import harness
 
-from mlx_supervisor import footprint
+from mlx_supervisor import footprint, processes
+from mlx_supervisor.footprint import Gauge, readers
+from mlx_supervisor.processes import Processes
+from mlx_supervisor.wire import TOKEN_VARIABLE
 
 UUID = bytes(range(16))
+MIB = 2**20
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def rusage(**at: int) -> bytes:
@@ -35,13 +45,14 @@ def test_a_structure_of_another_version_is_refused(size: int) -> None:
 
 
 class ProcPidRusage:
-    """Stands in for libproc's function: knows process 7 alone."""
+    """Stands in for libproc's function: knows process 7 alone, and may not look at process 9."""
 
     argtypes: object = None
 
     def __call__(self, pid: int, flavor: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
         assert flavor == 4
         if pid != 7:
+            ctypes.set_errno(errno.EPERM if pid == 9 else errno.ESRCH)
             return -1
         buffer.raw = rusage(footprint=123_456)
         return 0
@@ -59,27 +70,322 @@ def test_libproc_is_asked_for_the_fourth_version(monkeypatch: pytest.MonkeyPatch
     assert read(7) == 123_456
     with pytest.raises(ProcessLookupError):
         read(8)
+    with pytest.raises(PermissionError):
+        read(9)
 
 
 def test_statm_counts_pages() -> None:
-    assert footprint.parse_statm(b"57011 4242 1901 1 0 21931 0\n") == 4242 * os.sysconf("SC_PAGE_SIZE")
+    assert footprint.parse_statm(b"57011 4242 1901 1 0 21931 0\n") == 4242 * PAGE_BYTES
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_session_and_its_memory_are_seen_for_real() -> None:
-    hold = "import os, sys; kept = b'x' * (64 << 20); os.fork(); print(flush=True); sys.stdin.read()"
+@pytest.mark.parametrize(
+    "statm", [b"", b"\n", b"garbage\n", b"57011\n", b"57011 -3 1901 1 0 21931 0\n", b"1 x 1 1 0 1 0"]
+)
+def test_a_statm_that_makes_no_sense_is_refused(statm: bytes) -> None:
+    with pytest.raises(ValueError, match="seven numbers were expected"):
+        footprint.parse_statm(statm)
+
+
+def test_a_process_that_gave_everything_back_has_ended_and_does_not_hold_zero() -> None:
+    with pytest.raises(ProcessLookupError):
+        footprint.parse_statm(b"0 0 0 0 0 0 0\n")
+
+
+ROLLUP = (
+    b"55d0a1c1f000-7ffd2b5e6000 ---p 00000000 00:00 0                          [rollup]\n"
+    b"Rss:                9436 kB\nPss:                4637 kB\nPss_Dirty:          2580 kB\n"
+    b"Pss_Anon:           2540 kB\n"
+    b"Shared_Clean:       6856 kB\nSwapPss:               0 kB\nLocked:                0 kB\n"
+)
+
+
+def test_the_proportional_set_is_read_and_not_its_parts() -> None:
+    assert footprint.parse_rollup(ROLLUP) == 4637 * 1024
+    with pytest.raises(ValueError, match="a line of Pss was expected"):
+        footprint.parse_rollup(ROLLUP.replace(b"Pss:    ", b"Qss:    "))
+
+
+# ---- the sum, of processes that are only numbers
+
+
+class Some(Processes):
+    """Processes by name alone; the first is the leader. `born`: those between fork and exec, with their parents."""
+
+    def __init__(self, *pids: int, born: tuple[tuple[int, int], ...] = ()) -> None:
+        super().__init__(pids[0])
+        self.others = list(pids[1:])
+        self.born = born
+
+    def look(self) -> None: ...
+
+    def newborn(self) -> list[tuple[int, int]]:
+        return list(self.born)
+
+
+class Counted:
+    """A reader of sizes in MiB that counts its calls; an exception in the place of a size is raised."""
+
+    def __init__(self, **sizes: "int | Exception") -> None:
+        self.sizes = {int(name[1:]): size for name, size in sizes.items()}
+        self.calls = 0
+
+    def __call__(self, pid: int) -> int:
+        self.calls += 1
+        size = self.sizes[pid]
+        if isinstance(size, Exception):
+            raise size
+        return size * MIB
+
+
+class Clock:
+    """Stands still until it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 100.0
+        monkeypatch.setattr(footprint.time, "monotonic", lambda: self.now_s)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def total_mib(gauge: Gauge) -> float:
+    found = gauge.measure()
+    assert found is not None
+    return found.total_bytes / MIB
+
+
+def test_children_are_what_is_not_the_leaders() -> None:
+    found = Gauge(Some(1, 2, 3), 10_000 * MIB, (Counted(p1=100, p2=30, p3=5), None)).measure()
+    assert found == footprint.Footprint(135 * MIB, 35 * MIB, 3)
+
+
+def test_with_room_to_spare_nobody_pays_for_the_shared_pages() -> None:
+    shared = Counted()
+    assert total_mib(Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=400, p2=400), shared))) == 800
+    assert total_mib(Gauge(Some(1), 100 * MIB, (Counted(p1=99), shared))) == 99  # alone, nothing is shared
+    assert shared.calls == 0
+
+
+def test_shared_pages_count_once_where_headroom_is_short() -> None:
+    gauge = Gauge(Some(1, 2, 3), 1000 * MIB, (Counted(p1=600, p2=600, p3=10), Counted(p1=310, p2=300, p3=10)))
+    assert gauge.measure() == footprint.Footprint(620 * MIB, 310 * MIB, 3)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), FileNotFoundError(2, "old kernel"), ValueError("no Pss")])
+def test_shared_pages_that_can_not_be_told_lose_no_sample(error: Exception) -> None:
+    gauge = Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=600, p2=600), Counted(p1=300, p2=error)))
+    assert total_mib(gauge) == 900
+
+
+def test_below_the_limit_shared_pages_are_read_twice_a_second_at_most(clock: Clock) -> None:
+    sizes, shared = Counted(p1=500, p2=500), Counted(p1=250, p2=250)
+    gauge = Gauge(Some(1, 2), 1000 * MIB, (sizes, shared))
+    for _ in range(100):
+        clock.now_s += 0.0049
+        assert total_mib(gauge) == 500
+    assert shared.calls == 2  # one reading of two processes
+    sizes.sizes[1] = 510  # what came since is told at once
+    assert total_mib(gauge) == 510
+    clock.now_s += 0.1
+    total_mib(gauge)
+    assert shared.calls == 4
+
+
+def test_a_reading_that_takes_long_is_taken_less_often(clock: Clock) -> None:
+    class Slow(Counted):
+        def __call__(self, pid: int) -> int:
+            clock.now_s += 0.05
+            return super().__call__(pid)
+
+    shared = Slow(p1=250, p2=250)
+    gauge = Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=500, p2=500), shared))
+    for _ in range(98):
+        total_mib(gauge)
+        clock.now_s += 0.05
+    assert shared.calls == 2  # 0.1 s in 5 s
+
+
+def test_newly_shared_pages_never_make_an_overrun(clock: Clock) -> None:
+    """Two processes read the same file: each grows by all of it, together they hold it once."""
+    sizes, shared = Counted(p1=450, p2=450), Counted(p1=225, p2=225)
+    gauge = Gauge(Some(1, 2), 1000 * MIB, (sizes, shared))
+    assert total_mib(gauge) == 450
+    sizes.sizes |= {1: 900, 2: 900}
+    shared.sizes |= {1: 450, 2: 450}
+    clock.now_s += 0.002
+    assert total_mib(gauge) == 900, "what was shared 2 ms ago says 1350"
+
+
+def test_an_overrun_is_told_from_fresh_figures_and_then_confirmed_without_delay(clock: Clock) -> None:
+    shared = Counted(p1=600, p2=600)
+    gauge = Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=1100, p2=1100), shared))
+    assert total_mib(gauge) == 1200
+    clock.now_s += 0.002
+    assert total_mib(gauge) == 1200
+    assert shared.calls == 2
+    clock.now_s += footprint.PROVEN_S
+    assert total_mib(gauge) == 1200
+    assert shared.calls == 4
+
+
+def test_a_process_that_joins_a_proven_overrun_is_counted_in_full(clock: Clock) -> None:
+    some = Some(1, 2)
+    gauge = Gauge(some, 1000 * MIB, (Counted(p1=1100, p2=1100, p3=50), Counted(p1=600, p2=600)))
+    total_mib(gauge)
+    some.others.append(3)
+    assert total_mib(gauge) == 1250
+
+
+def test_a_child_between_fork_and_exec_holds_nothing_but_its_parents_memory() -> None:
+    sizes = Counted(p1=700, p2=700, p3=40)
+    gauge = Gauge(Some(1, 2, 3, born=((2, 1),)), 1000 * MIB, (sizes, Counted(p1=700, p2=700, p3=40)))
+    assert gauge.measure() == footprint.Footprint(740 * MIB, 40 * MIB, 3)
+    sizes.sizes[2] = 750
+    assert total_mib(gauge) == 790, "but what it takes for itself counts"
+
+
+def test_a_child_that_ended_is_left_out_and_one_that_can_not_be_read_spoils_the_sum() -> None:
+    some = Some(1, 2, 3)
+    sizes = Counted(p1=100, p2=ProcessLookupError(3, "gone"), p3=7)
+    assert Gauge(some, 1000 * MIB, (sizes, None)).measure() == footprint.Footprint(107 * MIB, 7 * MIB, 2)
+    assert some.others == [3]
+    sizes.sizes[3] = PermissionError(13, "hidden")
+    with pytest.raises(PermissionError):
+        Gauge(some, 1000 * MIB, (sizes, None)).measure()
+
+
+def test_a_leader_that_ended_is_not_measured() -> None:
+    assert Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=ProcessLookupError(3, "gone"), p2=5), None)).measure() is None
+
+
+# ---- for real
+
+
+@contextmanager
+def worker(code: str, token: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, once its first line of output has come. It ends with its standard input."""
     process = subprocess.Popen(
-        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", f"import os, sys, time\n{code}\nprint(flush=True)\nsys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {TOKEN_VARIABLE: token},
     )
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        process.stdout.readline()
-        members = footprint.session_members(process.pid)
-        assert process.pid in members
-        assert len(members) == 2
-        assert footprint.reader()(process.pid) > 64 << 20
+        yield process
     finally:
         process.communicate()
+
+
+def gauge_of(process: "subprocess.Popen[bytes]", token: str = "", limit_bytes: int = 2**40) -> Gauge:
+    return Gauge(Processes(process.pid, token), limit_bytes, readers())
+
+
+@on_linux
+def test_a_session_and_its_memory_are_seen_for_real() -> None:
+    with worker("kept = b'x' * (64 << 20)\nif os.fork() == 0: sys.stdin.read(); os._exit(0)") as process:
+        found = gauge_of(process).measure()
+        assert found is not None
+        assert found.processes == 2
+        assert found.total_bytes > 64 * MIB
+        assert footprint.resident_bytes(process.pid) > 64 * MIB
     with pytest.raises(ProcessLookupError):
         footprint.resident_bytes(process.pid)
+
+
+LEAVES = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork(): os._exit(0)
+    kept = b'x' * (64 << 20)
+    print(flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.wait()
+sys.stdout = open(os.devnull, 'w')
+"""
+
+
+@on_linux
+@pytest.mark.parametrize(("token", "counted"), [("4fa1", True), ("other", False), ("4fa", False), ("", False)])
+def test_a_descendant_that_left_the_session_is_counted_by_its_token(token: str, counted: bool) -> None:
+    with worker(LEAVES, "4fa1") as process:
+        found = gauge_of(process, token).measure()
+    assert found is not None
+    assert (found.children_bytes > 64 * MIB) is counted
+    assert found.processes == 1 + counted
+
+
+FORKS = "kept = b'x' * (100 << 20)\nfor _ in range(3):\n    if os.fork() == 0: sys.stdin.read(); os._exit(0)"
+
+
+@on_linux
+def test_what_forked_children_share_counts_once_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "NEWBORN_S", 0.0)
+    with worker(FORKS) as process:
+        roomy, short = gauge_of(process).measure(), gauge_of(process, limit_bytes=200 * MIB).measure()
+    assert roomy is not None
+    assert short is not None
+    assert roomy.total_bytes > 400 * MIB
+    assert 100 * MIB < short.total_bytes < 200 * MIB
+    assert short.children_bytes > 50 * MIB  # three quarters of what is shared
+
+
+STARTED = "if os.fork() == 0: os.execvp('sleep', ['sleep', '600'])"
+
+
+@on_linux
+@pytest.mark.parametrize(("code", "newborn_s", "found"), [(FORKS, 1e9, 3), (FORKS, 0.0, 0), (STARTED, 1e9, 0)])
+def test_newborn_is_who_has_started_no_program_lately(
+    monkeypatch: pytest.MonkeyPatch, code: str, newborn_s: float, found: int
+) -> None:
+    monkeypatch.setattr(processes, "NEWBORN_S", newborn_s)
+    with worker(code) as process:
+        ours = Processes(process.pid)
+        try:
+            harness.eventually(lambda: looked(ours, lambda: len(ours.newborn()) == found))
+            assert {parent for _, parent in ours.newborn()} <= {process.pid}
+        finally:
+            for pid in ours.others if code is STARTED else []:
+                os.kill(pid, 9)
+
+
+def looked(ours: Processes, condition: Callable[[], bool]) -> bool:
+    ours.look()
+    return len(ours.others) > 0 and condition()
+
+
+@on_linux
+def test_a_new_process_is_seen_as_soon_as_the_kernel_has_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "SCAN_INTERVAL_S", 1e9)
+    monkeypatch.setattr(processes, "FRESH_LOOK_INTERVAL_S", 1e9)
+    code = "sys.stdin.readline()\nif os.fork() == 0: sys.stdin.read(); os._exit(0)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import os, sys\n{code}\nsys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        ours = Processes(process.pid)
+        ours.look()
+        assert ours.others == []
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        harness.eventually(lambda: looked(ours, lambda: True))
+    finally:
+        process.communicate()
+
+
+@on_linux
+def test_a_process_that_exists_but_shows_nothing_is_not_taken_for_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unmounted(path: str) -> bytes:
+        raise FileNotFoundError(2, "no /proc here", path)
+
+    monkeypatch.setattr(footprint, "read_file", unmounted)
+    with pytest.raises(FileNotFoundError):
+        footprint.resident_bytes(os.getpid())
