@@ -15,7 +15,7 @@ from mlx_supervisor.control.target import (
     RunInfo,
 )
 from mlx_supervisor.core.events import CommandKind
-from mlx_supervisor.core.table import State
+from mlx_supervisor.core.table import AT_REST, State
 from mlx_supervisor.launch import worker_command
 from mlx_supervisor.settings import Settings, SettingsError, read_settings
 from mlx_supervisor.supervised_run import SupervisedRun
@@ -23,9 +23,9 @@ from mlx_supervisor.supervised_run import SupervisedRun
 if TYPE_CHECKING:
     from mlx_supervisor.daemon import Daemon
 
-LIVE = frozenset(
-    {State.STARTING, State.RUNNING, State.RELIEVING, State.DRAINING, State.TERMINATING, State.KILLING, State.BACKOFF}
-)
+LIVE = frozenset(State) - AT_REST
+PAUSED = frozenset({State.BACKOFF, State.WAITING})
+"""Between two lives: no worker, but one to come by itself."""
 RUNNING = frozenset({State.RUNNING, State.RELIEVING})
 
 
@@ -75,7 +75,7 @@ class DaemonTarget:
         generation = run.machine.history.generation
         run.command(CommandKind.START)
         await run.until(lambda: run.machine.history.generation > generation or run.at_rest)
-        await run.until(lambda: run.machine.state in RUNNING or run.machine.state is State.BACKOFF or run.at_rest)
+        await run.until(lambda: run.machine.state in RUNNING | PAUSED or run.at_rest)
         if run.machine.state is State.COMPLETED or run.machine.state in RUNNING:
             return
         reason = run.machine.reason or "see the run's log"
@@ -202,6 +202,9 @@ def run_info(run: SupervisedRun) -> RunInfo:
         outcome=history.outcome,
         reason=machine.reason,
         phase=machine.state.value,
+        gradient_checkpointing=machine.checkpoints_gradients,
+        error=history.error,
+        autopsy=list(history.autopsy),
     )
     if sample is not None:
         info["footprint_bytes"] = sample.footprint_bytes
@@ -223,7 +226,7 @@ def _process_info(run: SupervisedRun) -> ProcessInfo:
         started_at_s=run.started_wall_s,
         stopped_at_s=run.stopped_wall_s,
         exit_status=run.exit_status,
-        detail=run.machine.reason if state in (State.FATAL, State.BACKOFF) else "",
+        detail=run.machine.reason if state in PAUSED | {State.FATAL} else "",
     )
 
 
@@ -235,7 +238,7 @@ def _process_state(run: SupervisedRun) -> ProcessState:
             return ProcessState.STOPPED
         case State.STARTING:
             return ProcessState.STARTING
-        case State.BACKOFF:
+        case State.BACKOFF | State.WAITING:
             return ProcessState.BACKOFF
         case State.COMPLETED:
             return ProcessState.EXITED

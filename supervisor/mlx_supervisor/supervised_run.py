@@ -5,8 +5,9 @@ import errno
 import math
 import secrets
 import time
+import zlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -16,7 +17,6 @@ from mlx_supervisor.awake import Awake
 from mlx_supervisor.child import Child, ExitStatus
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine import RunMachine
 from mlx_supervisor.core.table import AT_REST, State
 from mlx_supervisor.journal import Journal, OpenGeneration
@@ -24,14 +24,16 @@ from mlx_supervisor.journal_file import JournalError
 from mlx_supervisor.launch import WORKER_VARIABLE as WORKER_VARIABLE
 from mlx_supervisor.launch import worker_command as worker_command
 from mlx_supervisor.launch import write_job
+from mlx_supervisor.ledger import Ledger
 from mlx_supervisor.logs import RunLog
+from mlx_supervisor.lookout import Lookout
 from mlx_supervisor.recovery import end_left, recovered
 from mlx_supervisor.sampler import Sampler
 from mlx_supervisor.settings import DrillSettings, Settings, policy_of
-from mlx_supervisor.state_dir import StateDir, StateDirError, boot_id
+from mlx_supervisor.state_dir import StateDir, StateDirError
 from mlx_supervisor.summary import summary_of, write_summary
 from mlx_supervisor.telemetry import Telemetry
-from mlx_supervisor.words import drill_text, step_line
+from mlx_supervisor.words import drill_text
 
 BYE_WAIT_S = 0.5
 """How long the last frames of a worker that has exited may still be on their way."""
@@ -40,9 +42,6 @@ LATE_S = 1.0
 CATCH_UP_S = 1.0
 """Then what the worker said meanwhile is heard first, for so long."""
 COMPLAINT_INTERVAL_S = 60.0
-RECORDS_KEPT = 1000
-JOURNAL_SAMPLE_INTERVAL_S = 1.0
-STEP_LINE_INTERVAL_S = 1.0
 PASSING_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 )
@@ -99,9 +98,10 @@ class SupervisedRun:
         self._shared = shared
         self.folder = shared.state.run_dir(name)
         policy = policy_of(settings.runs[name], shared.machine_bytes, f"runs.{name}")
-        self.machine = RunMachine(policy, self._load_history())
         (self.folder / "logs").mkdir(mode=0o700, exist_ok=True)
         self.log = RunLog(self.folder / "logs")
+        self._ledger = Ledger(name, shared.journal, self.log)
+        self.machine = RunMachine(policy, self._ledger.load_history(), seed=zlib.crc32(name.encode()))
         self.started_wall_s = 0.0
         self.stopped_wall_s = 0.0
         self.exit_status: int | None = None
@@ -116,25 +116,13 @@ class SupervisedRun:
         self._hurried = False
         self._broken = False
         self._complained_s: dict[str, float] = {}
-        self._records: deque[dict[str, object]] = deque(maxlen=RECORDS_KEPT)
         self._changed = asyncio.Event()
         self._bye = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stderr_offset = 0
-        self._history_number = 0
-        self._saving: asyncio.Future[None] | None = None
         self._drill_told = False
         self._awake = Awake()
-        self._sample_journaled_s = 0.0
-        self._step_line_s = 0.0
-
-    def _load_history(self) -> RunHistory | None:
-        snapshot = self._shared.journal.load_history(self.name)
-        try:
-            return None if snapshot is None else RunHistory.restore(snapshot)
-        except ValueError as error:
-            log.error("the run's history can't be read; it begins without one", run=self.name, error=str(error))
-            return None
+        self._lookout = Lookout(self.post)
 
     # ---- for the daemon
 
@@ -153,6 +141,8 @@ class SupervisedRun:
         if self.recovering:
             self._hurried |= kind is ev.CommandKind.KILL
             return
+        if self.at_rest:
+            self._lookout.look()
         self.post(ev.Command(time.monotonic(), kind, reason))
 
     def signal(self, number: int) -> None:
@@ -199,17 +189,13 @@ class SupervisedRun:
 
     def summary(self) -> dict[str, object]:
         """As `summary.json` has it. Lives that the journal can't tell of are told from memory."""
-        lives: dict[object, Mapping[str, object]] = {record["generation"]: record for record in self._records}
-        try:
-            lives |= {record["generation"]: record for record in self._shared.journal.generations(self.name)}
-        except JournalError as error:
-            log.error("the summary lacks what only the journal knows", run=self.name, error=str(error))
-        return summary_of(self.name, self.machine.history, [lives[key] for key in sorted(lives, key=_number)])
+        return summary_of(self.name, self.machine.history, self._ledger.lives())
 
     async def close(self) -> None:
         """After the run has come to rest."""
         if self._timer is not None:
             self._timer.cancel()
+        self._lookout.keep(False)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -231,6 +217,7 @@ class SupervisedRun:
             self._give_up(error)
         finally:
             self._working = False
+        self._lookout.keep(self.machine.state is State.WAITING)
         self._changed.set()
 
     def _deal_with(self, event: ev.Event) -> None:
@@ -306,49 +293,17 @@ class SupervisedRun:
             log.warning("the supervisor was stopped or stuck", run=self.name, late_s=round(now_s - due_s, 1))
             self._schedule()
             return
+        if self.machine.state is State.BACKOFF:
+            self._lookout.look()
         self.post(ev.Tick(time.monotonic()))
 
     def _note(self, event: ev.Event) -> None:
         if isinstance(event, ev.Sample):
-            self._note_sample(event)
+            self._ledger.sample(event)
         elif isinstance(event, ev.StepReport) and event.generation == self.machine.history.generation:
-            self._note_step(event)
+            self._ledger.step(self.machine, event)
         elif isinstance(event, ev.Bye):
             self._bye.set()
-
-    def _note_sample(self, sample: ev.Sample) -> None:
-        if sample.at_s - self._sample_journaled_s >= JOURNAL_SAMPLE_INTERVAL_S:
-            self._sample_journaled_s = sample.at_s
-            self._shared.journal.sample(
-                self.name,
-                sample.generation,
-                sample.footprint_bytes,
-                sample.available_bytes,
-                sample.processes,
-                time.time(),
-            )
-
-    def _note_step(self, step: ev.StepReport) -> None:
-        sample = self.machine.last_sample
-        self._shared.journal.step(
-            self.name,
-            step.generation,
-            step.step,
-            step.loss,
-            step.tokens,
-            step.seconds,
-            step.batch_size,
-            step.accumulation,
-            None if sample is None else sample.footprint_bytes,
-            step.active_bytes,
-            step.cache_bytes,
-            step.learning_rate,
-            time.time(),
-        )
-        last = step.step >= self.machine.history.target_steps
-        if last or step.at_s - self._step_line_s >= STEP_LINE_INTERVAL_S:
-            self._step_line_s = step.at_s
-            self.log.line(step_line(self.machine, step))
 
     # ---- actions
 
@@ -357,10 +312,9 @@ class SupervisedRun:
             case act.Persist():
                 self._notice(action)
             case act.SaveHistory():
-                self._save_history(action)
+                self._ledger.save_history(action)
             case act.CloseGeneration():
-                self._records.append({"generation": action.generation, **action.record})
-                self._shared.journal.close_generation(self.name, action.generation, action.record)
+                self._ledger.close_generation(action)
             case act.Spawn():
                 self._spawn(action)
             case act.Finish():
@@ -373,31 +327,8 @@ class SupervisedRun:
             case _:
                 raise AssertionError(f"nobody does {action}")
 
-    def _save_history(self, action: act.SaveHistory) -> None:
-        """What need not be waited for is saved in a thread: a disk that hangs must not keep the loop from its work."""
-        self._history_number += 1
-        if action.wait:
-            self._shared.journal.save_history(self.name, action.snapshot)
-        elif self._saving is None or self._saving.done():
-            loop = asyncio.get_running_loop()
-            self._saving = loop.run_in_executor(None, self._save_if_newest, action.snapshot, self._history_number)
-
-    def _save_if_newest(self, snapshot: Mapping[str, object], number: int) -> None:
-        if number != self._history_number:
-            return
-        try:
-            self._shared.journal.save_history(self.name, snapshot)
-        except JournalError as error:
-            log.error("the history could not be saved; the next one may be", run=self.name, error=str(error))
-
     def _notice(self, notice: act.Persist) -> None:
-        now_s = time.time()
-        write = {act.Level.ERROR: log.error, act.Level.WARNING: log.warning}.get(notice.level, log.info)
-        write(notice.text, run=self.name, generation=notice.generation, kind=notice.kind, **notice.fields)
-        self._shared.journal.event(
-            self.name, notice.generation, notice.kind, notice.level, notice.text, notice.fields, now_s
-        )
-        self.log.line(f"{time.strftime('%H:%M:%S')} [supervisor] {notice.text}")
+        self._ledger.notice(notice)
         self._show(lambda observer: observer.on_notice(self, notice))
 
     def _request(
@@ -432,7 +363,7 @@ class SupervisedRun:
         job_file = write_job(self.settings, self.name, self.folder, telemetry, action, limit_bytes)
         self._stderr_offset = self.log.stderr_offset()
         self._bye.clear()
-        self._open_generation(action, token, 0, 0.0)
+        self._ledger.open_generation(action, token, 0, 0.0)
         self._shared.telemetry.expect(self.name, action.generation, token)
         stdout, stderr = self.log.descriptors()
         child = Child.spawn([*worker_command(), str(job_file)], self.folder, token, stdout, stderr)
@@ -449,28 +380,11 @@ class SupervisedRun:
         task = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._open_generation(action, token, child.pid, child.create_time_s)
+        self._ledger.open_generation(action, token, child.pid, child.create_time_s)
         drill = self.settings.runs[self.name].drill
         if drill != DrillSettings() and not self._drill_told:
             self._drill_told = True
             self._notice(act.Persist("drill", drill_text(drill), act.Level.WARNING))
-
-    def _open_generation(self, action: act.Spawn, token: str, pid: int, create_time_s: float) -> None:
-        """Before the start with pid 0, so that no worker can live unknown; after it with what identifies it."""
-        try:
-            self._shared.journal.open_generation(
-                self.name,
-                action.generation,
-                pid,
-                create_time_s,
-                token,
-                boot_id(),
-                action.batch_size,
-                action.effective_batch,
-                time.time(),
-            )
-        except JournalError as error:
-            log.error("the journal can't note a worker; it is started all the same", run=self.name, error=str(error))
 
     async def _wait(self, child: Child, generation: int) -> None:
         try:
@@ -491,15 +405,12 @@ class SupervisedRun:
         self._child = None
         self.stopped_wall_s = time.time()
         self.exit_status = _exit_number(status)
+        self._lookout.look()
         tail = self.log.tail_since(self._stderr_offset, wire.STDERR_TAIL_LIMIT_BYTES)
         exited = ev.Exited(
             time.monotonic(), generation, status.exit_code, status.signal, tail, oom_killed=status.oom_killed
         )
         self.post(exited)
-
-
-def _number(generation: object) -> int:
-    return generation if isinstance(generation, int) else 0
 
 
 def _exit_number(status: ExitStatus) -> int:

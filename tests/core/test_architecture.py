@@ -30,7 +30,7 @@ HEAVY = {"mlx", "mlx_lm", "numpy", "mlx_worker", "torch", "transformers"}
 TERMINAL = {"rich", "typer"}
 LINES_LIMIT = 600
 
-JOINERS = {"daemon", "supervised_run", "recovery", "control_target", "cli", "__main__"}
+JOINERS = {"daemon", "supervised_run", "recovery", "ledger", "control_target", "cli", "__main__"}
 """They put adapters together; everything else beside the core is an adapter or a contract."""
 CONTRACTS = {"core", "wire", "settings"}
 """What every adapter may import."""
@@ -46,6 +46,7 @@ PARTS_OF = {
     "device_memory": "sampler",
     "footprint": "sampler",
     "machine_memory": "sampler",
+    "lookout": "sampler",
     "processes": "sampler",
 }
 """A noun that takes more than one file; its parts may import each other."""

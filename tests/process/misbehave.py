@@ -34,6 +34,10 @@ class Worker:
         assert job.telemetry is not None
         self.socket.connect(job.telemetry)
 
+    @property
+    def recomputes(self) -> bool:
+        return self.job.memory.gradient_checkpointing and self.args.get("can_recompute", False)
+
     def send(self, kind: type[wire.Message], **fields: Any) -> None:
         message = kind(run=self.job.run, generation=self.job.generation, seq=self.seq, **fields)
         self.seq += 1
@@ -46,6 +50,9 @@ class Worker:
                 self.stop = True
             elif isinstance(message, wire.ClearCache):
                 self.send(wire.Cleared, active_bytes=0, cache_bytes=0)
+            elif isinstance(message, wire.Autopsy) and "finds" in self.args:
+                finding = wire.Finding(kind="objects", what=self.args["finds"], count_before=1, count_now=9)
+                self.send(wire.AutopsyReport, step=self.step, baseline_step=1, seconds=0.1, findings=[finding])
 
     def save(self) -> None:
         self.saved.write_text(str(self.step))
@@ -87,6 +94,8 @@ class Worker:
             target_steps=self.job.steps,
             batch_size=size,
             effective_batch=self.job.batch.effective or size,
+            can_checkpoint_gradients=self.args.get("can_recompute", False),
+            gradient_checkpointing=self.recomputes,
         )
 
     def ramp(self) -> None:
@@ -106,8 +115,12 @@ class Worker:
             raise RuntimeError(self.args.get("says", "the user's code is broken"))
         if self.mode == "hang":
             time.sleep(3600)
-        if self.mode == "ramp":
+        if self.mode == "ramp" and not self.recomputes:
             self.ramp()
+        if self.mode == "not_finite":
+            print("failed: the loss is nan", file=sys.stderr, flush=True)
+            self.bye("failed", "the loss is nan")
+            sys.exit(wire.EXIT_NOT_FINITE)
         if self.mode == "suicide" and self.job.generation <= self.args.get("lives", 1):
             time.sleep(0.1)  # what it has said is on its way
             os.kill(os.getpid(), signal.SIGKILL)

@@ -20,6 +20,7 @@ def test_status_without_arguments_tells_how_the_training_goes(ours, target):
         loss=2.3456789,
         batch_size=8,
         accumulation=2,
+        gradient_checkpointing=True,
         footprint_bytes=5 * GIB + GIB // 2,
         limit_bytes=12 * GIB,
         leak="leaking",
@@ -31,8 +32,8 @@ def test_status_without_arguments_tells_how_the_training_goes(ours, target):
     ran = ours()
     assert ran.words[0] == ["idle", "STOPPED", "Not", "started"]
     assert ran.out.splitlines()[1].endswith(
-        "  step 120/1000, loss 2.346, batch 8×2, memory 5.5 GiB of 12.0 GiB, LEAK 0.8 MiB/step, 1 trip, "
-        "breaker half-open"
+        "  step 120/1000, loss 2.346, batch 8×2, gradient checkpointing, memory 5.5 GiB of 12.0 GiB, "
+        "LEAK 0.8 MiB/step, 1 trip, breaker half-open"
     )
     assert ran.code == 3
     assert ours("status", "night").code == 0

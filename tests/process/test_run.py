@@ -32,6 +32,9 @@ GENERATION_KEYS = [
     "peak_footprint_mib",
     "ended",
     "cause",
+    "error",
+    "gradient_checkpointing",
+    "autopsy",
 ]
 
 
@@ -76,7 +79,7 @@ def test_fresh_does_not_take_another_runs_folder_for_its_own(tmp_path: Path) -> 
 def test_soft_trips_halve_the_batch_down_to_the_minimum_and_replay_nothing(tmp_path: Path) -> None:
     settings = harness.write_settings(
         tmp_path,
-        args={"leak_mib": 16, "delay_s": 0.06},
+        args={"leak_mib": 16, "delay_s": 0.06, "finds": "a list of 16 MiB"},
         steps=100,
         batch={"size": 4, "minimum": 2},
         memory={"limit": "500 MiB", "soft_share": 0.9},
@@ -88,6 +91,8 @@ def test_soft_trips_halve_the_batch_down_to_the_minimum_and_replay_nothing(tmp_p
     sizes = [life["batch_size"] for life in summary["generations"]]
     assert sizes[:2] == [4, 2]
     assert set(sizes[2:]) == {2}
+    assert "memory grows by" in summary["generations"][0]["error"]
+    assert "a list of 16 MiB" in "".join(summary["generations"][0]["autopsy"])
     assert max(life["peak_footprint_mib"] for life in summary["generations"]) <= 500
 
 
@@ -200,8 +205,41 @@ def test_a_crash_is_retried_a_bounded_number_of_times_and_named(tmp_path: Path) 
     summary = done.summary()
     assert done.process.returncode == 1
     assert "RuntimeError: the user's code is broken" in summary["reason"]
-    assert len(summary["generations"]) == 4  # one that saved step 5, then three that saved nothing new
+    assert "restart.max_same_error" in summary["reason"]
+    assert len(summary["generations"]) == 2  # twice at step 7: it will come every time
     assert {life["batch_size"] for life in summary["generations"]} == {4}
+    assert all("the user's code is broken" in life["error"] for life in summary["generations"])
+
+
+def test_a_crash_that_may_pass_is_retried_as_often_as_the_budget_allows(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path, args={"mode": "crash", "at_step": 8}, batch={"size": 4}, restart={"max_same_error": 100}
+    )
+    summary = harness.run(settings).summary()
+    assert "3 lives in a row saved nothing new" in summary["reason"]
+    assert len(summary["generations"]) == 4  # one that saved step 5, then three that saved nothing new
+
+
+def test_a_loss_that_is_not_finite_gets_one_more_chance(tmp_path: Path) -> None:
+    settings = harness.write_settings(tmp_path, args={"mode": "not_finite", "at_step": 8})
+    summary = harness.run(settings).summary()
+    assert "not finite 2 times in a row after step 7" in summary["reason"]
+    assert [life["ended"] for life in summary["generations"]] == ["exit code 65"] * 2
+
+
+def test_gradient_checkpointing_is_tried_before_a_run_is_given_up(tmp_path: Path) -> None:
+    settings = harness.write_settings(
+        tmp_path,
+        args={"mode": "ramp", "at_step": 1, "can_recompute": True},
+        batch={"size": 1},
+        memory={"limit": "200 MiB"},
+    )
+    done = harness.run(settings)
+    summary = done.summary()
+    assert summary["outcome"] == "completed"  # with it, the worker does not grow
+    assert [life["gradient_checkpointing"] for life in summary["generations"]] == [False, True]
+    assert "gradient checkpointing is turned on (memory.gradient_checkpointing)" in done.stderr
+    assert "with gradient checkpointing" in done.stderr
 
 
 def test_a_refusal_is_final(tmp_path: Path) -> None:

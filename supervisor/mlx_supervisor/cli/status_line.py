@@ -20,11 +20,12 @@ def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
 
 
 def details_of(extra: Mapping[str, Any]) -> list[str]:
-    """What is known of: step, loss, batch, memory against its limit, leak, trips, breaker."""
+    """What is known of: step, loss, batch, gradient checkpointing, memory against its limit, leak, trips, breaker."""
     parts = [
         _step(extra),
         _loss(extra.get("loss")),
         _batch(extra),
+        "gradient checkpointing" if extra.get("gradient_checkpointing") else "",
         _memory(extra),
         _leak(extra),
         _trips(extra),

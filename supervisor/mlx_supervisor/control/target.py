@@ -101,7 +101,8 @@ class ConfigChanges:
 class RunInfo(TypedDict, total=False):
     """What Supervisord's own process info cannot say. A key that is not known is left out (or None).
 
-    `leak`: the detector's verdict in words, "" when there is none. `breaker`: closed, open or half-open.
+    `leak`: the detector's verdict in words, "" when there is none. `breaker`: closed, open or half-open. `error`: what
+    ended the last life that nobody asked to end. `autopsy`: what grew, as the worker that was last asked found.
     """
 
     generation: int | None
@@ -126,6 +127,9 @@ class RunInfo(TypedDict, total=False):
     eta_s: float | None
     outcome: str | None
     reason: str | None
+    gradient_checkpointing: bool | None
+    error: str | None
+    autopsy: list[str] | None
 
 
 class Target(Protocol):

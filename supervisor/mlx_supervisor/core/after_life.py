@@ -29,7 +29,8 @@ class AfterLife(Starts):
         self._need_bytes = life.peak_footprint_bytes or self._need_bytes
         saved = past.durable_step > life.durable_before
         progress = saved and cause is not Cause.BLIND
-        life.error = "" if cause is Cause.ASKED else ending.text
+        if cause is not Cause.ASKED:
+            life.error = past.error = ending.text
         self._close_life(at_s, ended, cause)
         rung = climb(self.policy, self.batch, past, cause, progress=progress)
         if not ending.restart:

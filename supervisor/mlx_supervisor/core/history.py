@@ -49,6 +49,7 @@ class RunHistory:
     failures: int = 0
     breaker_open: bool = False
     autopsy: list[str] = field(default_factory=list)
+    error: str = ""
     wanted: bool = False
     outcome: str = ""
     reason: str = ""

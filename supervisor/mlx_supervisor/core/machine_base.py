@@ -21,6 +21,7 @@ from mlx_supervisor.core.causes import Cause
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.core.heartbeat import Heartbeat
 from mlx_supervisor.core.history import Life, RunHistory
+from mlx_supervisor.core.ladder import checkpoints_gradients
 from mlx_supervisor.core.policy import RunPolicy
 from mlx_supervisor.core.restart import RestartBudget
 from mlx_supervisor.core.table import AT_REST, TABLE, S, State
@@ -103,6 +104,13 @@ class MachineBase:
     def stopping(self) -> bool:
         """Whether the present life is being ended for good, as somebody asked."""
         return self._ending is not None and not self._ending.restart
+
+    @property
+    def checkpoints_gradients(self) -> bool:
+        """Whether activations are computed again instead of kept: by the worker that is there, else by the next."""
+        if self.life is None or self.state in AT_REST:
+            return checkpoints_gradients(self.policy, self.history)
+        return self.life.gradient_checkpointing
 
     def next_deadline(self) -> float | None:
         """When a `Tick` is wanted, in seconds of the events' clock; None when nothing is waited for."""

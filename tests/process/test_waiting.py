@@ -1,0 +1,128 @@
+"""Starts that wait for the machine's memory, with a machine that gives it back when the test says so."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from tests.process import harness
+
+from mlx_supervisor import launch, machine_memory
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.table import State
+from mlx_supervisor.daemon import Daemon
+from mlx_supervisor.machine_memory import MachineMemory
+from mlx_supervisor.settings import read_settings
+from mlx_supervisor.state_dir import StateDir
+from mlx_supervisor.supervised_run import Observer, SupervisedRun
+
+GIB = 2**30
+
+
+class Machine:
+    """What the daemon reads of its machine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.available_bytes = 8 * GIB
+        self.broken = False
+        monkeypatch.setattr(machine_memory, "read", self.read)
+
+    def read(self) -> MachineMemory:
+        if self.broken:
+            raise OSError("no such file")
+        return MachineMemory(self.available_bytes, None, ev.MemoryPressure.NORMAL)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setenv(launch.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
+    return Machine(monkeypatch)
+
+
+class Listener(Observer):
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def on_notice(self, run: SupervisedRun, notice: act.Persist) -> None:
+        self.kinds.append(notice.kind)
+
+
+@asynccontextmanager
+async def running(folder: Path, listener: Listener) -> AsyncIterator[SupervisedRun]:
+    """A run that has saved something and made steps."""
+    read = read_settings(harness.write_settings(folder, args={"delay_s": 0.01}, steps=10**6))
+    state = StateDir(read.state_dir)
+    daemon = Daemon(read, state, [listener])
+    async with asyncio.timeout(harness.PATIENCE_S):
+        await daemon.open()
+        try:
+            run = daemon.runs["run"]
+            run.command(ev.CommandKind.START)
+            await run.until(lambda: run.machine.history.durable_step > 0 and run.machine.last_sample is not None)
+            yield run
+            daemon.kill_all("the test is over")
+            await daemon.suspend()
+        finally:
+            await daemon.close()
+            state.close()
+
+
+def test_a_start_waits_until_memory_is_back(tmp_path: Path, machine: Machine) -> None:
+    listener = Listener()
+
+    async def scenario() -> None:
+        async with running(tmp_path, listener) as run:
+            machine.available_bytes = 0
+            run.signal(signal.SIGKILL)
+            await run.until(lambda: run.machine.state is State.WAITING)
+            assert "waiting for memory" in run.machine.reason
+            assert run.pid is None
+            machine.available_bytes = 8 * GIB
+            await run.until(lambda: run.machine.state is State.RUNNING)
+            assert run.machine.history.generation == 2
+
+    asyncio.run(scenario())
+    assert [kind for kind in listener.kinds if kind.startswith("wait")] == ["waiting", "waited"]
+
+
+def test_memory_that_is_there_is_not_waited_for(tmp_path: Path, machine: Machine) -> None:
+    listener = Listener()
+
+    async def scenario() -> None:
+        async with running(tmp_path, listener) as run:
+            run.signal(signal.SIGKILL)
+            await run.until(lambda: run.machine.history.generation == 2)
+
+    asyncio.run(scenario())
+    assert "waiting" not in listener.kinds
+
+
+def test_a_run_that_waits_can_be_stopped(tmp_path: Path, machine: Machine) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, Listener()) as run:
+            machine.available_bytes = 0
+            run.signal(signal.SIGKILL)
+            await run.until(lambda: run.machine.state is State.WAITING)
+            run.command(ev.CommandKind.STOP)
+            assert run.at_rest
+
+    asyncio.run(scenario())
+
+
+def test_a_machine_that_cannot_be_read_holds_nothing_up(tmp_path: Path, machine: Machine) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, Listener()) as run:
+            machine.available_bytes = 0
+            run.signal(signal.SIGKILL)
+            await run.until(lambda: run.machine.state is State.WAITING)
+            machine.broken = True
+            run.command(ev.CommandKind.RESTART)
+            await run.until(lambda: run.machine.state is State.RUNNING)
+            run.signal(signal.SIGKILL)
+            await run.until(lambda: run.machine.history.generation == 3)
+
+    asyncio.run(scenario())
