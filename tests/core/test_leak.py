@@ -1,102 +1,112 @@
-"""The leak rule: sees what rises for good, whatever comes and goes on top of it."""
+"""The trend of a floor: sees what rises for good, whatever comes and goes on top of it."""
 
+from collections.abc import Iterable
 from statistics import median
 
 import pytest
 from tests.core.traces import healthy, leaking
 
-from mlx_supervisor.core.leak import LeakDetector
-from mlx_supervisor.core.policy import MIB
+from mlx_supervisor.core.growth import ARRAYS_SCALES, EAGER_SCALES, NATIVE_SCALES
+from mlx_supervisor.core.leak import WARM_UP_SAMPLES, Trend
 
 SEEDS = range(20)
+MB = 1e6
 
 
-def _first_verdict(seed: int, slope_mib: float, onset: int) -> int | None:
-    detector = LeakDetector(0.5 * MIB)
-    for step, mib in enumerate(leaking(seed, slope_mib, onset)):
-        detector.add(step, int(mib * MIB))
-        if step >= onset and detector.verdict_bytes is not None:
-            return step - onset
-    return None
+def _trend() -> Trend:
+    return Trend(NATIVE_SCALES)
 
 
-@pytest.mark.parametrize(("slope_mib", "at_most"), [(5, 90), (50, 20), (100, 15)])
-def test_a_leak_is_found_in_time(slope_mib: float, at_most: int) -> None:
-    delays = [_first_verdict(seed, slope_mib, 200) for seed in SEEDS]
-    found = [delay for delay in delays if delay is not None]
-    assert len(found) == len(SEEDS)
-    assert median(found) <= at_most
+def _fed(values_mb: Iterable[float], trend: Trend | None = None) -> Trend:
+    result = trend or _trend()
+    for step, value in enumerate(values_mb):
+        result.add(step, value * MB)
+    return result
+
+
+def _verdicts(values_mb: Iterable[float], trend: Trend | None = None) -> list[int]:
+    """Steps at which there is a verdict."""
+    found, result = [], trend or _trend()
+    for step, value in enumerate(values_mb):
+        result.add(step, value * MB)
+        if result.leak_bytes is not None:
+            found.append(step)
+    return found
+
+
+@pytest.mark.parametrize(("slope_mb", "at_most"), [(1, 280), (5, 60), (50, 30), (100, 30)])
+def test_a_leak_is_found_in_time(slope_mb: float, at_most: int) -> None:
+    delays = []
+    for seed in SEEDS:
+        found = [step - 400 for step in _verdicts(leaking(seed, slope_mb, 400, 800)) if step >= 400]
+        delays.append(found[0] if found else 10_000)
+    assert median(delays) <= at_most
 
 
 def test_a_healthy_run_is_left_alone_after_warm_up() -> None:
-    verdicts = 0
-    for seed in SEEDS:
-        detector = LeakDetector(0.5 * MIB)
-        for step, mib in enumerate(healthy(seed)):
-            detector.add(step, int(mib * MIB))
-            verdicts += step > 250 and detector.verdict_bytes is not None
-    assert verdicts == 0
+    assert [seed for seed in SEEDS if any(step >= WARM_UP_SAMPLES for step in _verdicts(healthy(seed, 1200)))] == []
+
+
+def test_there_is_no_verdict_in_the_warm_up() -> None:
+    assert _verdicts(1000 + 20 * step for step in range(300))[0] >= WARM_UP_SAMPLES - 1
 
 
 def test_the_slope_is_measured() -> None:
-    detector = LeakDetector(0.5 * MIB)
-    for step in range(100):
-        detector.add(step, 1000 * MIB + 20 * MIB * step)
-    assert detector.verdict_bytes == pytest.approx(20 * MIB, rel=0.01)
-    assert detector.slope_bytes == pytest.approx(20 * MIB, rel=0.01)
+    trend = _fed(1000 + 20 * step for step in range(200))
+    assert trend.leak_bytes == pytest.approx(20 * MB, rel=0.01)
+    assert trend.slope_bytes == pytest.approx(20 * MB, rel=0.01)
 
 
 def test_steps_without_a_sample_do_not_bend_the_slope() -> None:
-    detector = LeakDetector(0.5 * MIB)
-    for step in range(0, 300, 3):
-        detector.add(step, 1000 * MIB + 20 * MIB * step)
-    assert detector.verdict_bytes == pytest.approx(20 * MIB, rel=0.01)
+    trend = _trend()
+    for step in range(0, 900, 3):
+        if step % 7:
+            trend.add(step, (1000 + 20 * step) * MB)
+    assert trend.leak_bytes == pytest.approx(20 * MB, rel=0.01)
 
 
-def test_one_level_shift_is_no_leak() -> None:
-    detector = LeakDetector(0.5 * MIB)
-    for step in range(1300):
-        detector.add(step, (1000 if step < 300 else 1400) * MIB)
-        assert detector.verdict_bytes is None
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_level_shift_is_no_leak(seed: int) -> None:
+    shifted = (value + (400 if step >= 300 + seed else 0) for step, value in enumerate(healthy(seed, 700)))
+    assert _verdicts(shifted) == []
 
 
-def test_growth_that_flattens_out_is_no_leak_any_more() -> None:
-    detector = LeakDetector(0.5 * MIB)
-    for step in range(400):
-        detector.add(step, int((2000 - 1000 * 0.93**step) * MIB))
-    assert detector.verdict_bytes is None
-
-
-def test_warm_up_is_told_from_a_leak_while_it_flattens_out() -> None:
-    detector = LeakDetector(0.5 * MIB)
-    for step in range(180):
-        detector.add(step, int((2000 - 1000 * 0.97**step) * MIB))
-        assert step < 150 or detector.verdict_bytes is None
+def test_growth_that_flattens_out_is_no_leak() -> None:
+    for pace in (0.9, 0.97, 0.985, 0.99):
+        assert _verdicts(2000 - 1000 * pace**step for step in range(800)) == []
 
 
 def test_a_leak_that_stops_is_forgiven() -> None:
-    detector = LeakDetector(0.5 * MIB)
-    for step in range(60):
-        detector.add(step, 1000 * MIB + 50 * MIB * step)
-    assert detector.verdict_bytes is not None
-    for step in range(60, 1200):
-        detector.add(step, 4000 * MIB)
-    assert detector.verdict_bytes is None
+    found = _verdicts(1000 + 5 * min(step, 400) for step in range(800))
+    assert found[0] < 400
+    assert found[-1] < 700
+
+
+def test_a_verdict_is_revoked_when_the_floor_returns() -> None:
+    found = _verdicts(1000 + (5 * step if step < 400 else 0) for step in range(500))
+    assert found[0] < 400 <= found[-1] <= 402
+
+
+def test_what_comes_back_to_where_it_has_been_is_no_leak() -> None:
+    """Wander: up in 60 steps, down in 60, as far as 180."""
+    assert _verdicts(1000 + 3 * abs((step + 60) % 120 - 60) for step in range(1200))[:1] == []
 
 
 def test_leaks_below_the_user_s_threshold_are_nobody_s_business() -> None:
-    patient, strict = LeakDetector(30 * MIB), LeakDetector(0.5 * MIB)
-    for step in range(600):
-        for detector in (patient, strict):
-            detector.add(step, 1000 * MIB + 20 * MIB * step)
-    assert patient.verdict_bytes is None
-    assert strict.verdict_bytes is not None
+    patient = Trend(NATIVE_SCALES, 30 * MB)
+    assert _verdicts((1000 + 20 * step for step in range(600)), patient) == []
+    assert _verdicts(1000 + 20 * step for step in range(600)) != []
+
+
+def test_a_projection_does_not_wait_for_the_end_of_the_warm_up() -> None:
+    eager = Trend(EAGER_SCALES, eager=True)
+    assert _verdicts((1000 + 50 * step for step in range(40)), eager)[0] <= 15
 
 
 def test_nothing_is_said_about_nothing() -> None:
-    detector = LeakDetector(0.5 * MIB)
-    assert detector.verdict_bytes is None
-    assert detector.slope_bytes is None
-    for step in range(10):
-        detector.add(step, 5)
-    assert detector.verdict_bytes is None
+    trend = Trend(ARRAYS_SCALES)
+    assert (trend.leak_bytes, trend.slope_bytes) == (None, None)
+    _fed([5] * 10, trend)
+    assert (trend.leak_bytes, trend.slope_bytes) == (None, None)
+    _fed([5] * 300, trend)
+    assert (trend.leak_bytes, trend.slope_bytes) == (None, 0.0)

@@ -1,30 +1,44 @@
-"""Is the floor of the memory rising, and how fast? A slope over block minima, at several scales.
+"""Is the floor of a signal rising, and how fast? A slope over block minima, at several scales.
 
-Block minima throw away what comes and goes (evaluation, checkpoints, a long sequence); the Theil-Sen slope (the median
-of the slopes of all pairs: Theil 1950, Sen 1968) shrugs off single level shifts. Two gates keep warm-up and a changed
-curriculum from looking like a leak: the pairs must agree on the direction, and the rise must not be flattening out.
+Block minima throw away what comes and goes (an evaluation, a checkpoint, a long sequence, an update that has already
+begun); the Theil-Sen slope (the median of the slopes of all pairs: Theil 1950, Sen 1968) shrugs off single level
+shifts. Gates keep wander, warm-up and a changed curriculum from looking like a leak; docs/leaks.md tells them in words.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from statistics import median
-
-from mlx_supervisor.core.policy import MIB
 
 CONCORDANCE = 0.9
 """Share of pairs of blocks that must rise (a Mann-Kendall test in its simplest form)."""
 FLATTENING = 0.5
-"""The slope of the newer half must be at least this share of the whole's."""
+"""The slope of the newer half must be at least this share of the whole's and of the older half's."""
 GRACE_SAMPLES = 4
 """Samples of a life that are ignored: allocation of optimizer state and compilation."""
+WARM_UP_SAMPLES = 100
+"""No verdict before so many samples of a life: caches, pools and compiled programs are still filling up. The windows
+that verdicts come from begin at half of it."""
+AVERAGE_BLOCK = 10
+AVERAGE_BLOCKS = 31
+"""The floor is remembered for 30 blocks of 10 samples: growth that is slower now than its average over them is
+flattening out, whatever a short window says."""
+AVERAGE_SHARE = 0.8
+"""The slope must be at least this share of that average."""
+JUMP_SHARE = 0.5
+"""Of a window's rise that may come from one block to the next: a level shift is no leak."""
+CEILING_SAMPLES = 1000
+"""A leak brings the floor where it has not been for so many samples, or twice as many. Wander does not."""
+RETURN_SAMPLES = 2
+"""Samples in a row that must have returned half-way for a verdict to be revoked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
     """`block` samples give one minimum, `blocks` minima one slope, which counts above `threshold_bytes` a step.
 
-    `confirm` slopes in a row make a verdict.
+    `confirm`: windows in a row, each a block further on.
     """
 
     block: int
@@ -33,80 +47,183 @@ class Scale:
     confirm: int
 
 
-SCALES = (
-    Scale(1, 8, 30 * MIB, 2),
-    Scale(2, 6, 15 * MIB, 2),
-    Scale(4, 8, 5 * MIB, 3),
-    Scale(20, 8, 2 * MIB, 1),
-    Scale(60, 8, 0.5 * MIB, 1),
-)
-"""On simulated healthy traces: 0.3 false verdicts in 10,000 steps after warm-up, no trip at 1.5 times the healthy peak.
-Within warm-up memory does rise, and verdicts come and go (about two a life); a verdict alone trips nothing."""
+class Trend:
+    """The trend of one signal, fed with at most one value a step, in bytes. One per life of a worker.
 
+    `leak_bytes` is a verdict, `slope_bytes` what can be told from noise, both per step. `eager`: for projections, where
+    being late costs more than being wrong; warm-up counts as well, and there is no memory of earlier heights.
+    """
 
-class LeakDetector:
-    """Fed with one value a step: footprint less MLX's cache, in bytes. One detector per life of a worker."""
-
-    def __init__(self, min_slope_bytes: float, scales: tuple[Scale, ...] = SCALES) -> None:
-        self._scales = [_ScaleState(scale, max(scale.threshold_bytes, min_slope_bytes)) for scale in scales]
+    def __init__(self, scales: Iterable[Scale], min_slope_bytes: float = 0.0, *, eager: bool = False) -> None:
+        self._eager = eager
+        self._windows = [_Window(scale, max(scale.threshold_bytes, min_slope_bytes), eager) for scale in scales]
+        self._floors: deque[tuple[float, float]] = deque(maxlen=AVERAGE_BLOCKS)
+        self._block = _Block(AVERAGE_BLOCK)
         self._samples = 0
 
-    def add(self, step: int, value_bytes: int) -> None:
+    def add(self, step: int, value_bytes: float) -> None:
         """One value at the end of a training step. Steps must rise; values of other phases don't belong here."""
         self._samples += 1
         if self._samples <= GRACE_SAMPLES:
             return
-        for scale in self._scales:
-            scale.add(step, value_bytes)
+        floor = self._block.add(step, value_bytes)
+        if floor is not None:
+            self._floors.append(floor)
+        if not self._eager and self._samples <= WARM_UP_SAMPLES // 2:
+            return
+        for window in self._windows:
+            if window.add(step, value_bytes):
+                window.judge(self.warm, self._average_bytes)
 
     @property
-    def verdict_bytes(self) -> float | None:
+    def warm(self) -> bool:
+        """Whether the warm-up is over."""
+        return self._samples >= WARM_UP_SAMPLES
+
+    @property
+    def leak_bytes(self) -> float | None:
         """Bytes a step of a leak that is there beyond doubt; None when there is none."""
-        verdicts = [scale.slope_bytes for scale in self._scales if scale.confirmed]
-        return verdicts[-1] if verdicts else None
+        return _longest([window.leak_bytes for window in self._windows])
 
     @property
     def slope_bytes(self) -> float | None:
-        """The floor's slope in bytes a step by the longest scale that has one, verdict or not (for display)."""
-        slopes = [scale.slope_bytes for scale in self._scales if scale.full]
-        return slopes[-1] if slopes else None
+        """Bytes a step, leak or warm-up: 0 when it can't be told from noise, None while too little is known."""
+        if not any(window.full for window in self._windows):
+            return None
+        slope = _longest([window.slope_bytes for window in self._windows])
+        return 0.0 if slope is None else slope
+
+    @property
+    def _average_bytes(self) -> float:
+        """The floor's growth per step over the time that is remembered."""
+        if len(self._floors) < 2:
+            return 0.0
+        (first_step, first), (last_step, last) = self._floors[0], self._floors[-1]
+        return (last - first) / (last_step - first_step)
 
 
-class _ScaleState:
-    def __init__(self, scale: Scale, threshold_bytes: float) -> None:
+class _Block:
+    """Collects `size` samples; gives the middle of their steps and the lowest of their values."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._count = 0
+        self._first_step = 0
+        self._lowest = 0.0
+
+    def add(self, step: int, value: float) -> tuple[float, float] | None:
+        if self._count == 0:
+            self._first_step, self._lowest = step, value
+        elif value < self._lowest:
+            self._lowest = value
+        self._count += 1
+        if self._count < self._size:
+            return None
+        self._count = 0
+        return (self._first_step + step) / 2, self._lowest
+
+
+class _Window:
+    """One scale's last blocks, and what follows from them."""
+
+    def __init__(self, scale: Scale, threshold_bytes: float, eager: bool) -> None:
         self._scale = scale
+        self._eager = eager
         self._threshold_bytes = threshold_bytes
-        self._minima: deque[tuple[float, int]] = deque(maxlen=scale.blocks)
-        self._block: list[tuple[int, int]] = []
+        self._minima: deque[tuple[float, float]] = deque(maxlen=scale.blocks)
+        self._ceilings = (float("-inf"), float("-inf"))
+        self._left = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start over, but for where the floor has been."""
+        for _, floor in self._minima:
+            self._raise_ceiling(floor)
+        self._minima.clear()
+        self._block = _Block(self._scale.block)
         self._hits = 0
-        self.slope_bytes = 0.0
+        self._return_bytes = 0.0
+        self._returned = 0
+        self.leak_bytes: float | None = None
+        self.slope_bytes: float | None = None
 
     @property
     def full(self) -> bool:
         return len(self._minima) == self._scale.blocks
 
-    @property
-    def confirmed(self) -> bool:
-        return self._hits >= self._scale.confirm
-
-    def add(self, step: int, value_bytes: int) -> None:
-        self._block.append((step, value_bytes))
-        if len(self._block) < self._scale.block:
-            return
-        middle = sum(step for step, _ in self._block) / len(self._block)
-        self._minima.append((middle, min(value for _, value in self._block)))
-        self._block.clear()
+    def add(self, step: int, value: float) -> bool:
+        """True when there is something new to judge."""
+        if self.slope_bytes is not None:
+            self._returned = self._returned + 1 if value < self._return_bytes else 0
+            if self._returned >= RETURN_SAMPLES:
+                self._forget()
+        minimum = self._block.add(step, value)
+        if minimum is None:
+            return False
         if self.full:
-            self._judge()
+            self._raise_ceiling(self._minima[0][1])
+        self._minima.append(minimum)
+        return self.full
 
-    def _judge(self) -> None:
-        slopes = _slopes(list(self._minima))
-        self.slope_bytes = median(slopes)
-        late = median(_slopes(list(self._minima)[self._scale.blocks // 2 :]))
-        rising = sum(slope > 0 for slope in slopes) >= CONCORDANCE * len(slopes)
-        steady = late >= FLATTENING * self.slope_bytes
-        self._hits = self._hits + 1 if rising and steady and self.slope_bytes > self._threshold_bytes else 0
+    def _raise_ceiling(self, floor: float) -> None:
+        """`floor` leaves the window. The older ceiling is dropped in time: a peak must not hide leaks for good."""
+        older, newer = self._ceilings
+        self._ceilings = (older, max(newer, floor))
+        self._left += self._scale.block
+        if self._left >= CEILING_SAMPLES:
+            self._ceilings = (self._ceilings[1], float("-inf"))
+            self._left = 0
+
+    def judge(self, warm: bool, average_bytes: float) -> None:
+        """`warm`: the warm-up is over. `average_bytes`: the growth per step over a longer time."""
+        slope = self._rise()
+        self._hits = 0 if slope is None else self._hits + 1
+        if slope is None:
+            if self._eager or not self._goes_on():
+                self.leak_bytes = self.slope_bytes = None
+        elif self._hits >= self._scale.confirm or self.slope_bytes is not None:
+            self.slope_bytes = slope
+            self._return_bytes = (self._minima[0][1] + self._minima[-1][1]) / 2
+            new = self._hits >= self._scale.confirm and warm and slope >= AVERAGE_SHARE * average_bytes
+            if new or self._eager or self.leak_bytes is not None:
+                self.leak_bytes = slope
+
+    def _rise(self) -> float | None:
+        """The slope, if it passes the gates."""
+        minima = list(self._minima)
+        if minima[-1][1] <= minima[0][1]:
+            return None
+        if not self._eager and not self._spreads(minima):
+            return None
+        rises = [v2 - v1 for (_, v1), (_, v2) in combinations(minima, 2)]
+        if sum(rise > 0 for rise in rises) < CONCORDANCE * len(rises):
+            return None
+        slope = _slope(minima)
+        half = self._scale.blocks // 2
+        early, late = _slope(minima[:half]), _slope(minima[half:])
+        steady = late >= FLATTENING * max(slope, early)
+        return slope if steady and slope > self._threshold_bytes else None
+
+    def _spreads(self, minima: list[tuple[float, float]]) -> bool:
+        """Whether the floor is where it has not been of late, and did not get there in one jump."""
+        if min(minima[-1][1], minima[-2][1]) <= max(self._ceilings):
+            return False
+        jump = max(v2 - v1 for (_, v1), (_, v2) in pairwise(minima))
+        return jump <= JUMP_SHARE * (minima[-1][1] - minima[0][1])
+
+    def _goes_on(self) -> bool:
+        """Whether growth that was told from noise before still goes on, if unevenly."""
+        return (
+            self.slope_bytes is not None
+            and _slope(list(self._minima)[self._scale.blocks // 2 :]) > self._threshold_bytes / 2
+        )
 
 
-def _slopes(points: list[tuple[float, int]]) -> list[float]:
-    return [(v2 - v1) / (s2 - s1) for (s1, v1), (s2, v2) in combinations(points, 2)]
+def _slope(points: list[tuple[float, float]]) -> float:
+    """Theil-Sen."""
+    return median([(v2 - v1) / (s2 - s1) for (s1, v1), (s2, v2) in combinations(points, 2)])
+
+
+def _longest(slopes: list[float | None]) -> float | None:
+    """Of the longest window that has one."""
+    return next((slope for slope in reversed(slopes) if slope is not None), None)

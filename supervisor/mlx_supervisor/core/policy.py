@@ -36,7 +36,7 @@ class MemoryPolicy:
     limit_bytes: int
     confirm_samples: int = 2
     soft_share: float = 0.97
-    min_slope_bytes: float = 0.5 * MIB
+    min_slope_bytes: float = 0.25 * MIB
     relief_wait_s: float = 4.0
     missing_samples: int = 20
     clear_first: bool = True

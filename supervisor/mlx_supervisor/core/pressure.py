@@ -6,6 +6,8 @@ FLOOR_STEPS = 8
 """Steps whose lowest footprint is the floor."""
 SPIKE_STEPS = 250
 """Steps whose highest rise above the floor is held in reserve."""
+EXCURSIONS = 4
+"""Evaluations and checkpoints whose highest rise above the floor is held in reserve, however long ago they were."""
 SETTLING_STEPS = 10
 """First steps of a life whose spikes don't count: loading and compilation."""
 CONFIRM_STEPS = 2
@@ -37,25 +39,35 @@ class Level:
         self._grown_bytes = GROWN_SHARE * limit_bytes
         self._ends: deque[int] = deque(maxlen=FLOOR_STEPS)
         self._spikes: deque[int] = deque(maxlen=SPIKE_STEPS)
+        self._excursions: deque[int] = deque(maxlen=EXCURSIONS)
         self._steps = 0
         self._near = 0
-        self._floor_bytes = 0
         self._first_bytes: int | None = None
-        self.level_bytes = 0
+        self.floor_bytes = 0
+        self.spike_bytes = 0
 
     def add(self, end_bytes: int, peak_bytes: int) -> None:
         """One training step: the footprint at its end, and the highest sampled during it."""
         self._steps += 1
         self._ends.append(end_bytes)
-        floor = min(self._ends)
+        self.floor_bytes = min(self._ends)
         if self._steps > SETTLING_STEPS:
-            self._spikes.append(max(peak_bytes, end_bytes) - floor)
-        self.level_bytes = floor + max(self._spikes, default=0)
+            self._spikes.append(max(peak_bytes, end_bytes) - self.floor_bytes)
+        self.spike_bytes = max(max(self._spikes, default=0), max(self._excursions, default=0))
         if self._steps == SETTLING_STEPS:
-            self._first_bytes = floor
-        self._floor_bytes = floor
+            self._first_bytes = self.floor_bytes
         near = self._steps >= FLOOR_STEPS and self.level_bytes > self._soft_bytes
         self._near = self._near + 1 if near else 0
+
+    def add_excursion(self, peak_bytes: int) -> None:
+        """The highest footprint sampled in an evaluation or a checkpoint: there will be another one."""
+        if self._ends:
+            self._excursions.append(max(peak_bytes - self.floor_bytes, 0))
+
+    @property
+    def level_bytes(self) -> int:
+        """Where memory will stand at the next spike."""
+        return self.floor_bytes + self.spike_bytes
 
     @property
     def near(self) -> bool:
@@ -65,4 +77,4 @@ class Level:
     @property
     def grown(self) -> bool:
         """True when the floor has risen much in this life, so that a fresh process would stand lower."""
-        return self._first_bytes is not None and self._floor_bytes - self._first_bytes > self._grown_bytes
+        return self._first_bytes is not None and self.floor_bytes - self._first_bytes > self._grown_bytes
