@@ -1,6 +1,7 @@
 """What the supervisor asks of a running worker, looked at between micro-batches."""
 
 from mlx_supervisor import wire
+from mlx_worker.autopsy import Autopsy
 from mlx_worker.lifeline import StopFlag
 from mlx_worker.link import Link
 from mlx_worker.memory import Memory
@@ -13,6 +14,7 @@ class Control:
         self.link = link
         self.stop = stop
         self.checkpoint_asked = False
+        self.autopsy = Autopsy(link, stop, memory)
         self._memory = memory
         self._resize: wire.Resize | None = None
         self._phase: wire.PhaseName = "load"
@@ -43,7 +45,7 @@ class Control:
                 case wire.Resize():
                     self._resize = command
                 case wire.Autopsy():
-                    pass
+                    self.autopsy.ask(command)
 
     def take_resize(self) -> wire.Resize | None:
         """The last resize that was asked for and not yet done."""

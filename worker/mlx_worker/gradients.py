@@ -63,6 +63,11 @@ class Gradients:
         else:
             self._sums = self._further(self._sums, count, *arrays)
 
+    @property
+    def shapes(self) -> int:
+        """For how many shapes of a micro-batch there are programs now."""
+        return len(self._shapes)
+
     def evaluate(self, *, waiting: bool) -> None:
         """Compute what was added so far, so that its activations are dropped.
 

@@ -116,7 +116,7 @@ def _cut(fields: dict[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         if isinstance(value, str) and name in _TEXT_LIMITS:
             fields[name] = value[: _TEXT_LIMITS[name]]
-        elif isinstance(value, list):
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
             # In bytes: 32 items of 512 characters of four bytes each would be over the frame's limit.
             fields[name] = [item.encode()[:_ITEM_LIMIT_BYTES].decode(errors="ignore") for item in value[:_LIST_LIMIT]]
     return fields

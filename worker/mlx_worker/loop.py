@@ -216,10 +216,11 @@ class Trainer:
         if launched is not None:
             self._finish(launched)
             self._between_updates()
+        self.control.autopsy.finish(progress.step)
 
     def _is_looked_at(self, step: int) -> bool:
         """Whether the state after this update is needed as it is, so that the next must not have begun."""
-        waits = self.memory.waits or self.drills.within_updates
+        waits = self.memory.waits or self.drills.within_updates or self.control.autopsy.waits(step)
         saves = self.control.checkpoint_asked or self.saver.is_due(step)
         return waits or saves or self._evaluation_is_due(step) or self._milestone_is_due(step)
 
@@ -271,6 +272,7 @@ class Trainer:
 
     def _between_updates(self) -> None:
         """What needs the state of the last update, when the next has not begun."""
+        self.control.autopsy.look(self.progress.step)
         if self._evaluation_is_due(self.progress.step) and not self.stop.asked:
             self._evaluate()
         if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.asked:

@@ -1,0 +1,293 @@
+"""From counts at several moments to findings: what grew every time, how much of it there is, and who holds it."""
+
+import gc
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_supervisor import wire
+from mlx_worker import holders, weight
+from mlx_worker.census import Census, chunks, length_method
+from mlx_worker.graphs import MIB, ArrayKind, kind_of
+from mlx_worker.inside import type_name
+
+SAMPLES = 8
+"""Of what grew: as many are asked who holds them."""
+PER_SECTION = 6
+"""The largest of each sort are told."""
+TEXT_LIMIT_BYTES = 512
+NOISE_BYTES = 1024
+"""An update: Python objects that grow by less are a list of losses, not a leak."""
+MANY_OBJECTS = 20
+"""An update: more of them are told whatever they seem to weigh."""
+GARBAGE_BYTES = 256 * 1024
+NEED_LIMIT = 4
+_OWN = tuple(f"mlx_worker.{name}." for name in ("autopsy", "census", "graphs", "growth", "holders", "inside"))
+_COMPILED_FUNCTION = "mlx.core._gc_func"
+
+
+@dataclass
+class Suspect:
+    """A finding to be, its samples in the common pool, and the bytes that it grew by. `container`: its address."""
+
+    kind: Any
+    what: str
+    before: int
+    now: int
+    size_bytes: int
+    grown_bytes: int
+    samples: range = range(0)
+    container: int | None = None
+
+
+@dataclass
+class Search:
+    """`looks`: at least one. `pool`: objects whose holders are asked for. `grown`: addresses of longer containers."""
+
+    looks: Sequence[Census]
+    until_s: float
+    in_time: bool = True
+    pool: list[Any] = field(default_factory=list)
+    grown: set[int] = field(default_factory=set)
+    suspects: list[Suspect] = field(default_factory=list)
+
+    @property
+    def first(self) -> Census:
+        return self.looks[0]
+
+    @property
+    def now(self) -> Census:
+        return self.looks[-1]
+
+    @property
+    def updates(self) -> int:
+        """Between the first look and the last."""
+        return self.now.step - self.first.step
+
+    def chunks(self, objects: list[Any]) -> Iterator[list[Any]]:
+        """As many as there is time for."""
+        for chunk in chunks(objects):
+            if time.monotonic() > self.until_s:
+                self.in_time = False
+                return
+            yield chunk
+
+    def grew(self, counts: Sequence[int]) -> bool:
+        """Whether something grew from look to look, by about one every other update or more."""
+        steps = [look.step for look in self.looks]
+        pairs = zip(steps, steps[1:], counts, counts[1:], strict=False)
+        return len(counts) > 1 and all(b - a >= min(NEED_LIMIT, max(1, (t - s + 1) // 2)) for s, t, a, b in pairs)
+
+
+def search(looks: Sequence[Census], objects: list[Any], until_s: float) -> tuple[list[wire.Finding], bool]:
+    """The findings, largest first, and whether there was time for all. `objects`, of the last look, is emptied."""
+    found = Search(looks, until_s)
+    arrays = [each for chunk in found.chunks(objects) for each in chunk if type(each) is mx.array]
+    counted = set.intersection(*(look.parts for look in looks))
+    if found.updates:
+        if "containers" in counted:
+            _containers(found, objects)
+        if "arrays" in counted:
+            _arrays(found, arrays)
+        _graphs(found, arrays)
+        if "types" in counted:
+            _types(found, objects)
+    else:
+        _largest(found, arrays)
+    arrays.clear()  # it and the other refer to much, and holders are looked for
+    objects.clear()
+    named, in_time = holders.find(found.pool, until_s)
+    findings = _told(found, named)
+    findings.extend(_compiled(found))
+    findings.extend(wire.Finding(kind="note", what=cut(text)) for text in _notes(found, found_any=bool(findings)))
+    return findings, in_time and found.in_time and found.now.complete and len(counted) >= len(looks[0].parts)
+
+
+def cut(text: str) -> str:
+    """As much as the wire takes, on one line and in characters that can be sent."""
+    plain = "".join(character if character.isprintable() else "?" for character in text)
+    return plain.encode(errors="replace")[:TEXT_LIMIT_BYTES].decode(errors="ignore")
+
+
+def _add(found: Search, suspect: Suspect, samples: Iterable[Any]) -> None:
+    start = len(found.pool)
+    found.pool.extend(samples)
+    suspect.samples = range(start, len(found.pool))
+    found.suspects.append(suspect)
+
+
+def _arrays(found: Search, arrays: list[Any]) -> None:
+    counts = {kind: [look.arrays[kind] for look in found.looks] for kind in found.now.arrays}
+    grown = [kind for kind, series in counts.items() if found.grew(series)]
+    grown.sort(key=lambda kind: -(counts[kind][-1] - counts[kind][0]) * max(1, kind.size_bytes))
+    of_kind: dict[ArrayKind, list[Any]] = {kind: [] for kind in grown[:PER_SECTION]}
+    for each in arrays if grown else ():
+        if (kind := kind_of(each)) in of_kind:
+            of_kind[kind].append(each)
+    stayed = _stayed(found.looks)
+    for kind, alike in of_kind.items():
+        before, now = counts[kind][0], counts[kind][-1]
+        suspect = Suspect("arrays", str(kind), before, now, now * kind.size_bytes, (now - before) * kind.size_bytes)
+        _add(found, suspect, _spread([each for each in alike if id(each) in stayed] or alike[-SAMPLES:]))
+
+
+def _stayed(looks: Sequence[Census]) -> set[int]:
+    """Addresses of arrays that were not there at the first look, and were at every later one."""
+    first, *later = [np.frombuffer(look.array_ids, np.uint64) for look in looks]
+    stayed = later[0]
+    for ids in later[1:]:
+        stayed = np.intersect1d(stayed, ids, assume_unique=True)
+    return {int(number) for number in np.setdiff1d(stayed, first, assume_unique=True)}
+
+
+def _spread(objects: list[Any]) -> list[Any]:
+    return objects[:: max(1, -(-len(objects) // SAMPLES))][:SAMPLES]
+
+
+def _graphs(found: Search, arrays: list[Any]) -> None:
+    counted = [look.graphs.operations for look in found.looks]
+    if not found.grew([count or 0 for count in counted]) or None in counted:
+        return
+    told = {suspect.what: suspect for suspect in found.suspects}
+    for kind in found.now.graphs.by_kind:
+        series = [look.graphs.by_kind.get(kind, 0) for look in found.looks]
+        if not found.grew(series):
+            continue
+        if str(kind) in told:
+            told[str(kind)].what += f", not evaluated: {series[-1]} operations in their graphs"
+            continue
+        ends = found.now.graphs.ends
+        waiting = [each for each in arrays if id(each) in ends and kind_of(each) == kind]
+        unseen_bytes, before_bytes = found.now.unseen_bytes, found.first.unseen_bytes
+        what = f"{kind}, not evaluated: operations in its graph"
+        suspect = Suspect("arrays", what, series[0], series[-1], unseen_bytes, max(0, unseen_bytes - before_bytes))
+        _add(found, suspect, _spread(waiting))
+
+
+def _containers(found: Search, objects: list[Any]) -> None:
+    """Lists, dictionaries, sets and deques that grew longer."""
+    longer: dict[int, tuple[int, int]] = {}
+    for address, series in _lengths(found.looks):
+        if found.grew(series):
+            longer[address] = series[0], series[-1]
+    found.grown.update(longer)
+    weighed: list[tuple[Suspect, Any]] = []
+    grown = [each for chunk in found.chunks(objects if longer else []) for each in chunk if id(each) in longer]
+    for each in grown:
+        if length_method(type(each)) is None:  # another object at that address
+            continue
+        before, now = longer[id(each)]
+        newest = weight.newest(each)
+        each_bytes = weight.weigh(newest)
+        what = f"{type_name(type(each))} of {weight.described(newest)}"
+        size_bytes, grown_bytes = now * each_bytes, (now - before) * each_bytes
+        weighed.append((Suspect("objects", what, before, now, size_bytes, grown_bytes, container=id(each)), each))
+    weighed = [pair for pair in weighed if pair[0].grown_bytes >= NOISE_BYTES * found.updates]
+    for suspect, container in sorted(weighed, key=lambda pair: -pair[0].grown_bytes)[:PER_SECTION]:
+        _add(found, suspect, [container])
+
+
+def _lengths(looks: Sequence[Census]) -> Iterable[tuple[int, list[int]]]:
+    """Of the containers that are in every look: address and lengths, where the last is more than the first."""
+    last = looks[-1]
+    common: Any = np.frombuffer(last.container_ids, np.uint64)[np.frombuffer(last.lengths, np.uint64) > 1]
+    for look in looks[:-1]:
+        common = np.intersect1d(common, np.frombuffer(look.container_ids, np.uint64), assume_unique=True)
+    columns = []
+    for look in looks:
+        ids = np.frombuffer(look.container_ids, np.uint64)
+        places = np.flatnonzero(np.isin(ids, common, assume_unique=True))
+        columns.append(np.frombuffer(look.lengths, np.uint64)[places[np.argsort(ids[places])]])
+    common.sort()
+    for row in np.flatnonzero(columns[-1] > columns[0]):
+        yield int(common[row]), [int(column[row]) for column in columns]
+
+
+def _types(found: Search, objects: list[Any]) -> None:
+    counts = {name: [look.types[name] for look in found.looks] for name in found.now.types}
+    grown = {name: series for name, series in counts.items() if found.grew(series) and not name.startswith(_OWN)}
+    alike: dict[str, list[Any]] = {name: [] for name in grown}
+    names: dict[int, str] = {}
+    for chunk in found.chunks(objects if grown else []):
+        for each in chunk:
+            name = names.get(id(type(each))) or names.setdefault(id(type(each)), type_name(type(each)))
+            if name in alike:
+                alike[name].append(each)
+    suspects = []
+    for name, series in grown.items():
+        alike[name] = [*alike[name][: SAMPLES // 2], *alike[name][SAMPLES // 2 :][-SAMPLES // 2 :]]
+        more, each_bytes = series[-1] - series[0], max(map(weight.weigh, alike[name]), default=0)
+        suspect = Suspect("objects", name, series[0], series[-1], series[-1] * each_bytes, more * each_bytes)
+        if name == _COMPILED_FUNCTION:
+            suspect.kind, suspect.what = "compiled", "functions made by mx.compile"
+            suspects.append(suspect)
+        elif found.suspects and "." not in name:
+            continue  # the dictionaries and tuples that the arrays lie in
+        elif suspect.grown_bytes >= NOISE_BYTES * found.updates or more >= MANY_OBJECTS * found.updates:
+            suspects.append(suspect)
+    for suspect in sorted(suspects, key=lambda suspect: -suspect.grown_bytes)[:PER_SECTION]:
+        _add(found, suspect, alike[_COMPILED_FUNCTION if suspect.kind == "compiled" else suspect.what])
+
+
+def _largest(found: Search, arrays: list[Any]) -> None:
+    """Without an update between the looks: what there is most of."""
+    sizes = {kind: count * kind.size_bytes for kind, count in found.now.arrays.items()}
+    for kind in sorted(sizes, key=lambda kind: -sizes[kind])[:PER_SECTION]:
+        alike = [each for each in arrays if kind_of(each) == kind]
+        count, size_bytes = found.now.arrays[kind], sizes[kind]
+        _add(found, Suspect("arrays", str(kind), count, count, size_bytes, size_bytes), _spread(alike))
+
+
+def _told(found: Search, named: list[list[holders.Holder]]) -> list[wire.Finding]:
+    """As findings; a container only where no other finding lies in it."""
+    told: list[tuple[Suspect, str]] = []
+    inside: set[int] = set()
+    for suspect in found.suspects:
+        itself = f"object {suspect.what} " if suspect.container is None else ""  # a chain is held by its end
+        holder, through = holders.best([named[index] for index in suspect.samples], found.grown, itself)
+        told.append((suspect, holder))
+        if suspect.container is None:
+            inside |= through
+    ordered = sorted(told, key=lambda pair: (pair[0].kind != "arrays", -pair[0].grown_bytes))
+    return [
+        wire.Finding(
+            kind=suspect.kind, what=cut(suspect.what), count_before=suspect.before, count_now=suspect.now,
+            size_bytes=suspect.size_bytes, holder=cut(holder),
+        )
+        for suspect, holder in ordered
+        if suspect.container not in inside
+    ]  # fmt: skip
+
+
+def _compiled(found: Search) -> Iterable[wire.Finding]:
+    series = [look.shapes for look in found.looks]
+    if found.updates and found.grew(series):
+        what = "shapes of a batch that the training step was compiled for"
+        yield wire.Finding(kind="compiled", what=what, count_before=series[0], count_now=series[-1])
+
+
+def _notes(found: Search, *, found_any: bool) -> Iterable[str]:
+    first, now = found.first, found.now
+    freed_bytes = sum(look.garbage_bytes for look in found.looks[1:])
+    if found.updates and freed_bytes >= GARBAGE_BYTES * found.updates:
+        garbage = sum(look.garbage for look in found.looks[1:])
+        yield f"reference cycles held {freed_bytes / MIB:.1f} MiB until they were collected ({garbage} objects)"
+    if not found.updates:
+        yield "no update came between two looks: these are the largest, whether or not they grow"
+    elif not found_any:
+        yield f"nothing that can be seen from Python grew in {found.updates} updates"
+    if now.graphs.operations is None:
+        yield f"unevaluated graphs were not looked at: {now.graphs.reason}"
+    if gc.get_freeze_count():
+        yield f"{gc.get_freeze_count()} objects were set aside by gc.freeze and are not seen"
+    yield (
+        f"steps {first.step} to {now.step}: {now.objects} objects, {sum(now.arrays.values())} arrays, "
+        f"{now.graphs.operations or 0} operations not evaluated, {now.shapes} shapes compiled; "
+        f"MLX {first.active_bytes / MIB:.1f} to {now.active_bytes / MIB:.1f} MiB, of which in no array "
+        f"{first.unseen_bytes / MIB:.1f} to {now.unseen_bytes / MIB:.1f}; "
+        f"other memory {first.native_bytes / MIB:.0f} to {now.native_bytes / MIB:.0f} MiB"
+    )
