@@ -14,7 +14,6 @@ from mlx_supervisor.core.causes import (
     TEXT_CHARS,
     Cause,
     Diagnosis,
-    cause_of_exit,
     diagnose,
     last_line,
 )
@@ -379,10 +378,6 @@ def test_values_in_journals_stay_what_they_are() -> None:
         "SUPERVISOR_LOST": "the supervisor died",
         "HOST_LOST": "the machine restarted",
     }.items()
-
-
-def test_cause_alone() -> None:
-    assert cause_of_exit(None, 9, "", oom_killed=True, near_limit=False) is Cause.OOM_KILL
 
 
 def test_last_line() -> None:

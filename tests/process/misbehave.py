@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import deaths  # beside this file
 import zmq
 
 from mlx_supervisor import wire
@@ -24,6 +25,7 @@ class Worker:
         self.job = job
         self.args: dict[str, Any] = job.task.args
         self.mode = self.args.get("mode", "normal")
+        self.lives = self.args.get("lives", 1 if self.mode == "suicide" else sys.maxsize)
         self.saved = Path(job.run_dir) / "saved"
         self.step = int(self.saved.read_text()) if self.saved.exists() else 0
         self.seq = 0
@@ -110,7 +112,9 @@ class Worker:
             time.sleep(max(began_s + held / rate - time.monotonic(), 0))
 
     def misbehave(self) -> None:
-        """At the step named by `at_step`."""
+        """At the step named by `at_step`, in the first `lives` lives."""
+        if self.mode in deaths.WAYS:
+            deaths.WAYS[self.mode](self)
         if self.mode == "crash":
             raise RuntimeError(self.args.get("says", "the user's code is broken"))
         if self.mode == "hang":
@@ -121,7 +125,7 @@ class Worker:
             print("failed: the loss is nan", file=sys.stderr, flush=True)
             self.bye("failed", "the loss is nan")
             sys.exit(wire.EXIT_NOT_FINITE)
-        if self.mode == "suicide" and self.job.generation <= self.args.get("lives", 1):
+        if self.mode == "suicide":
             time.sleep(0.1)  # what it has said is on its way
             os.kill(os.getpid(), signal.SIGKILL)
         if self.mode == "refuse":
@@ -137,7 +141,7 @@ class Worker:
         assert self.job.steps is not None
         while self.step < self.job.steps:
             time.sleep(self.args.get("delay_s", 0.005))
-            if self.step + 1 == self.args.get("at_step"):
+            if self.step + 1 == self.args.get("at_step") and self.job.generation <= self.lives:
                 self.misbehave()
             self.kept.append(bytearray(b"x" * int(self.args.get("leak_mib", 0) * MIB)))
             self.step += 1

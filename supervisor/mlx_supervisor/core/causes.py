@@ -282,13 +282,6 @@ def _diagnosis(cause: Cause, text: str, advice: str = "") -> Diagnosis:
     return Diagnosis(cause, text[:TEXT_CHARS], advice or ADVICE.get(cause, ""))
 
 
-def cause_of_exit(
-    exit_code: int | None, signal: int | None, stderr_tail: str, *, oom_killed: bool | None, near_limit: bool
-) -> Cause:
-    """Only the cause of `diagnose`."""
-    return diagnose(exit_code, signal, stderr_tail, oom_killed=oom_killed, near_limit=near_limit).cause
-
-
 def last_line(text: str, limit_chars: int = TEXT_CHARS) -> str:
     """The last line of `text` that says something, shortened."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,0 +1,99 @@
+"""Ways for the misbehaving worker to die, each as the real thing does where this machine can do the real thing."""
+
+import concurrent.futures
+import ctypes
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MIB = 1024 * 1024
+
+
+def say_and_die(worker: Any) -> None:
+    """Write the recorded last words of another process, and end as it ended: `exit` is a code, or minus a signal."""
+    os.write(2, Path(worker.args["stderr"]).read_bytes())
+    how = worker.args["exit"]
+    if how >= 0:
+        if "bye" in worker.args:
+            worker.bye("failed", worker.args["bye"])
+        os._exit(how)
+    time.sleep(0.1)  # what it has said is on its way
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(-how, signal.SIG_DFL)
+    os.kill(os.getpid(), -how)
+
+
+def memory_error(worker: Any) -> None:
+    bytearray(1 << 60)
+
+
+def full_disk(worker: Any) -> None:
+    with Path("/dev/full").open("w") as file:
+        file.write("x")
+
+
+def failed_handler(worker: Any) -> None:
+    """Another error while one of CUDA's is handled."""
+    try:
+        raise RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory")
+    except RuntimeError as error:
+        worker.args[str(error)]
+
+
+def handled_long_ago(worker: Any) -> None:
+    """An error of CUDA's that was dealt with, and then a mistake."""
+    print("skipped: RuntimeError: cudaMallocAsync(&data, size, stream) failed: out of memory", file=sys.stderr)
+    worker.args["no such key"]
+
+
+def segfault(worker: Any) -> None:
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.string_at(0)
+
+
+def segfault_near_limit(worker: Any) -> None:
+    """As MLX on the CPU does when memory is refused: it writes to what it did not get."""
+    page = resource.getpagesize()
+    while int(Path("/proc/self/statm").read_text().split()[1]) * page < worker.args["hold_mib"] * MIB:
+        worker.kept.append(bytearray(b"x" * MIB))
+    time.sleep(1.0)  # many samples are taken meanwhile
+    segfault(worker)
+
+
+def user_error(worker: Any) -> None:
+    """As the worker tells it: the traceback, and a last message."""
+    raise KeyError("label")
+
+
+def child_eats(worker: Any) -> None:
+    """A loader process takes all there is."""
+    with concurrent.futures.ProcessPoolExecutor(1) as pool:
+        pool.submit(_eat).result()
+
+
+def _eat() -> None:
+    kept = []
+    while True:
+        kept.append(b"x" * MIB)
+
+
+WAYS = {
+    way.__name__: way
+    for way in (
+        say_and_die,
+        memory_error,
+        full_disk,
+        failed_handler,
+        handled_long_ago,
+        segfault,
+        segfault_near_limit,
+        user_error,
+        child_eats,
+    )
+}
