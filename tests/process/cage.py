@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -31,8 +32,9 @@ def cage(limit_mib: int) -> Iterator[Path]:
         try:
             folder.mkdir()
             _limit(folder, group.version, limit_mib * MIB)
+            subprocess.run(["sh", "-c", f"echo $$ > {shlex.quote(str(folder / 'cgroup.procs'))}"], check=True)
             break
-        except OSError as error:
+        except (OSError, subprocess.CalledProcessError) as error:
             problems.append(f"{parent}: {error}")
             with contextlib.suppress(OSError):
                 folder.rmdir()

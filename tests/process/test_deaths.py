@@ -101,8 +101,12 @@ def simulated(
     return die(folder, mode, **args)
 
 
-def test_killed_by_the_kernel_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = simulated(tmp_path, monkeypatch, True, "suicide")
+def test_without_a_control_group_the_kill_is_simulated_and_the_reason_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_supervisor.control_group.find", lambda: None)
+    with pytest.warns(UserWarning, match="the kill is simulated: this system has no memory control groups"):
+        done = in_cage_or_simulated(tmp_path, monkeypatch, 160, "ramp", mib_per_s=512)
     check(tmp_path, done, "killed by the kernel for memory", HALVED, "the kernel killed it: out of memory")
 
 
