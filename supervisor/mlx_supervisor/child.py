@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from mlx_supervisor import jetsam
 from mlx_supervisor.control_group import OomKills
 from mlx_supervisor.wire import LIFELINE_VARIABLE, TOKEN_VARIABLE
 
@@ -20,6 +21,9 @@ REMAINS_WAIT_S = 5.0
 POLL_S = 0.02
 FOLLOW_INTERVAL_S = 2.0
 """How often a worker's control group is looked at; more often in the first seconds, when a wrapper may move it."""
+
+JETSAM_WAIT_S = 2.0
+"""How long macOS' report of a kill for memory may be on its way to the disk."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Child:
         self._process = process
         self._lifeline = lifeline
         self._oom_kills = OomKills(process.pid)
+        self._killed = False
         self.token = token
         self.pid = process.pid
         self.started_s = time.monotonic()
@@ -83,11 +88,13 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL to the whole group."""
+        self._killed = True
         _kill_group(self.pid)
 
     def brake(self) -> None:
         """As `kill`, from another thread, and only while the leader is not reaped: then its number may be free."""
         if self._process.returncode is None:
+            self._killed = True
             _kill_group(self.pid)
 
     def signal(self, number: int) -> None:
@@ -102,10 +109,17 @@ class Child:
         code = self._process.wait()
         await end_remains(self.pid, self.token)
         os.close(self._lifeline)
-        oom_killed = self._oom_kills.happened()
+        oom_killed = await self._oom_killed(code)
         if code < 0:
             return ExitStatus(None, -code, oom_killed)
         return ExitStatus(code, None, oom_killed)
+
+    async def _oom_killed(self, code: int) -> bool | None:
+        """By the kernel's count. macOS keeps none: there its report tells, which is not always written."""
+        counted = self._oom_kills.happened()
+        if counted is not None or code != -signal.SIGKILL or self._killed:
+            return counted
+        return await jetsam.killed_within(self.pid, self.create_time_s, JETSAM_WAIT_S) or None
 
     async def _ended(self) -> None:
         """Until the leader has ended. Its control group is followed meanwhile: the dead no longer say theirs."""

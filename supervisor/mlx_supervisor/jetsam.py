@@ -42,19 +42,19 @@ class _Header(msgspec.Struct):
     timestamp: str = ""
 
 
-def killed(pid: int, since_wall_s: float, folder: Path = FOLDER) -> bool | None:
+def killed(pid: int, since_wall_s: float, folder: Path | None = None) -> bool | None:
     """Whether a report says that this process was killed for memory after `since_wall_s` (its start; Unix seconds).
 
-    None where there are no reports to read. False proves nothing. Never raises.
+    `folder`: instead of `FOLDER`. None where there are no reports to read. False proves nothing. Never raises.
     """
     try:
-        paths = _newest(folder, since_wall_s)
+        paths = _newest(folder or FOLDER, since_wall_s)
     except OSError:
         return None
     return any(_names(path, pid, since_wall_s) for path in paths)
 
 
-async def killed_within(pid: int, since_wall_s: float, wait_s: float, folder: Path = FOLDER) -> bool | None:
+async def killed_within(pid: int, since_wall_s: float, wait_s: float, folder: Path | None = None) -> bool | None:
     """As `killed`, but a report may take `wait_s` seconds to be written. At once None where none can be."""
     deadline_s = time.monotonic() + wait_s
     while True:

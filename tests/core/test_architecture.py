@@ -34,7 +34,7 @@ JOINERS = {"daemon", "supervised_run", "recovery", "ledger", "control_target", "
 """They put adapters together; everything else beside the core is an adapter or a contract."""
 CONTRACTS = {"core", "wire", "settings"}
 """What every adapter may import."""
-READERS = {"control_group"}
+READERS = {"control_group", "jetsam"}
 """Likewise: they read one thing of the operating system, and import nothing of ours."""
 PARTS_OF = {
     "journal_file": "journal",

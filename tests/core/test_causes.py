@@ -115,13 +115,6 @@ def test_a_kill_is_a_kill_whatever_was_said_before(mark: str) -> None:
     assert of(traceback(f"RuntimeError: {mark}"), None, 11).cause is Cause.CRASH
 
 
-def test_jetsam_is_a_kill_for_memory_and_its_absence_proves_nothing() -> None:
-    assert of("", None, 9, None, False, jetsam=True).cause is Cause.OOM_KILL
-    assert "jetsam" in of("", None, 9, None, False, jetsam=True).text
-    assert of("", None, 9, None, True, jetsam=False).cause is Cause.PRESSURE
-    assert of("", None, 9, None, False, jetsam=False).cause is Cause.KILLED
-
-
 @pytest.mark.parametrize("mark", MARKS)
 def test_a_mark_that_user_code_logged_earlier_does_not_count(mark: str) -> None:
     user = traceback("KeyError: 'label'")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlx_supervisor import jetsam
+from mlx_supervisor import child, jetsam
 
 PID = 53213
 START_S = 1_790_682_201.0
@@ -155,3 +156,37 @@ def test_where_there_are_no_reports_nobody_waits(tmp_path: Path) -> None:
     before_s = time.monotonic()
     assert asyncio.run(jetsam.killed_within(PID, START_S, 60, tmp_path / "none")) is None
     assert time.monotonic() - before_s < 30
+
+
+def ended(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *, ours: bool, counted: bool | None = None
+) -> child.ExitStatus:
+    """A worker that is killed by us or by somebody, on a kernel that counted so; a report names it."""
+    monkeypatch.setattr(jetsam, "FOLDER", folder)
+    monkeypatch.setattr(child.OomKills, "happened", lambda self: counted)
+
+    async def live() -> child.ExitStatus:
+        worker = child.Child.spawn(["sleep", "600"], folder, "a-token", 1, 2)
+        report(folder, at_s=time.time(), pid=worker.pid)
+        if ours:
+            worker.kill()
+        else:
+            os.kill(worker.pid, signal.SIGKILL)
+        return await worker.wait()
+
+    return asyncio.run(live())
+
+
+def test_a_worker_that_a_report_names_was_killed_for_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert ended(monkeypatch, tmp_path, ours=False).oom_killed is True
+
+
+def test_our_own_kill_and_a_kernel_that_counts_need_no_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert ended(monkeypatch, tmp_path, ours=True).oom_killed is None
+    assert ended(monkeypatch, tmp_path, ours=False, counted=False).oom_killed is False
+
+
+def test_no_report_proves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(child, "JETSAM_WAIT_S", 0.3)
+    monkeypatch.setattr(jetsam, "killed", lambda *_: False)
+    assert ended(monkeypatch, tmp_path, ours=False).oom_killed is None

@@ -172,13 +172,12 @@ def diagnose(
     oom_killed: bool | None,
     near_limit: bool,
     bye_reason: str = "",
-    jetsam: bool | None = None,
 ) -> Diagnosis:
     """What ended a life that nobody here ended, from the exit and the last words.
 
-    `oom_killed`: whether the kernel counted an out-of-memory kill meanwhile; None where it can't tell. `jetsam`:
-    whether macOS reported this one; False proves nothing, since it does not report all. `near_limit`: whether the last
-    sample stood near the limit. `bye_reason`: what the worker's last message said; it is the error itself.
+    `oom_killed`: whether the kernel says that it killed for memory meanwhile; None where it can't tell. `near_limit`:
+    whether the last sample stood near the limit. `bye_reason`: what the worker's last message said; it is the error
+    itself.
     """
     if exit_code in SHELL_SIGNAL_CODES and signal is None:
         assert exit_code is not None
@@ -188,7 +187,7 @@ def diagnose(
         said = bye_reason or words.last.removeprefix("failed: ")
         return _diagnosis(Cause.NOT_FINITE, said or "the loss is not a finite number")
     if signal == SIGKILL:
-        return _killed(oom_killed, jetsam, near_limit)
+        return _killed(oom_killed, near_limit)
     if signal in POLITE_SIGNALS:
         return _diagnosis(Cause.INTERRUPTED, f"somebody sent it {SIGNAL_NAMES[signal]}")
     if exit_code is None and signal is None:
@@ -201,9 +200,7 @@ def diagnose(
     return _by_error(chain, words, signal, exit_code)
 
 
-def _killed(oom_killed: bool | None, jetsam: bool | None, near_limit: bool) -> Diagnosis:
-    if jetsam:
-        return _diagnosis(Cause.OOM_KILL, "macOS killed it for memory (jetsam)")
+def _killed(oom_killed: bool | None, near_limit: bool) -> Diagnosis:
     if oom_killed:
         return _diagnosis(Cause.OOM_KILL, "the kernel killed it: out of memory")
     if oom_killed is None and near_limit:
