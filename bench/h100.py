@@ -131,16 +131,16 @@ def compare(kind: str, losses: dict[str, dict[int, float]], last: int) -> None:
 
 
 def resume(options: argparse.Namespace) -> dict[str, Any]:
-    """Varied lengths, a checkpoint every 5 updates. Raises RuntimeError when the weights differ by a bit."""
+    """Varied lengths, deterministic kernels, a checkpoint every 5 updates. Raises RuntimeError when the weights differ by a bit."""
     chosen = setup(options, "varied", LAST_STEP)
     every = {"every_steps": 5, "every_seconds": 0}
     memory = {"limit_bytes": options.limit_gib * 2**30}
     with tempfile.TemporaryDirectory(prefix="bench-") as one, tempfile.TemporaryDirectory(prefix="bench-") as two:
-        whole = paired.life(Path(one), chosen, memory, every)
+        whole = paired.life(Path(one), chosen, memory, every, deterministic=True)
         say(f"resume: whole run {whole.weights_sha256}")
-        first = paired.life(Path(two), chosen, memory, every, kill_at_step=KILL_AT_STEP)
+        first = paired.life(Path(two), chosen, memory, every, 1, KILL_AT_STEP, deterministic=True)
         say(f"resume: killed at step {max(first.losses)}, {first.checkpoints} checkpoints told of")
-        second = paired.life(Path(two), chosen, memory, every, generation=2)
+        second = paired.life(Path(two), chosen, memory, every, 2, deterministic=True)
         begun = min(second.losses)
         say(f"resume: went on with step {begun}, {second.weights_sha256}")
     differing = [step for step, loss in (first.losses | second.losses).items() if whole.losses[step] != loss]

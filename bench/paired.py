@@ -83,10 +83,11 @@ def life(
     checkpoint: Mapping[str, Any],
     generation: int = 1,
     kill_at_step: int | None = None,
+    deterministic: bool = False,
 ) -> Result:
     """One life of the run in `folder`. Raises RuntimeError when it failed, unless it was to be killed."""
     with listening(folder, kill_at_step) as listener:
-        command = worker_command(folder, setup, listener.endpoint, memory, checkpoint, generation)
+        command = worker_command(folder, setup, listener.endpoint, memory, checkpoint, generation, deterministic)
         code = live(folder, command, listener)
     if code != 0 and kill_at_step is None:
         raise RuntimeError(f"our worker ended with {code}: {(folder / 'output.log').read_text()[-3000:]}")
@@ -114,6 +115,7 @@ def worker_command(
     memory: Mapping[str, Any] | None,
     checkpoint: Mapping[str, Any],
     generation: int = 1,
+    deterministic: bool = False,
 ) -> list[str]:
     """What starts our worker; its job is written."""
     run_dir = folder / "run"
@@ -123,7 +125,7 @@ def worker_command(
         {
             "run": "bench", "generation": generation, "run_dir": str(run_dir), "telemetry": endpoint,
             "seed": 7, "steps": setup.steps, "task": task, "batch": {"size": setup.batch},
-            "memory": dict(memory or {}), "checkpoint": dict(checkpoint),
+            "memory": dict(memory or {}), "checkpoint": dict(checkpoint), "deterministic": deterministic,
         },
         wire.Job,
     )  # fmt: skip
