@@ -131,7 +131,10 @@ def compare(kind: str, losses: dict[str, dict[int, float]], last: int) -> None:
 
 
 def resume(options: argparse.Namespace) -> dict[str, Any]:
-    """Varied lengths, deterministic kernels, a checkpoint every 5 updates. Raises RuntimeError when the weights differ by a bit."""
+    """Varied lengths, deterministic kernels, a checkpoint every 5 updates.
+
+    Raises RuntimeError when the weights or a loss differ by a bit.
+    """
     chosen = setup(options, "varied", LAST_STEP)
     every = {"every_steps": 5, "every_seconds": 0}
     memory = {"limit_bytes": options.limit_gib * 2**30}
