@@ -5,13 +5,14 @@ A limit of the control group that we live in counts as the machine's: past it, t
 
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-from mlx_supervisor import control_group, darwin_memory
+from mlx_supervisor import control_group
 from mlx_supervisor.core.events import MemoryPressure
 
 WARN_SOME_PERCENT = 10.0
@@ -81,12 +82,16 @@ def _linux(memory: dict[str, int], root: Path) -> tuple[int | None, MemoryPressu
 
 
 def _darwin() -> tuple[int | None, MemoryPressure]:
+    from mlx_supervisor import darwin_memory
+
     sysctl = _sysctl()
     return darwin_memory.swap_used_bytes(sysctl), darwin_memory.pressure(sysctl, machine_bytes())
 
 
 @cache
-def _sysctl() -> darwin_memory.Sysctl:
+def _sysctl() -> Callable[[str], bytes | None]:
+    from mlx_supervisor import darwin_memory  # here, so that Linux does not pay for it
+
     return darwin_memory.libc_sysctl()
 
 

@@ -127,6 +127,14 @@ def test_swap_that_can_not_be_told_is_not_zero() -> None:
     assert darwin_memory.swap_used_bytes(lambda name: None) is None
 
 
+def test_on_macos_the_machine_is_told_of_by_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(machine_memory, "_sysctl", lambda: sysctl(2, ROOM))
+    found = machine_memory.read()
+    assert found.available_bytes > 0
+    assert found[1:] == (4 * GIB, MemoryPressure.WARN)
+
+
 class SysctlByName:
     """Stands in for the C library's function: knows swap alone."""
 
