@@ -1,8 +1,6 @@
 """A toy task that keeps too much, in one of several ways. Tests look for the names and the lines in this file."""
 
-import gc
 import random
-import threading
 from collections import deque
 
 import mlx.core as mx
@@ -186,19 +184,11 @@ def many_ways(seed, way):
             copies.append(task.model.layers[3].weight + 0)
             mx.eval(copies)
         elif way == "cycle":
-            gc.disable()
             ring = [mx.full((1000, 1000), update.loss)]
             mx.eval(ring)
             ring.append(ring)
 
     task = _task(loss, collate, after_update)
-    return task
-
-
-def crowded(seed, objects, way="kept"):
-    """Keeps logits among many other objects."""
-    task = kept_logits(seed)
-    task.crowd = [[number] for number in range(objects)]
     return task
 
 
@@ -217,13 +207,6 @@ def hostile(seed):
     return task
 
 
-def with_thread(seed):
-    """An unevaluated metric beside a thread that might be evaluating it."""
-    task = unevaluated_metric(seed)
-    threading.Thread(target=threading.Event().wait, name="loader", daemon=True).start()
-    return task
-
-
 def drawing(seed):
     """Draws random numbers of all three kinds at every update."""
     task = healthy(seed)
@@ -236,3 +219,29 @@ def drawing(seed):
 
     task.collate = collate
     return task
+
+
+def shapes(seed):
+    """A batch of another shape at every update: a program more each time."""
+    _, collate = _parts()
+    lengths = iter(range(1, 1000))
+
+    def loss(model, x, y, w):
+        return nn.losses.cross_entropy(model(x), y, reduction="mean") + 0 * w.sum()
+
+    return _task(loss, lambda ids: (*collate(ids), mx.zeros((next(lengths),))), compiled=True)
+
+
+def graph_of_weights(seed):
+    """A sum that is never evaluated, and keeps the weights of every step."""
+    loss, collate = _parts()
+    wide = nn.Linear(FEATURES, 4096)
+    x = mx.ones((1, FEATURES))
+    totals = {"outputs": mx.zeros((1, 1))}
+
+    def after_update(update):
+        wide.weight = wide.weight * 0.5
+        mx.eval(wide.weight)
+        totals["outputs"] = totals["outputs"] + wide(x).sum()
+
+    return _task(loss, collate, after_update, compiled=True)

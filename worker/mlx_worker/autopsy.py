@@ -88,8 +88,8 @@ class Autopsy:
         if not looks and self._earlier is not None and self._earlier.step < step:
             looks = [self._earlier]
         looks.append(now)
-        findings, complete = growth.search(looks, objects, until_s)
-        return looks[0].step, complete, findings
+        findings, in_time = growth.search(looks, objects, until_s)
+        return looks[0].step, in_time and all(look.complete for look in self._looks), findings
 
     def _bounds(self) -> Bounds:
         native_bytes = census.native_bytes()

@@ -20,8 +20,8 @@ from mlx_worker.lifeline import leave_signals_to_the_main_thread
 MIB = 1024 * 1024
 NODE_BYTES = 400
 """The least native memory that an operation takes: 481 measured (Linux, MLX 0.32.4)."""
-NODE_S = 2e-6
-"""What writing down an operation takes: 1.1e-6 measured."""
+NODE_S = 4e-6
+"""What writing down an operation takes: 1.1e-6 measured on an idle machine, 3e-6 on a busy one."""
 STACK_SHARE = 0.5
 """Of the graph's own size: stack that the recursion may need, at most 170 bytes an operation measured."""
 ROOM_SHARE = 1.5
@@ -30,8 +30,9 @@ STACK_LIMIT_BYTES = 4096 * MIB
 """Address space, not memory: pages are taken only as deep as the recursion goes."""
 ARRAYS_LIMIT = 100_000
 KINDS_LIMIT = 8
-OWN_THREADS = ("MainThread", "signals", "lifeline", "checkpoints")
-"""Threads that evaluate nothing. Any other may, and changes the graph while it is walked."""
+OWN_THREADS = ("MainThread", "signals", "lifeline")
+"""Threads that evaluate nothing meanwhile. Any other may, and would change a graph while it is walked."""
+_WRITER = "checkpoints"
 _OPERATION = "shape=rectangle"
 _END = re.compile(r'-> "a(\d+)"$', re.MULTILINE)
 
@@ -124,7 +125,10 @@ def _why_not(count: int, bounds: Bounds, until_s: float) -> str:
 
 
 def _is_harmless(thread: threading.Thread) -> bool:
-    return thread.name.startswith(OWN_THREADS) or type(thread).__module__.startswith("tqdm.")
+    if thread.name.startswith(_WRITER):  # not while it writes
+        frame = sys._current_frames().get(thread.ident or 0)
+        return frame is None or frame.f_code.co_name == "_worker"
+    return thread.name in OWN_THREADS or type(thread).__module__.startswith("tqdm.")
 
 
 def _stack_bytes(bounds: Bounds) -> int:

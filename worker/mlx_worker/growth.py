@@ -19,11 +19,14 @@ SAMPLES = 8
 """Of what grew: as many are asked who holds them."""
 PER_SECTION = 6
 """The largest of each sort are told."""
+FINDINGS_LIMIT = 24
 TEXT_LIMIT_BYTES = 512
 NOISE_BYTES = 1024
 """An update: Python objects that grow by less are a list of losses, not a leak."""
 MANY_OBJECTS = 20
 """An update: more of them are told whatever they seem to weigh."""
+LARGE_GRAPH = 5000
+"""Operations. So many are told of even where it isn't known whether they grow."""
 GARBAGE_BYTES = 256 * 1024
 NEED_LIMIT = 4
 _OWN = tuple(f"mlx_worker.{name}." for name in ("autopsy", "census", "graphs", "growth", "holders", "inside"))
@@ -76,11 +79,11 @@ class Search:
                 return
             yield chunk
 
-    def grew(self, counts: Sequence[int]) -> bool:
+    def grew(self, counts: Sequence[int], looks: Sequence[Census] = ()) -> bool:
         """Whether something grew from look to look, by about one every other update or more."""
-        steps = [look.step for look in self.looks]
+        steps = [look.step for look in looks or self.looks]
         pairs = zip(steps, steps[1:], counts, counts[1:], strict=False)
-        return len(counts) > 1 and all(b - a >= min(NEED_LIMIT, max(1, (t - s + 1) // 2)) for s, t, a, b in pairs)
+        return all(b - a >= min(NEED_LIMIT, max(1, (t - s + 1) // 2)) for s, t, a, b in pairs)
 
 
 def search(looks: Sequence[Census], objects: list[Any], until_s: float) -> tuple[list[wire.Finding], bool]:
@@ -93,18 +96,17 @@ def search(looks: Sequence[Census], objects: list[Any], until_s: float) -> tuple
             _containers(found, objects)
         if "arrays" in counted:
             _arrays(found, arrays)
-        _graphs(found, arrays)
         if "types" in counted:
             _types(found, objects)
     else:
         _largest(found, arrays)
+    _graphs(found, arrays)
     arrays.clear()  # it and the other refer to much, and holders are looked for
     objects.clear()
     named, in_time = holders.find(found.pool, until_s)
-    findings = _told(found, named)
-    findings.extend(_compiled(found))
-    findings.extend(wire.Finding(kind="note", what=cut(text)) for text in _notes(found, found_any=bool(findings)))
-    return findings, in_time and found.in_time and found.now.complete and len(counted) >= len(looks[0].parts)
+    findings = [*_told(found, named), *_compiled(found)]
+    notes = [wire.Finding(kind="note", what=cut(text)) for text in _notes(found, found_any=bool(findings))]
+    return [*findings[: FINDINGS_LIMIT - len(notes)], *notes], in_time and found.in_time
 
 
 def cut(text: str) -> str:
@@ -149,23 +151,25 @@ def _spread(objects: list[Any]) -> list[Any]:
 
 
 def _graphs(found: Search, arrays: list[Any]) -> None:
-    counted = [look.graphs.operations for look in found.looks]
-    if not found.grew([count or 0 for count in counted]) or None in counted:
+    """Arrays that wait for more and more operations; where they could be counted only now, those that wait for many."""
+    looks = [look for look in found.looks if look.graphs.operations is not None]
+    if not looks or looks[-1] is not found.now:
         return
     told = {suspect.what: suspect for suspect in found.suspects}
-    for kind in found.now.graphs.by_kind:
-        series = [look.graphs.by_kind.get(kind, 0) for look in found.looks]
-        if not found.grew(series):
+    unseen_bytes, before_bytes = found.now.unseen_bytes, looks[0].unseen_bytes
+    for kind, operations in sorted(found.now.graphs.by_kind.items(), key=lambda item: -item[1]):
+        series = [look.graphs.by_kind.get(kind, 0) for look in looks]
+        if not (found.grew(series, looks) if len(looks) > 1 else operations >= LARGE_GRAPH):
             continue
-        if str(kind) in told:
-            told[str(kind)].what += f", not evaluated: {series[-1]} operations in their graphs"
+        if str(kind) in told and found.updates:
+            told[str(kind)].what += f", not evaluated: {operations} operations in their graphs"
             continue
         ends = found.now.graphs.ends
         waiting = [each for each in arrays if id(each) in ends and kind_of(each) == kind]
-        unseen_bytes, before_bytes = found.now.unseen_bytes, found.first.unseen_bytes
         what = f"{kind}, not evaluated: operations in its graph"
-        suspect = Suspect("arrays", what, series[0], series[-1], unseen_bytes, max(0, unseen_bytes - before_bytes))
+        suspect = Suspect("arrays", what, series[0], operations, unseen_bytes, max(1, unseen_bytes - before_bytes))
         _add(found, suspect, _spread(waiting))
+        unseen_bytes = before_bytes = 0  # told once
 
 
 def _containers(found: Search, objects: list[Any]) -> None:
@@ -220,17 +224,21 @@ def _types(found: Search, objects: list[Any]) -> None:
     suspects = []
     for name, series in grown.items():
         alike[name] = [*alike[name][: SAMPLES // 2], *alike[name][SAMPLES // 2 :][-SAMPLES // 2 :]]
-        more, each_bytes = series[-1] - series[0], max(map(weight.weigh, alike[name]), default=0)
+        more, each_bytes = series[-1] - series[0], _typical_bytes(name, alike[name])
         suspect = Suspect("objects", name, series[0], series[-1], series[-1] * each_bytes, more * each_bytes)
         if name == _COMPILED_FUNCTION:
             suspect.kind, suspect.what = "compiled", "functions made by mx.compile"
             suspects.append(suspect)
-        elif found.suspects and "." not in name:
-            continue  # the dictionaries and tuples that the arrays lie in
         elif suspect.grown_bytes >= NOISE_BYTES * found.updates or more >= MANY_OBJECTS * found.updates:
             suspects.append(suspect)
     for suspect in sorted(suspects, key=lambda suspect: -suspect.grown_bytes)[:PER_SECTION]:
         _add(found, suspect, alike[_COMPILED_FUNCTION if suspect.kind == "compiled" else suspect.what])
+
+
+def _typical_bytes(name: str, alike: list[Any]) -> int:
+    """Of one, in the middle of a few; 0 for built-in types, which are alike in nothing."""
+    weights = sorted(map(weight.weigh, alike)) if "." in name else []
+    return weights[len(weights) // 2] if weights else 0
 
 
 def _largest(found: Search, arrays: list[Any]) -> None:
@@ -278,6 +286,8 @@ def _notes(found: Search, *, found_any: bool) -> Iterable[str]:
         yield f"reference cycles held {freed_bytes / MIB:.1f} MiB until they were collected ({garbage} objects)"
     if not found.updates:
         yield "no update came between two looks: these are the largest, whether or not they grow"
+    elif not all(look.parts >= {"arrays", "types"} for look in found.looks):
+        yield "there was not enough time to count everything"
     elif not found_any:
         yield f"nothing that can be seen from Python grew in {found.updates} updates"
     if now.graphs.operations is None:

@@ -154,8 +154,8 @@ def _name(referrer: Any, links: list[Any]) -> str:
 
 def _said(links: list[Any], name: object, relation: str) -> str:
     """ "list in dict `cache`, closure variable of": what the links are, from the sample up, and what holds the last."""
-    kinds = [inside.type_name(type(link)) for link in links[1:][-CONTAINERS_LIMIT:]]
-    # Without a link the sample itself is what has the name.
+    between = [link for link in links[1:] if not _is_link(links[0], link)]
+    kinds = [inside.type_name(type(link)) for link in between[-CONTAINERS_LIMIT:]]
     before = " in ".join(kinds) + " " if kinds else ""
     return f"{before}`{name}`, {relation} of " if type(name) is str else f"{before}{relation} of "
 

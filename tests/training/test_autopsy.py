@@ -1,0 +1,386 @@
+"""The leak's autopsy: it names what grew and who holds it, accuses nobody else, and leaves nothing changed."""
+
+import gc
+import subprocess
+import sys
+import threading
+import types
+import weakref
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tests.training import leaky_tasks
+
+from mlx_supervisor import wire
+from mlx_worker import autopsy, census, graphs, growth
+from mlx_worker.lifeline import StopFlag
+from mlx_worker.task import Update
+
+ENDLESS = {"steps": 100_000}
+
+
+def line_of(function, text):
+    """The first line with this text at or after a function of the tasks' file."""
+    lines = Path(leaky_tasks.__file__).read_text().splitlines()
+    start = next((number for number, line in enumerate(lines) if f"def {function}(" in line), 0)
+    return next(number for number, line in enumerate(lines[start:], start + 1) if text in line)
+
+
+class Patient:
+    """An autopsy with no worker around it; `update` is called at every step."""
+
+    def __init__(self, update=lambda step: None, *, has_room=True):
+        self.update, self.step, self.reports, self.frames = update, 0, [], []
+        self.stop = StopFlag()
+        self.autopsy = autopsy.Autopsy(self, self.stop, types.SimpleNamespace(has_room=lambda more_bytes: has_room))
+
+    def send(self, kind, **fields):
+        self.frames.append(wire.encode(kind(run="r", generation=1, seq=0, **fields)))
+        self.reports.append(wire.decode_worker(self.frames[-1]))
+
+    def train(self, updates):
+        for _ in range(updates):
+            self.step += 1
+            self.update(self.step)
+            self.autopsy.look(self.step)
+
+    def ask(self, **fields):
+        self.autopsy.ask(wire.Autopsy(run="r", generation=1, seq=0, **fields))
+
+    def examine(self, limit_s=60.0):
+        """The report of one request after two updates."""
+        self.train(2)
+        self.ask(limit_s=limit_s)
+        self.train(7)
+        return self.reports[-1]
+
+
+def of_task(task):
+    """The task's `after_update`, as the worker's loop calls it."""
+    return Patient(lambda step: task.after_update(Update(step, 0.5, 0.1, 8, 8 * step, 0.01)))
+
+
+def accusations(report):
+    return [finding for finding in report.findings if finding.kind != "note"]
+
+
+def notes(report):
+    return " | ".join(finding.what for finding in report.findings if finding.kind == "note")
+
+
+def ask(worker, **fields):
+    """The report of one request, when the run is warm."""
+    worker.until(wire.Step, lambda message: message.step >= 3)
+    worker.send(wire.Autopsy, **fields)
+    report = worker.until(wire.AutopsyReport)
+    worker.send(wire.Stop)
+    assert worker.wait() == wire.EXIT_STOPPED, worker.stderr
+    return report
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "what", "holder"),
+    [
+        ("kept_logits", "loss", "float32 [8, 37]", "list `kept`"),
+        ("growing_dict", "after_update", "float32 [3, 50]", "list in dict `cache`"),
+        ("unevaluated_metric", "after_update", "float32 [5], not evaluated: operations in its graph", "`total`"),
+    ],
+)
+def test_shape_holder_and_line_of_a_leak_are_named(desk, name, function, what, holder):
+    worker = desk.start(desk.job(entry=f"leaky_tasks:{name}", **ENDLESS), compiled=name == "unevaluated_metric")
+    report = ask(worker)
+    (finding,) = accusations(report)
+    place = f"{name}.<locals>.{function} (leaky_tasks.py:{line_of(name, f'def {function}(')})"
+    assert finding.kind == "arrays"
+    assert finding.what.startswith(what)
+    assert finding.holder == f"{holder}, closure variable of function {place}"
+    assert report.complete
+    assert report.step == report.baseline_step + 6
+    a_step = (finding.count_now - finding.count_before) / 6
+    assert a_step == 3 if name == "unevaluated_metric" else a_step == 1  # full is two operations, the sum one
+
+
+def test_a_healthy_run_is_not_accused_and_computes_the_same(desk):
+    """Dropout, and numbers drawn from all generators: each loss and the weights are those of a run left alone."""
+    lives = []
+    for asked in (False, True):
+        worker = desk.start(desk.job(entry="leaky_tasks:drawing", steps=40), compiled=True)
+        if asked:
+            worker.until(wire.Ready)
+            worker.send(wire.Autopsy)
+        assert worker.wait() == wire.EXIT_COMPLETED, worker.stderr
+        lives.append(worker)
+    alone, examined = lives
+    assert not alone.of(wire.AutopsyReport)
+    (report,) = examined.of(wire.AutopsyReport)
+    assert report.complete
+    assert accusations(report) == []
+    assert "nothing that can be seen from Python grew" in notes(report)
+    assert [step.loss for step in examined.steps] == [step.loss for step in alone.steps]
+    assert examined.bye.weights_sha256 == alone.bye.weights_sha256
+
+
+def test_objects_that_forbid_every_look_are_passed_by(desk):
+    """The task itself checks that no line of theirs ran."""
+    report = ask(desk.start(desk.job(entry="leaky_tasks:hostile", **ENDLESS)))
+    assert any(finding.holder.startswith("list `kept`, closure variable") for finding in accusations(report))
+    assert any(finding.what.startswith("float32 [2, 2]") for finding in accusations(report))
+    assert "failed" not in notes(report)
+
+
+def test_shapes_that_the_step_is_compiled_for_are_counted(desk):
+    report = ask(desk.start(desk.job(entry="leaky_tasks:shapes", **ENDLESS), compiled=True))
+    (finding,) = accusations(report)
+    assert finding.kind == "compiled"
+    assert finding.count_now == finding.count_before + 6
+
+
+def test_a_stop_has_the_report_sent_before_the_last_word(desk):
+    """Asked for together with a stop: no update comes any more, and it says so rather than call all of it growth."""
+    worker = desk.start(desk.job(entry="leaky_tasks:kept_logits", **ENDLESS))
+    worker.until(wire.Step, lambda message: message.step >= 40)
+    worker.send(wire.Autopsy)
+    worker.send(wire.Stop)
+    assert worker.wait() == wire.EXIT_STOPPED, worker.stderr
+    (report,) = worker.of(wire.AutopsyReport)
+    assert report.seq < worker.bye.seq
+    assert report.step == report.baseline_step == worker.bye.step
+    logits = next(finding for finding in report.findings if finding.what == "float32 [8, 37]")
+    assert logits.count_before == logits.count_now == report.step
+    assert logits.holder.startswith("list `kept`, closure variable")
+    assert "no update came between" in notes(report)
+
+
+@pytest.mark.parametrize(
+    ("way", "what", "holder", "place"),
+    [
+        ("global", "float32 [7, 11]", "list `GLOBAL_LOGITS`, global of module {module}", "GLOBAL_LOGITS = []"),
+        ("attribute", "float32 [7, 11]", "tuple in list `history`, {object}.Recorder", "class Recorder"),
+        ("slot", "float32 [7, 11]", "`value`, {object}.Slotted", "class Slotted"),
+        ("slot", "{module}.Slotted", "`chain`, {closure}", "def after_update"),
+        ("default", "float32 [7, 11]", "list `seen`, default of function {way}.remember", "def remember"),
+        ("weights", "float32 [37, 16]", "list `copies`, {closure}", "def after_update"),
+        ("numpy", "list of numpy.ndarray float64 [64, 100]", "`copies`, {closure}", "def after_update"),
+    ],
+)  # fmt: skip
+def test_other_holders(way, what, holder, place):
+    leaky_tasks.GLOBAL_LOGITS.clear()
+    names = {
+        "module": leaky_tasks.__name__, "way": "many_ways.<locals>",
+        "closure": "closure variable of function many_ways.<locals>.after_update",
+        "object": f"attribute of object {leaky_tasks.__name__}",
+    }  # fmt: skip
+    line = line_of("many_ways" if place.startswith("def") else "", place)
+    report = of_task(leaky_tasks.many_ways(0, way)).examine()
+    finding = next(finding for finding in accusations(report) if finding.what == what.format(**names))
+    assert finding.holder == f"{holder.format(**names)} (tests/training/leaky_tasks.py:{line})"
+    assert finding.count_now == finding.count_before + 6
+
+
+@pytest.fixture
+def collector_off():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_arrays_in_reference_cycles_are_told_apart(collector_off):
+    report = of_task(leaky_tasks.many_ways(0, "cycle")).examine()
+    assert accusations(report) == []
+    assert "reference cycles held 22.9 MiB until they were collected" in notes(report)  # 6 of 4,000,000 bytes
+    assert not gc.isenabled(), "the user's own setting stays"
+
+
+def test_the_collector_stays_on():
+    Patient().examine()
+    assert gc.isenabled()
+
+
+def test_what_was_examined_is_not_kept():
+    """After the report nothing of the user's is referred to, and nothing grows from request to request."""
+    kept = []
+    patient = Patient(lambda step: kept.append({"step": step, "value": mx.full((64, 64), step)}))
+    report = patient.examine()
+    assert accusations(report)
+    watched = weakref.ref(kept[0]["value"])
+    kept.clear()
+    assert watched() is None, "freed at once, without the collector's help"
+    counts = []
+    for _ in range(3):
+        patient.examine()
+        kept.clear()
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    assert counts[2] - counts[1] < 20, counts
+
+
+def test_functions_compiled_anew_are_told():
+    kept = []
+    report = Patient(lambda step: kept.append(mx.compile(lambda x: x + step))).examine()
+    (finding,) = [finding for finding in accusations(report) if finding.kind == "compiled"]
+    assert finding.what == "functions made by mx.compile"
+    assert finding.count_now == finding.count_before + 6
+    assert finding.holder.startswith("list `kept`, closure variable of function test_functions_compiled_anew")
+
+
+def test_a_burst_is_not_growth():
+    kept = []
+
+    def update(step):
+        if step == 4:
+            kept.extend(mx.full((3, 77), index) for index in range(50))
+
+    assert accusations(Patient(update).examine()) == []
+
+
+def test_a_second_request_has_the_first_for_a_baseline_when_a_stop_comes():
+    kept = []
+    patient = Patient(lambda step: kept.append(mx.full((3, 79), step)))
+    first = patient.examine()
+    patient.train(30)
+    patient.ask()
+    patient.stop.ask("leak")
+    patient.autopsy.finish(patient.step)
+    report = patient.reports[-1]
+    assert len(patient.reports) == 2
+    assert (report.baseline_step, report.step) == (first.step, patient.step)
+    finding = next(finding for finding in accusations(report) if finding.what.startswith("int32 [3, 79]"))
+    assert (finding.count_before, finding.count_now) == (first.step, patient.step)
+    assert finding.holder.startswith("list `kept`, closure variable of")
+
+
+def test_a_stop_between_the_looks_ends_the_search():
+    kept = []
+    patient = Patient(lambda step: kept.append(mx.full((3, 81), step)))
+    patient.ask()
+    patient.train(2)
+    assert not patient.reports
+    patient.stop.ask("leak")
+    patient.train(1)
+    (report,) = patient.reports
+    assert (report.baseline_step, report.step) == (1, 3)
+    assert any(finding.what.startswith("int32 [3, 81]") for finding in accusations(report))
+
+
+def test_a_million_objects_and_the_time_limit():
+    crowd, kept = [[index] for index in range(1_000_000)], []
+    patient = Patient(lambda step: kept.append(mx.full((3, 83), step)))
+    patient.ask(limit_s=5.0)
+    patient.train(7)
+    (report,) = patient.reports
+    assert report.seconds < 10, "5 and what cannot be interrupted, on a busy machine"
+    patient.ask(limit_s=0.05)
+    patient.train(7)
+    hurried = patient.reports[-1]
+    assert not hurried.complete
+    assert hurried.seconds < 5
+    assert accusations(hurried) == [], "half a count must not pass for growth"
+    assert "not enough time" in notes(hurried)
+    del crowd
+    if report.complete:
+        assert any(finding.what.startswith("int32 [3, 83]") for finding in accusations(report))
+
+
+def test_a_failure_of_the_search_is_a_note(monkeypatch):
+    patient = Patient()
+    patient.ask()
+    patient.train(1)
+    monkeypatch.setattr(census, "take", lambda *arguments: [][0])
+    patient.train(5)
+    (report,) = patient.reports
+    assert not report.complete
+    assert "the search failed: IndexError" in notes(report)
+    monkeypatch.undo()
+    patient.ask()
+    patient.train(7)
+    assert patient.reports[-1].complete, "the next request is served"
+
+
+def test_any_text_fits_the_frame():
+    """More leaks than findings, names of many bytes, and ones that cannot be sent."""
+    name = "😀" * 600 + "\n\ud800"
+    holder = type("Holder", (), {})
+    holder.__qualname__ = name
+    holders, kept = [], []
+    for index in range(40):
+        one = holder()
+        vars(one)[name + str(index)] = []
+        holders.append(one)
+
+    def update(step):
+        for index, one in enumerate(holders):
+            (values,) = vars(one).values()
+            values.append(mx.full((index + 1, 85), step) if index % 2 else np.full(3000, step))
+        kept.append(holder())
+        kept[-1].numbers = np.zeros(5000)
+
+    patient = Patient(update)
+    report = patient.examine()
+    assert 12 < len(report.findings) <= 24
+    assert len(patient.frames[-1]) < wire.FRAME_LIMIT_BYTES
+    assert any(finding.holder.startswith("list `😀") for finding in report.findings)
+
+
+def chain(length):
+    total, one = mx.zeros((5,)), mx.ones((5,))
+    mx.eval(total, one)
+    for _ in range(length):
+        total = total + one
+    return total
+
+
+def test_a_graph_deeper_than_the_usual_stack_is_counted():
+    """Where MLX's own recursion would end the process: in one of its own, which a crash must not take along."""
+    code = """
+import time, threading
+from mlx_worker import census, graphs
+from tests.training.test_autopsy import chain
+total, found = chain(150_000), graphs.Graphs()
+native_bytes = census.native_bytes()
+graphs.look(found, [total], graphs.Bounds(native_bytes, native_bytes, 2**40), time.monotonic() + 600)
+print(found.operations, found.by_kind[graphs.kind_of(total)], threading.stack_size())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["150000", "150000", "0"], (done.returncode, done.stderr)
+
+
+def test_a_graph_is_left_alone_where_looking_is_not_safe():
+    """A thread that may be evaluating it, no room for the text, or no time: nothing is counted, and it says why."""
+    total = {"sum": chain(4)}
+
+    def update(step):
+        total["sum"] = total["sum"] + 1
+
+    ready = threading.Event()
+    loader = threading.Thread(target=ready.wait, name="loader")
+    loader.start()
+    try:
+        report = Patient(update).examine()
+    finally:
+        ready.set()
+        loader.join()
+    assert accusations(report) == []
+    assert "another thread may be evaluating: loader" in notes(report)
+    assert any("not evaluated" in finding.what for finding in accusations(Patient(update).examine()))
+    near = graphs.Bounds(native_bytes=2**30, grown_bytes=2**30, room_bytes=2**20)
+    found = graphs.Graphs()
+    graphs.look(found, [total["sum"]], near, float("inf"))
+    assert "limit is too near" in found.reason
+    graphs.look(found, [total["sum"]], graphs.Bounds(2**30, 2**30, 2**40), 0.0)
+    assert "time" in found.reason
+    graphs.look(found, [total["sum"]], graphs.Bounds(2**40, 0, 2**40), float("inf"))
+    assert "too deep" in found.reason
+    assert found.operations is None
+
+
+def test_a_graph_too_large_to_be_seen_growing_is_told():
+    """Its first count did not fit in the time; the last one has to do."""
+    total = chain(6000)
+    looks = [census.Census(step=1), census.Census(step=7)]
+    objects = census.take(looks[1], 7, float("inf"), graphs.Bounds(2**27, 0, 2**40))
+    findings, _ = growth.search(looks, objects, float("inf"))
+    assert any(finding.what.startswith("float32 [5], not evaluated") for finding in findings)
+    assert objects == []
+    del total
