@@ -2,9 +2,9 @@
 
 Measured: what the ramp (bench/ramp.py) itself noted in a mapped file, its resident bytes at the start plus all it had
 touched since, minus the limit, at its death. It is exact to a chunk of 256 KiB (from 1 GiB/s on: 2 MiB), which counts
-as held once it is begun. What Python itself took meanwhile (some 100 KiB) is not in it, so that a kill at the very limit can
-read as a little below 0. The time is from the chunk that reached the limit to the last one. The rate is that of the
-whole ramp: what a busy machine holds up is made up for, so that it may be higher at the limit.
+as held once it is begun. What Python itself took meanwhile (some 100 KiB) is not in it, so that a kill at the very
+limit can read as a little below 0. The time is from the chunk that reached the limit to the last one. The rate is that
+of the whole ramp: what a busy machine holds up is made up for, so that it may be higher at the limit.
 
 Sampler, machine and kill path are the real ones, by `mlx-supervisor run`; the supervisor's own last sample is shown
 beside, and how long it took the supervisor from the beginning of the sample that decided to the return of the call that
