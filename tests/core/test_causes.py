@@ -377,3 +377,11 @@ def test_last_line() -> None:
     assert last_line("") == last_line(" \n\n\t\n") == ""
     assert last_line("Traceback\n  ValueError: bad  \n\n") == "ValueError: bad"
     assert len(last_line("x" * 100_000)) == 300
+
+
+def test_the_list_for_readers_is_whole_and_says_which_halve_the_batch() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "causes.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    batch = {row[0]: row[2] for row in rows[2:]}
+    assert set(batch) == {cause.value for cause in Cause} - {"completed", "asked for"}
+    assert {Cause(name) for name, what in batch.items() if what.startswith("halved")} == MEMORY_CAUSES
