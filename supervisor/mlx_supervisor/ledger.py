@@ -37,14 +37,21 @@ class Ledger:
         self._sample_journaled_s = 0.0
         self._step_line_s = 0.0
 
-    def load_history(self) -> RunHistory | None:
-        """What the run has lived through; None when there is nothing, or nothing that can be read."""
+    def load_history(self) -> RunHistory:
+        """What the run has lived through.
+
+        A history may be older than the last start, or unreadable: still no generation's number is used twice.
+        """
         snapshot = self._journal.load_history(self._run)
+        history = RunHistory()
         try:
-            return None if snapshot is None else RunHistory.restore(snapshot)
+            history = history if snapshot is None else RunHistory.restore(snapshot)
         except ValueError as error:
             log.error("the run's history can't be read; it begins without one", run=self._run, error=str(error))
-            return None
+        used = [int(record["generation"]) for record in self._journal.generations(self._run)]
+        used += [left.generation for left in self._journal.open_generations() if left.run == self._run]
+        history.generation = max([history.generation, *used])
+        return history
 
     def lives(self) -> list[Mapping[str, object]]:
         """The records of all lives, oldest first. Those that the journal can't tell of are told from memory."""
@@ -118,24 +125,23 @@ class Ledger:
 
     def open_generation(self, spawn: act.Spawn, token: str, pid: int, create_time_s: float) -> None:
         """Before the start with pid 0, so that no worker can live unknown; after it with what identifies it."""
-        try:
-            self._journal.open_generation(
-                self._run,
-                spawn.generation,
-                pid,
-                create_time_s,
-                token,
-                boot_id(),
-                spawn.batch_size,
-                spawn.effective_batch,
-                time.time(),
-            )
-        except JournalError as error:
-            log.error("the journal can't note a worker; it is started all the same", run=self._run, error=str(error))
+        self._journal.open_generation(
+            self._run,
+            spawn.generation,
+            pid,
+            create_time_s,
+            token,
+            boot_id(),
+            spawn.batch_size,
+            spawn.effective_batch,
+            time.time(),
+        )
 
     def close_generation(self, action: act.CloseGeneration) -> None:
         """A life is over."""
         self._records.append({"generation": action.generation, **action.record})
+        if action.alive:
+            return
         self._journal.close_generation(self._run, action.generation, action.record)
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from mlx_supervisor.child import end_orphan
+from mlx_supervisor.child import end_orphan, end_remains
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.journal import Journal, OpenGeneration
@@ -12,14 +12,27 @@ from mlx_supervisor.state_dir import boot_id
 
 async def end_left(
     left: OpenGeneration, grace_s: float, hurried: Callable[[], bool], notice: Callable[[act.Persist], None]
-) -> None:
-    """Wait until this worker is gone, and kill it after `grace_s`, or as soon as `hurried` says so."""
+) -> bool:
+    """Wait until this worker is gone, and kill it after `grace_s`, or as soon as `hurried` says so.
+
+    What can't be killed is waited for, since no other worker may start beside it; False when `hurried` ended that.
+    """
     if left.boot_id != boot_id():
-        return
+        return True
     notice(act.Persist("recovering", f"Making sure that no worker of generation {left.generation} lives."))
-    if await end_orphan(left.pid, left.create_time_s, left.token, grace_s, hurried):
-        text = f"Generation {left.generation} outlived its supervisor and was killed."
-        notice(act.Persist("orphan_killed", text, act.Level.WARNING))
+    if not await end_orphan(left.pid, left.create_time_s, left.token, grace_s, hurried):
+        return True
+    text = f"Generation {left.generation} outlived its supervisor and was killed."
+    notice(act.Persist("orphan_killed", text, act.Level.WARNING))
+    told = False
+    while await end_remains(0, left.token, group=False):
+        if hurried():
+            return False
+        if not told:
+            told = True
+            text = f"A process of generation {left.generation} is still there, unkillable: nothing starts beside it."
+            notice(act.Persist("survivor", text, act.Level.ERROR))
+    return True
 
 
 def recovered(left: OpenGeneration, journal: Journal, run: str) -> ev.Recovered:

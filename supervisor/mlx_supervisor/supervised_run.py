@@ -164,11 +164,12 @@ class SupervisedRun:
             restart = self.machine.policy.restart
             grace_s = restart.stop_grace_s + restart.term_grace_s
             for left in lefts:
-                await end_left(left, grace_s, lambda: self._hurried, self._notice)
+                if not await end_left(left, grace_s, lambda: self._hurried, self._notice):
+                    self.machine.refuse_starts(left.generation)
+                    return
             newest = lefts[-1]
             for left in lefts[:-1]:
                 self._shared.journal.close_generation(self.name, left.generation, {"ended": "lost", "cause": "unknown"})
-            self.machine.history.generation = newest.generation
             self.post(recovered(newest, self._shared.journal, self.name))
         except Exception as error:  # the run can be started all the same: its last worker is gone, or was never there
             log.error("what a dead supervisor left can't be taken over", run=self.name, exc_info=error)
@@ -380,7 +381,10 @@ class SupervisedRun:
         task = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._ledger.open_generation(action, token, child.pid, child.create_time_s)
+        try:
+            self._ledger.open_generation(action, token, child.pid, child.create_time_s)
+        except JournalError as error:  # its token is noted, which finds it too
+            log.error("the journal can't note a worker's number", run=self.name, error=str(error))
         drill = self.settings.runs[self.name].drill
         if drill != DrillSettings() and not self._drill_told:
             self._drill_told = True

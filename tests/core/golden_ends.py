@@ -36,6 +36,14 @@ ENDS = {
     "a status of 0 before the last step is no completion": (policy(), RUNNING + """
         exit 0                      -> backoff: close crash, save
     """),
+    "a status of 0 at the last step, which is not saved, is no completion": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        saved error=full            -> running
+        exit 0                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
+    """),
     "a last word without a status of 0 is no completion": (policy(), RUNNING + """
         bye completed               -> running
         exit 1                      -> backoff: close crash, save
@@ -187,9 +195,9 @@ ENDS = {
         tick                        -> killing: kill
         kill                        -> killing
         tick                        -> killing: kill
-        tick                        -> fatal: close asked for, save, finish failed
+        tick                        -> fatal: close asked for but alive, save, finish failed
         start                       -> fatal   # it is still there
-        exit signal=9               -> fatal
+        exit signal=9               -> fatal: close asked for
         exit signal=9               -> fatal
         start                       -> starting: save, spawn 2 batch 8 of 8
     """),
@@ -236,6 +244,7 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=3              -> running
         steps 3                     -> running
+        saved                       -> running: save
         stop                        -> draining: ask stop
         exit 0                      -> completed: close completed, save, finish completed
         """),
@@ -243,6 +252,7 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=3              -> running
         steps 3                     -> running
+        saved                       -> running: save
         kill                        -> killing: kill
         exit 0                      -> completed: close completed, save, finish completed
         """),
@@ -250,6 +260,7 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=3              -> running
         steps 3                     -> running
+        saved                       -> running: save
         tick                        -> terminating: dump, term
         exit 0                      -> completed: close completed, save, finish completed
         """),

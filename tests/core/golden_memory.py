@@ -82,6 +82,7 @@ MEMORY = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=9              -> running
         steps 9 mib=2180 cache=900  -> relieving: ask clear
+        saved                       -> relieving: save
         exit 0                      -> completed: close completed, save, finish completed
     """),
     "over the limit: killed at once, at two samples": (policy(), """

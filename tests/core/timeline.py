@@ -57,7 +57,7 @@ def show(action: ac.Action) -> str:
         case ac.RequestResize():
             return f"resize {action.batch_size} of {action.effective_batch}"
         case ac.CloseGeneration():
-            return f"close {action.record['cause']}"
+            return f"close {action.record['cause']}" + (" but alive" if action.alive else "")
         case ac.Finish():
             return f"finish {action.outcome}"
     names = {

@@ -107,10 +107,14 @@ class Persist(Action):
 
 @dataclass(frozen=True, slots=True)
 class CloseGeneration(Action):
-    """A life is over: its record for the journal and the summary."""
+    """A life is over: its record for the journal and the summary.
+
+    `alive`: its process can't be killed. The journal must not take it for gone: the next supervisor has to look for it.
+    """
 
     generation: int
     record: Mapping[str, Field | list[str]]
+    alive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class Endings(AfterLife):
             f"a process of generation {self.history.generation} survived {self._kills} SIGKILLs; "
             f"the machine has to be restarted"
         )
-        self._close_life(event.at_s, "not killable", self._ending.cause)
+        self._close_life(event.at_s, "not killable", self._ending.cause, alive=True)
         self._survivor = self.history.generation
         self._go(S.FATAL)
         self._finish(S.FATAL, text)
@@ -87,7 +87,7 @@ class Endings(AfterLife):
         past = self.history
         if self._bye is not None:
             return self._bye.outcome is Outcome.COMPLETED and self._bye.step >= past.target_steps
-        return max(past.highest_step, past.durable_step) >= past.target_steps > 0
+        return past.durable_step >= past.target_steps > 0  # a start too many does no harm
 
     def _unasked_ending(self, event: ev.Exited) -> Ending:
         if event.exit_code == 0:

@@ -90,6 +90,7 @@ class MachineBase:
         self._out = []
         rule = TABLE[self.state].get(type(event))
         stale = isinstance(event, ev.WorkerEvent) and event.generation != self.history.generation
+        stale = stale and not isinstance(event, ev.Recovered)
         if rule is None or stale or (isinstance(event, ev.Tick) and not self._due(event.at_s)):
             return []
         self._account(event.at_s)
@@ -104,6 +105,10 @@ class MachineBase:
     def stopping(self) -> bool:
         """Whether the present life is being ended for good, as somebody asked."""
         return self._ending is not None and not self._ending.restart
+
+    def refuse_starts(self, generation: int) -> None:
+        """A worker of this generation is still there and can't be ended: no other may start beside it."""
+        self._survivor = generation
 
     @property
     def checkpoints_gradients(self) -> bool:
@@ -168,10 +173,10 @@ class MachineBase:
         self.history.trips += 1
         self.breaker.open()
 
-    def _close_life(self, at_s: float, ended: str, cause: Cause) -> None:
+    def _close_life(self, at_s: float, ended: str, cause: Cause, alive: bool = False) -> None:
         if self.life is not None:
             record = self.life.record(at_s, ended, cause.value)
-            self._out.append(CloseGeneration(self.life.generation, record))
+            self._out.append(CloseGeneration(self.life.generation, record, alive))
 
     def _finish(self, state: State, reason: str) -> None:
         outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[state]

@@ -52,6 +52,8 @@ class Starts(MachineBase):
         if self._survivor is not None:
             self._say("survivor_gone", f"The unkillable process of generation {self._survivor} is gone.")
             self._survivor = None
+            if self._ending is not None:
+                self._close_life(event.at_s, "not killable", self._ending.cause)
 
     def _on_command_in_backoff(self, event: ev.Command) -> None:
         if event.kind in (CommandKind.START, CommandKind.RESTART):

@@ -1,0 +1,130 @@
+"""Never two workers of one run: what a supervisor makes sure of before it starts one."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+from tests.process import harness
+
+from mlx_supervisor import launch, recovery
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.table import State
+from mlx_supervisor.daemon import Daemon
+from mlx_supervisor.journal import Journal, OpenGeneration
+from mlx_supervisor.journal_file import JournalError
+from mlx_supervisor.ledger import Ledger
+from mlx_supervisor.logs import RunLog
+from mlx_supervisor.settings import read_settings
+from mlx_supervisor.state_dir import StateDir, boot_id
+
+
+def _journal(folder: Path) -> Journal:
+    return Journal(folder / "journal.db", lambda text: pytest.fail(text))
+
+
+@pytest.mark.parametrize("history", [RunHistory(generation=3).snapshot(), {"generation": "three"}, None])
+@pytest.mark.parametrize("closed", [True, False])
+def test_no_number_of_a_generation_is_used_twice(
+    tmp_path: Path, history: dict[str, object] | None, closed: bool
+) -> None:
+    """The history may be older than the last start: a disk was full, or locked."""
+    journal = _journal(tmp_path)
+    journal.open_generation("run", 5, 7, 1.0, "token", "boot", None, None, 1.0)
+    journal.open_generation("another", 9, 7, 1.0, "token", "boot", None, None, 1.0)
+    if closed:
+        journal.close_generation("run", 5, {"ended": "signal 9"})
+    if history is not None:
+        journal.save_history("run", history)
+    assert Ledger("run", journal, RunLog(tmp_path)).load_history().generation == 5
+    journal.close()
+
+
+def test_no_worker_is_started_that_the_journal_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(launch.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
+    read = read_settings(harness.write_settings(tmp_path, args={}))
+    state = StateDir(read.state_dir)
+
+    def full(*_: object) -> None:
+        raise JournalError("no space left")
+
+    async def scenario() -> None:
+        daemon = Daemon(read, state)
+        await daemon.open()
+        try:
+            run = daemon.runs["run"]
+            monkeypatch.setattr(daemon._journal, "open_generation", full)
+            run.command(ev.CommandKind.START)
+            assert (run.machine.state, run.pid) == (State.BACKOFF, None)
+            monkeypatch.undo()
+            monkeypatch.setenv(launch.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
+            await run.until(lambda: run.at_rest)
+            assert run.machine.state is State.COMPLETED
+        finally:
+            await daemon.close()
+            state.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), harness.PATIENCE_S))
+
+
+LEFT = OpenGeneration("run", 4, 4242, 1.0, "token", boot_id(), None, None, 1.0)
+
+
+@pytest.mark.parametrize("hurries", [True, False])
+def test_what_cannot_be_killed_is_waited_for_and_said_once(monkeypatch: pytest.MonkeyPatch, hurries: bool) -> None:
+    looks: list[int] = []
+    said: list[act.Persist] = []
+
+    async def orphan(*_: object) -> bool:
+        return True
+
+    async def remains(*_: object, **__: object) -> bool:
+        looks.append(1)
+        return len(looks) < 4
+
+    monkeypatch.setattr(recovery, "end_orphan", orphan)
+    monkeypatch.setattr(recovery, "end_remains", remains)
+    gone = asyncio.run(recovery.end_left(LEFT, 0.0, lambda: hurries and len(looks) > 1, said.append))
+    assert gone is not hurries
+    assert [notice.kind for notice in said].count("survivor") == 1
+    assert len(looks) == (2 if hurries else 4)
+
+
+def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_settings(harness.write_settings(tmp_path, args={}))
+    state = StateDir(read.state_dir)
+
+    async def still_there(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr("mlx_supervisor.supervised_run.end_left", still_there)
+
+    async def scenario() -> None:
+        daemon = Daemon(read, state)
+        await daemon.open()
+        try:
+            run = daemon.runs["run"]
+            await run.recover([LEFT])
+            run.command(ev.CommandKind.START)
+            assert (run.at_rest, run.pid) == (True, None)
+        finally:
+            await daemon.close()
+            state.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), harness.PATIENCE_S))
+
+
+def test_a_life_that_cannot_be_killed_stays_open_for_the_next_supervisor(tmp_path: Path) -> None:
+    journal = _journal(tmp_path)
+    ledger = Ledger("run", journal, RunLog(tmp_path))
+    journal.open_generation("run", 5, 7, 1.0, "token", "boot", None, None, 1.0)
+    ledger.close_generation(act.CloseGeneration(5, {"ended": "not killable"}, alive=True))
+    assert [left.generation for left in journal.open_generations()] == [5]
+    assert [life["ended"] for life in ledger.lives()] == ["not killable"]
+    ledger.close_generation(act.CloseGeneration(5, {"ended": "not killable"}))
+    assert journal.open_generations() == []
+    journal.close()
