@@ -7,8 +7,9 @@ import secrets
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -166,16 +167,30 @@ class SupervisedRun:
             for left in lefts:
                 if not await end_left(left, grace_s, lambda: self._hurried, self._notice):
                     self.machine.refuse_starts(left.generation)
+                    self._keep(self._look_on(lefts))
                     return
-            newest = lefts[-1]
-            for left in lefts[:-1]:
-                self._shared.journal.close_generation(self.name, left.generation, {"ended": "lost", "cause": "unknown"})
-            self.post(recovered(newest, self._shared.journal, self.name))
+            self._take_over(lefts)
         except Exception as error:  # the run can be started all the same: its last worker is gone, or was never there
             log.error("what a dead supervisor left can't be taken over", run=self.name, exc_info=error)
         finally:
             self.recovering = self._hurried = False
             self._changed.set()
+
+    async def _look_on(self, lefts: Sequence[OpenGeneration]) -> None:
+        """Somebody would not wait for a worker that can't be killed: until it is gone, starts are refused."""
+        for left in lefts:
+            await end_left(left, 0.0, lambda: False, lambda _: None)
+        self._take_over(lefts)
+
+    def _take_over(self, lefts: Sequence[OpenGeneration]) -> None:
+        for left in lefts[:-1]:
+            self._shared.journal.close_generation(self.name, left.generation, {"ended": "lost", "cause": "unknown"})
+        self.post(recovered(lefts[-1], self._shared.journal, self.name))
+
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def tend(self) -> None:
         """Once a second: keep the logs within their bounds, and notice a sampler that has fallen silent."""
@@ -378,9 +393,7 @@ class SupervisedRun:
             self.name, action.generation, child.pid, memory.limit_bytes, interval_s, child.brake, token
         )
         self._events.append(ev.Spawned(time.monotonic(), action.generation, child.pid))
-        task = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(self._wait(child, action.generation))
         try:
             self._ledger.open_generation(action, token, child.pid, child.create_time_s)
         except JournalError as error:  # its token is noted, which finds it too

@@ -98,10 +98,16 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
     read = read_settings(harness.write_settings(tmp_path, args={}))
     state = StateDir(read.state_dir)
 
-    async def still_there(*_: object) -> bool:
-        return False
+    gone = asyncio.Event()
 
-    monkeypatch.setattr("mlx_supervisor.supervised_run.end_left", still_there)
+    async def ends(*arguments: object) -> bool:
+        if arguments[1] != 0.0:  # the first time: somebody is in a hurry
+            return False
+        await gone.wait()
+        return True
+
+    monkeypatch.setattr("mlx_supervisor.supervised_run.end_left", ends)
+    monkeypatch.setenv(launch.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
 
     async def scenario() -> None:
         daemon = Daemon(read, state)
@@ -111,6 +117,11 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
             await run.recover([LEFT])
             run.command(ev.CommandKind.START)
             assert (run.at_rest, run.pid) == (True, None)
+            gone.set()
+            await run.until(lambda: run.machine.life is None and run.summary()["generations"] != [])
+            run.command(ev.CommandKind.START)
+            await run.until(lambda: run.at_rest)
+            assert run.machine.state is State.COMPLETED
         finally:
             await daemon.close()
             state.close()

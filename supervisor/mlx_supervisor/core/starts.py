@@ -71,6 +71,7 @@ class Starts(MachineBase):
 
     def _on_recovered(self, event: ev.Recovered) -> None:
         past = self.history
+        self._survivor = None
         past.add_lost_life(event)
         cause = Cause.HOST_LOST if event.machine_restarted else Cause.SUPERVISOR_LOST
         self._say("recovered", f"Took over generation {event.generation}: {cause.value}.", Level.WARNING)
