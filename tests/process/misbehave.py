@@ -57,7 +57,9 @@ class Worker:
                 self.send(wire.AutopsyReport, step=self.step, baseline_step=1, seconds=0.1, findings=[finding])
 
     def save(self) -> None:
-        self.saved.write_text(str(self.step))
+        temporary = self.saved.with_suffix(".tmp")
+        temporary.write_text(str(self.step))
+        temporary.replace(self.saved)  # a kill may come between any two lines
         self.send(wire.Checkpoint, step=self.step, ok=True, seconds=0.001, stall_s=0.0, size_bytes=3)
 
     def report(self, seconds: float) -> None:
