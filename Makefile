@@ -17,13 +17,14 @@ ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null)$(shell cat $(VENV)/.made
 $(DEPENDENCIES): again
 endif
 
-.PHONY: help install run run-bare test test-long check bench bench-worker lock clean again
+.PHONY: help install run run-bare test test-long check simulate simulate-bugs bench bench-worker lock clean again
 
 help:
 	@echo "make install    the environment in $(VENV), from the hash-pinned requirements.txt"
 	@echo "make run        a first run with a fire drill: it leaks, trips, halves its batch, and finishes"
 	@echo "make run-bare   the same drill without the supervisor: it dies"
 	@echo "make test       the default tests; make test-long the slow ones; make check ruff and mypy"
+	@echo "make simulate   1,000 seeds of simulated worlds; SEEDS=10000 or SEEDS=7..99; SEED=42 replays one; simulate-bugs"
 	@echo "make bench      what supervision costs, into bench/results; make bench-worker the worker's own figures"
 	@echo "make clean      removes all that make made"
 
@@ -64,6 +65,16 @@ check: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+# SEEDS=10000 for so many, SEEDS=7..99 for these; SEED=42 replays one with its timeline, all of it with ALL=1;
+# with SEEDS, ALL=1 goes on after a violation
+SEEDS ?= 1000
+simulate: $(INSTALLED)
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(if $(ALL),--all)
+
+# how soon each bug that is planted into the machine is found
+simulate-bugs: $(INSTALLED)
+	$(BIN)/python -m tests.simulation --bugs --seeds 1000
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/footprint.py

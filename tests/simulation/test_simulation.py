@@ -1,56 +1,110 @@
-"""Many seeds of the simulated world. `SIMULATION_SEED=1234 pytest tests/simulation` replays one."""
+"""Some hundred seeds of simulated worlds; `make simulate` plays many more, `make simulate SEED=42` replays one."""
 
-import os
-from collections import Counter
+from random import Random
 
 import pytest
-from tests.simulation.world import LIMIT_MIB, Faults, World
+from tests.simulation.faults import LIMIT_MIB, Faults, steady_policy
+from tests.simulation.many import play_chunk
+from tests.simulation.seeds import EVENTS_AT_LEAST, play_seed, seeds_of
+from tests.simulation.tally import Tally
+from tests.simulation.timeline import Timeline
+from tests.simulation.world import World
 
-SEEDS = 200
-REPLAY = os.environ.get("SIMULATION_SEED")
+CHUNK = 40
 
 
-@pytest.mark.parametrize("first", [int(REPLAY)] if REPLAY else range(0, SEEDS, 20))
+def steady(seed: int, faults: Faults, target_steps: int = 400, limit_mib: int = LIMIT_MIB) -> World:
+    """One run under one fault, to its end, under a supervisor that forgives itself what it slept over."""
+    chance = Random(seed)
+    policy = steady_policy(chance, limit_mib)
+    return World(chance, faults=faults, policy=policy, target_steps=target_steps, sample_s=0.1, forgives=1.0).play(
+        1_000_000
+    )
+
+
+@pytest.mark.parametrize("first", range(0, 120, CHUNK))
 def test_seeds(first: int) -> None:
-    for seed in [first] if REPLAY else range(first, first + 20):
-        try:
-            World(seed).run()
-        except Exception as error:
-            raise AssertionError(f"replay with SIMULATION_SEED={seed}: {error!r}") from error
+    tally, failures = play_chunk(range(first, first + CHUNK))
+    assert not failures, f"replay with `make simulate SEED={failures[0].seed}`: {failures[0]}"
+    assert tally.fewest_events >= EVENTS_AT_LEAST
+    # a simulation in which nothing goes wrong would prove nothing
+    assert tally.spawns > 6 * CHUNK
+    assert tally.supervisors > CHUNK / 4
+    assert tally.outcomes["completed"] == tally.worlds or tally.outcomes["completed"] > tally.worlds
+    assert tally.outcomes["failed"] > CHUNK / 4
+    assert len(tally.causes) > 12
 
 
 def test_a_seed_replays_exactly() -> None:
-    def trace(seed: int) -> tuple[float, int, object]:
-        world = World(seed).run()
-        return world.now_s, world.spawns, world.machine.history.snapshot()
+    def lines(seed: int) -> list[str]:
+        kept: list[Timeline] = []
 
-    assert [trace(seed) for seed in range(5)] == [trace(seed) for seed in range(5)]
+        def record(_: World) -> Timeline:
+            kept.append(Timeline(every=True))
+            return kept[-1]
+
+        play_seed(seed, timeline=record)
+        return [line for each in kept for line in each.lines]
+
+    for seed in range(3):
+        assert lines(seed) == lines(seed) != lines(seed + 1)
 
 
-def test_the_worlds_are_as_troubled_as_they_should_be() -> None:
-    """A simulation in which nothing goes wrong would prove nothing."""
-    worlds = [World(seed).run() for seed in range(60)]
-    outcomes = Counter(world.finished.outcome for world in worlds if world.finished)
-    assert outcomes["completed"] > 40
-    assert outcomes["failed"] >= 1
-    assert sum(world.spawns for world in worlds) > 200
-    assert sum(world.machine.history.trips for world in worlds) > 50
+def test_seeds_of() -> None:
+    assert seeds_of("3") == range(3)
+    assert seeds_of("7..9") == range(7, 10)
+    for wrong in ("", "0", "9..7", "x", "1.."):
+        with pytest.raises(ValueError):
+            seeds_of(wrong)
+
+
+def test_tallies_add_up() -> None:
+    each = [play_chunk(range(seed, seed + 1))[0] for seed in range(3)]
+    total = Tally()
+    for one in each:
+        total.add(one)
+    assert total == play_chunk(range(3))[0]
+    assert total.seeds == 3
+    assert total.fewest_events == min(one.events for one in each)
+    assert any("3 seeds" in line for line in total.lines())
 
 
 @pytest.mark.parametrize("leak_mib", [5, 20, 50, 100])
 def test_a_steady_leak_costs_no_step(leak_mib: float) -> None:
-    """Each trip comes early enough for a checkpoint: nothing is ever done twice."""
-    world = World(7, faults=Faults(leak_mib=leak_mib, noise_mib=10.0)).run()
-    past = world.machine.history
-    assert world.finished is not None
-    assert world.finished.outcome == "completed"
-    assert past.replayed_steps == 0
-    assert past.trips >= (1 if leak_mib * 400 > LIMIT_MIB else 0)
+    """Each trip comes early enough for a checkpoint: nothing is ever done twice. 100 MiB a step: 30 steps of room."""
+    for seed in range(3):
+        world = steady(
+            seed, Faults(base_mib=100.0, per_sample_mib=20.0, leak_mib=leak_mib, noise_mib=10.0), limit_mib=3300
+        )
+        past = world.shell.machine.history
+        assert past.outcome == "completed"
+        assert past.replayed_steps == 0
+        assert past.trips >= (1 if leak_mib * 400 > 3300 else 0)
 
 
 def test_a_hundred_days_of_leaking_end() -> None:
     """Restarts without number, as long as each gets somewhere."""
-    world = World(3, target_steps=6000, faults=Faults(leak_mib=50.0, base_mib=300.0)).run()
-    assert world.finished is not None
-    assert world.finished.outcome == "completed"
-    assert world.spawns > 150
+    world = steady(3, Faults(leak_mib=50.0), target_steps=6000)
+    assert world.shell.machine.history.outcome == "completed"
+    assert world.watch.tally.spawns > 100
+    assert set(world.watch.tally.outcomes) == {"completed"}
+
+
+def test_a_world_in_which_nothing_goes_wrong_costs_no_restart() -> None:
+    world = steady(1, Faults(), target_steps=3000)
+    assert world.watch.tally.causes == {"completed": world.watch.tally.spawns}
+    assert world.shell.machine.history.trips == 0
+
+
+@pytest.mark.parametrize("faults", [Faults(sleeps_after_s=100.0), Faults(stalls_after_s=60.0)])
+def test_sleep_and_stalls_are_no_hangs(faults: Faults) -> None:
+    """Deadlines that were slept over are heard of together with what came meanwhile."""
+    for seed in range(5):
+        assert set(steady(seed, faults).watch.tally.causes) == {"completed"}
+
+
+def test_deaths_of_the_supervisor_cost_no_durable_step() -> None:
+    worlds = [steady(seed, Faults(supervisor_dies=0.003)) for seed in range(5)]
+    assert sum(world.watch.tally.supervisors for world in worlds) > 5
+    for world in worlds:
+        assert set(world.watch.tally.outcomes) == {"completed"}

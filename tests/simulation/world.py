@@ -1,360 +1,216 @@
-"""A world for one run, from a seed: a worker with faults, a kernel, lost telemetry, a person, and a virtual clock.
+"""A world for one run: a computer, a worker with faults, people, and a supervisor that can be killed at any event.
 
-`World.run()` plays a run to its end and checks on the way what must always hold. Nothing here waits: a run of days
-takes milliseconds. Everything random comes from one generator, so a seed replays a run exactly.
+Everything random comes from the one generator given, so a seed replays a world exactly.
 """
 
-import heapq
-import json
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-from mlx_supervisor.core import actions as ac
+from random import Random
+
+from tests.simulation.channel import Channel
+from tests.simulation.clock import Clock
+from tests.simulation.faults import DEATHS, Faults, benign, drawn_faults, drawn_policy
+from tests.simulation.host import Host
+from tests.simulation.invariant import check
+from tests.simulation.journal import Journal
+from tests.simulation.shell import Shell
+from tests.simulation.watch import Watch
+from tests.simulation.weather import Weather
+from tests.simulation.worker import Worker
+
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine import RunMachine
-from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
+from mlx_supervisor.core.policy import RunPolicy
 from mlx_supervisor.core.table import AT_REST
 
-LIMIT_MIB = 2200
-SAMPLE_S = 0.25
-EVENTS_AT_MOST = 400_000
-"""More than any run here needs: a run that never ends fails instead."""
+HEALING_EVENTS = 6_000
+"""More than any run needs to come to its end in a world that is well again."""
+RESTS_IN_HEALTH = 3
+"""How often such a run may stand still, for what happened before."""
+TURNS_AT_MOST = 20_000
+"""Happenings in the world, none of which tells the machine anything."""
 
 
-@dataclass(frozen=True)
-class Faults:
-    """What goes wrong in this world. Shares are chances per step, memory is in MiB."""
-
-    leak_mib: float = 0.0
-    base_mib: float = 300.0
-    per_sample_mib: float = 60.0
-    noise_mib: float = 5.0
-    spike: float = 0.0
-    crash: float = 0.0
-    killed: float = 0.0
-    hang: float = 0.0
-    exit_0: float = 0.0
-    ignores_stop: bool = False
-    ignores_term: bool = False
-    lost: float = 0.0
-    missing: float = 0.0
-    supervisor_dies: float = 0.0
-    checkpoint_fails: float = 0.0
-    refuses: bool = False
-
-    @property
-    def survivable(self) -> bool:
-        """Whether the run must come to its end."""
-        fits = self.base_mib + self.per_sample_mib + 10 * self.leak_mib < 0.8 * LIMIT_MIB
-        return fits and not self.refuses
-
-    @classmethod
-    def drawn(cls, chance: random.Random) -> "Faults":
-        """About two kinds of trouble at a time."""
-        kinds: list[dict[str, float | bool]] = [
-            {},
-            {"leak_mib": chance.choice([2.0, 20.0, 50.0, 100.0])},
-            {"per_sample_mib": chance.choice([150.0, 300.0, 900.0])},
-            {"noise_mib": 30.0, "spike": 0.003},
-            {"crash": 0.004},
-            {"killed": 0.004},
-            {"hang": 0.002},
-            {"exit_0": 0.002},
-            {"ignores_stop": True, "leak_mib": 30.0},
-            {"ignores_term": True, "hang": 0.002},
-            {"lost": 0.2},
-            {"missing": 0.05},
-            {"supervisor_dies": 0.0005},
-            {"checkpoint_fails": 0.3},
-            {"base_mib": 2400.0},
-            {"refuses": True},
-        ]
-        chosen: dict[str, float | bool] = {}
-        for kind in chance.sample(kinds[:-2], 2) + ([chance.choice(kinds[-2:])] if chance.random() < 0.05 else []):
-            chosen |= kind
-        return cls(**chosen)  # type: ignore[arg-type]
-
-
-@dataclass
-class Disk:
-    """What outlives worker and supervisor."""
-
-    durable_step: int = 0
-    snapshot: str = "{}"
-
-
-@dataclass(eq=False)
-class Worker:
-    """One process. It trains, saves, leaks, and dies in its own ways."""
-
-    generation: int
-    batch: int
-    effective: int
-    save_every: int
-    step: int
-    alive: bool = True
-    ready: bool = False
-    hung: bool = False
-    stopping: bool = False
-    leaked_mib: float = 0.0
-    spike_mib: float = 0.0
-    first_step: int = 0
-
-
-@dataclass
 class World:
-    """One run from its start to its rest."""
+    """`play` goes on for so many troubled events, then lets the world be well and the run come to its end.
 
-    seed: int
-    target_steps: int = 400
-    faults: Faults | None = None
-    now_s: float = 1000.0
-    spawns: int = 0
-    barren_spawns: int = 0
-    disk: Disk = field(default_factory=Disk)
-    finished: ac.Finish | None = None
+    `forgives`: share of supervisors that hear first what came while they slept over a deadline, as the real one does.
+    """
 
-    def __post_init__(self) -> None:
-        self.chance = random.Random(self.seed)
-        self.faults = self.faults or Faults.drawn(self.chance)
-        self.policy = RunPolicy(
-            MemoryPolicy(LIMIT_MIB * MIB, missing_samples=8),
-            BatchPolicy(8, grow_after_steps=self.chance.choice([40, 200])),
-            RestartPolicy(max_without_progress=6, hang_timeout_s=30.0, close_after_steps=20),
-        )
-        self.machine = RunMachine(self.policy)
-        self.worker: Worker | None = None
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
-        self._durable_at_spawn = 0
-        self._asked_for: set[int] = set()
+    def __init__(
+        self,
+        chance: Random,
+        *,
+        faults: Faults | None = None,
+        policy: RunPolicy | None = None,
+        target_steps: int | None = None,
+        sample_s: float = 0.5,
+        forgives: float = 0.7,
+        machine_type: type[RunMachine] = RunMachine,
+    ) -> None:
+        self.chance = chance
+        self.faults = faults or drawn_faults(chance)
+        self.policy = policy or drawn_policy(chance)
+        self.target_steps = target_steps or chance.choice((40, 120, 300))
+        self.sample_s, self.forgives = sample_s, forgives
+        self.number = chance.randrange(2**32)
+        self.kernel_tells = chance.random() < 0.5
+        self.can_checkpoint_gradients = chance.random() < 0.7
+        self.machine_type = machine_type
+        self.clock, self.host, self.journal = Clock(), Host(), Journal()
+        self.channel = Channel(self)
+        self.workers: list[Worker] = []
+        self.watch = Watch(self)
+        self.weather = Weather(self)
+        self.well = False
+        self.completed = False
+        self.last_dead: Worker | None = None
+        self._rested = False
+        self._rests_in_health = self._turns = self._turn_events = 0
+        self._fix_shares()
+        self.shell = Shell(self)
 
     # ---- the loop
 
-    def run(self) -> "World":
-        """Until the run rests."""
-        self._apply(ev.Command(self.now_s, ev.CommandKind.START))
-        for _ in range(EVENTS_AT_MOST):
-            if self.machine.state in AT_REST:
-                self._check_end()
-                return self
+    def play(self, events: int) -> World:
+        """To the run's completion, at the earliest when it completes, at the latest some time after `events`."""
+        self.weather.begin()
+        self.shell.begin()
+        self.command(ev.CommandKind.START)
+        while not self.completed:
+            if self.watch.events >= events and not self.well:
+                self.heal()
             self._next()
-        raise AssertionError(f"seed {self.seed}: no end after {EVENTS_AT_MOST} events, in {self.machine.state}")
+        self.watch.at_end()
+        return self
 
     def _next(self) -> None:
-        deadline_s = self.machine.next_deadline()
-        if self._queue and (deadline_s is None or self._queue[0][0] <= deadline_s):
-            self.now_s, _, happen = heapq.heappop(self._queue)
-            happen()
-            return
-        assert deadline_s is not None, f"seed {self.seed}: nothing will ever happen again in {self.machine.state}"
-        self.now_s = max(self.now_s, deadline_s)
-        self._apply(ev.Tick(self.now_s))
+        self._count_turn()
+        if self.shell.machine.state in AT_REST and self.shell.alive:
+            self._at_rest()
+            if self.completed:
+                return
+        else:
+            self._rested = False
+        tick_s = self.shell.tick_s
+        if self.clock.next_s <= tick_s:
+            check(self.clock.next_s < float("inf"), "liveness", lambda: self.watch.stuck())
+            self.clock.step()
+        else:
+            self.clock.now_s = max(self.clock.now_s, tick_s)
+            self.shell.tick()
 
-    def _later(self, delay_s: float, happen: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._queue, (self.now_s + delay_s, self._count, happen))
+    def _count_turn(self) -> None:
+        if self._turn_events != self.watch.events:
+            self._turn_events, self._turns = self.watch.events, 0
+        self._turns += 1
+        check(self._turns <= TURNS_AT_MOST, "liveness", lambda: self.watch.stuck())
 
-    def _often(self, share: float) -> bool:
+    def heal(self) -> None:
+        """From now on nothing goes wrong any more, and somebody wants the run to end."""
+        self.well = True
+        self.note("the world is well from now on")
+        self.faults = benign(self.faults)
+        self._fix_shares()
+        self.weather.clear_up()
+        for worker in self.workers:
+            worker.heal()
+        self.watch.begins_to_heal(HEALING_EVENTS)
+
+    def _at_rest(self) -> None:
+        """A person looks at it after a while."""
+        if self.shell.machine.history.outcome == "completed":
+            self.completed = self.well or self.chance.random() < 0.8
+            if not self.completed:  # somebody starts it once more
+                self.command(ev.CommandKind.START)
+        elif not self._rested:
+            self._rested = True
+            self.clock.later(self.chance.uniform(1, 60), self._look_after)
+
+    def _look_after(self) -> None:
+        self._rested = False
+        if self.shell.alive and self.shell.machine.state in AT_REST:
+            self._rests_in_health += self.well
+            check(self._rests_in_health <= RESTS_IN_HEALTH, "liveness", lambda: self.watch.stuck())
+            if not self.well and self.shell.machine.history.outcome == "failed" and self.chance.random() < 0.5:
+                self.heal()
+            self.command(ev.CommandKind.START)
+
+    def note(self, text: str) -> None:
+        """For a timeline, if one is kept."""
+        if self.watch.timeline is not None:
+            self.watch.timeline.say(text)
+
+    # ---- chances
+
+    def often(self, share: float) -> bool:
+        """Whether it happens this time."""
         return share > 0 and self.chance.random() < share
 
-    # ---- the supervisor
+    def _fix_shares(self) -> None:
+        self.death_share = self.faults.death
+        self._kinds = [(name, getattr(self.faults, name)) for name in DEATHS if getattr(self.faults, name)]
 
-    def _apply(self, event: ev.Event) -> None:
-        for action in self.machine.apply(event):
-            self._do(action)
+    def drawn_death(self) -> str:
+        """One of this world's."""
+        return self.chance.choices([name for name, _ in self._kinds], [share for _, share in self._kinds])[0]
 
-    def _do(self, action: ac.Action) -> None:
-        match action:
-            case ac.SaveHistory():
-                self.disk.snapshot = json.dumps(action.snapshot)
-            case ac.Spawn():
-                self._spawn(action)
-            case ac.Finish():
-                self.finished = action
-            case ac.Kill():
-                self._signal(action.generation, 9)
-            case ac.Terminate():
-                self._signal(action.generation, 15)
-            case ac.RequestStop():
-                self._tell(action.generation, self._stop)
-            case ac.RequestClearCache():
-                self._tell(action.generation, self._clear)
-            case ac.RequestResize():
-                self._tell(action.generation, lambda worker: setattr(worker, "batch", action.batch_size))
+    def trouble_now(self) -> str:
+        """Whether the supervisor, or the machine under it, dies of the event in hand."""
+        faults = self.faults
+        if faults.supervisor_dies and self.chance.random() < faults.supervisor_dies:
+            return "death"
+        return "reboot" if faults.reboots and self.chance.random() < faults.reboots else ""
 
-    def _supervisor_dies(self) -> None:
-        """And with it the worker; another one takes over from what is on the disk."""
-        if self.worker is not None:
-            self.worker.alive, self.worker = False, None
-        self.machine = RunMachine(self.policy, RunHistory.restore(json.loads(self.disk.snapshot)))
-        self._apply(ev.Recovered(self.now_s, self.machine.history.generation, False, 0))
-        if self.machine.history.wanted:
-            self._apply(ev.Command(self.now_s, ev.CommandKind.START))
+    # ---- what comes from outside
 
-    # ---- a process
+    def deliver(self, event: ev.Event) -> None:
+        """A frame arrives at whoever is the supervisor now."""
+        self.shell.receive(event)
 
-    def _spawn(self, spawn: ac.Spawn) -> None:
-        assert self.worker is None, f"seed {self.seed}: two workers"
-        assert json.loads(self.disk.snapshot)["generation"] == spawn.generation
-        assert spawn.batch_size is not None
-        assert spawn.effective_batch == 8
-        assert 1 <= spawn.batch_size <= 8
-        self.spawns += 1
-        self.barren_spawns = 0 if self.disk.durable_step > self._durable_at_spawn else self.barren_spawns + 1
-        self._durable_at_spawn = self.disk.durable_step
-        assert self.barren_spawns <= 6 + 4, f"seed {self.seed}: {self.barren_spawns} starts without progress"
-        every = spawn.checkpoint_every_steps or 25
-        worker = Worker(spawn.generation, spawn.batch_size, 8, every, self.disk.durable_step)
-        worker.first_step = worker.step
-        self.worker = worker
-        self._report(worker, ev.Spawned(self.now_s, worker.generation, 7), sure=True)
-        self._later(self.chance.uniform(1, 5), lambda: self._ready(worker))
-        self._later(SAMPLE_S, lambda: self._sample(worker))
-
-    def _ready(self, worker: Worker) -> None:
-        if not worker.alive:
+    def command(self, kind: ev.CommandKind) -> None:
+        """A person's wish, if anybody is there to hear it."""
+        if not self.shell.alive:
             return
-        if self.faults and self.faults.refuses:
-            self._report(worker, ev.Bye(self.now_s, worker.generation, ev.Outcome.REFUSED, "no", 0, None, None))
-            self._exit(worker, 78)
-            return
-        worker.ready = True
-        words = (worker.step, self.target_steps, worker.batch, worker.effective)
-        self._report(worker, ev.Ready(self.now_s, worker.generation, *words))
-        self._later(self._step_s(worker), lambda: self._step(worker))
-
-    def _step_s(self, worker: Worker) -> float:
-        return self.chance.uniform(0.25, 0.35)
-
-    def _step(self, worker: Worker) -> None:
-        assert self.faults is not None
-        if not worker.alive:
-            return
-        if self._often(self.faults.supervisor_dies):
-            self._supervisor_dies()
-            return
-        worker.hung = worker.hung or self._often(self.faults.hang)
-        if worker.hung:
-            return
-        if worker.step >= self.target_steps or (worker.stopping and not self.faults.ignores_stop):
-            self._leave(worker)
-            return
-        worker.step += 1
-        worker.leaked_mib += self.faults.leak_mib
-        worker.spike_mib = self.chance.uniform(0, 900) if self._often(self.faults.spike) else 0.0
-        memory = (int(self._mib(worker) * MIB), 0, 0, 0)
-        words = (worker.step, 1.0, 9, 8, 1e-3, 0.3, worker.batch, worker.effective // worker.batch)
-        self._report(worker, ev.StepReport(self.now_s, worker.generation, *words, *memory))
-        if (worker.step - worker.first_step) % worker.save_every == 0:
-            self._save(worker)
-        if self._dies(worker):
-            return
-        self._later(self._step_s(worker), lambda: self._step(worker))
-
-    def _dies(self, worker: Worker) -> bool:
-        assert self.faults is not None
-        if self._often(self.faults.crash):
-            self._exit(worker, 1, tail="ValueError: bad luck")
-        elif self._often(self.faults.killed):
-            self._exit(worker, None, 9)
-        elif self._often(self.faults.exit_0):
-            self._exit(worker, 0)
-        return not worker.alive
-
-    def _save(self, worker: Worker) -> None:
-        assert self.faults is not None
-        ok = not self._often(self.faults.checkpoint_fails)
-        if ok:
-            self.disk.durable_step = max(self.disk.durable_step, worker.step)
-        words = (worker.step, ok, 0.2, 0.1, 5 * MIB, "" if ok else "disk full")
-        self._report(worker, ev.CheckpointReport(self.now_s, worker.generation, *words))
-
-    def _leave(self, worker: Worker) -> None:
-        self._save(worker)
-        done = worker.step >= self.target_steps and self.disk.durable_step >= self.target_steps
-        outcome = ev.Outcome.COMPLETED if done else ev.Outcome.STOPPED
-        self._report(worker, ev.Bye(self.now_s, worker.generation, outcome, "", worker.step, 1.0, None))
-        self._exit(worker, 0 if done else 75)
-
-    def _exit(self, worker: Worker, code: int | None, signal: int | None = None, tail: str = "") -> None:
-        if not worker.alive:
-            return
-        worker.alive = False
-        delay_s = self.chance.uniform(0, 0.5)
-        event = ev.Exited(self.now_s + delay_s, worker.generation, code, signal, tail, False)
-        self._later(delay_s, lambda: self._reap(worker, event))
-
-    def _reap(self, worker: Worker, event: ev.Exited) -> None:
-        if self.worker is worker:
-            self.worker = None
-        self._apply(event)
-
-    # ---- between the two
-
-    def _report(self, worker: Worker, event: ev.Event, sure: bool = False) -> None:
-        """Telemetry: late, or lost."""
-        assert self.faults is not None
-        if sure or not self._often(self.faults.lost):
-            self._later(self.chance.uniform(0, 0.01), lambda: self._apply(event))
-
-    def _tell(self, generation: int, do: Callable[[Worker], object]) -> None:
-        worker = self.worker
-        assert worker is not None, f"seed {self.seed}: an order for nobody"
-        assert worker.generation == generation
-        if self.faults and not self._often(self.faults.lost):
-            do(worker)
-
-    def _stop(self, worker: Worker) -> None:
-        worker.stopping = True
-
-    def _clear(self, worker: Worker) -> None:
-        if worker.alive and not worker.hung:
-            self._report(worker, ev.Cleared(self.now_s, worker.generation, 0, 0))
-
-    def _signal(self, generation: int, number: int) -> None:
-        assert self.faults is not None
-        worker = self.worker
-        assert worker is not None, f"seed {self.seed}: a signal for nobody"
-        assert worker.generation == generation
-        if number == 15 and (self.faults.ignores_term or worker.hung):
-            return
-        if number == 15 and worker.ready and worker.alive:
-            self._leave(worker)
+        if kind is ev.CommandKind.SUSPEND:
+            self.shell.suspend()
         else:
-            self._exit(worker, None, number)
+            self.shell.command(kind)
 
-    def _mib(self, worker: Worker) -> float:
-        assert self.faults is not None
-        noise = self.chance.gauss(0, self.faults.noise_mib)
-        held = self.faults.base_mib + (self.faults.per_sample_mib * worker.batch if worker.ready else 0)
-        return max(held + worker.leaked_mib + worker.spike_mib + noise, 1.0)
+    def gone(self, worker: Worker) -> None:
+        """The kernel has ended a process; its parent is told a little later."""
+        self.workers.remove(worker)
+        if worker.death is not None:
+            self.note(f"the worker of generation {worker.generation} is gone: {worker.death.kind}")
+        self.weather.freed(worker.mib())
+        self.clock.later(0.5 * self.chance.random(), worker.parent.exited, worker)
 
-    def _sample(self, worker: Worker) -> None:
-        assert self.faults is not None
-        if not worker.alive:
-            return
-        if self._often(self.faults.missing):
-            self._apply(ev.SampleMissing(self.now_s, worker.generation, "busy"))
-        else:
-            self._apply(ev.Sample(self.now_s, worker.generation, int(self._mib(worker) * MIB), 2**40, 1))
-        self._later(SAMPLE_S, lambda: self._sample(worker))
+    # ---- supervisors come and go
 
-    # ---- what must hold
+    def strike(self, trouble: str) -> None:
+        """The supervisor is killed, or the machine restarts."""
+        if trouble == "reboot":
+            for worker in self.workers:
+                worker.lose_power()
+            self.workers.clear()
+            self.note("the machine restarts")
+            self.watch.tally.reboots += 1
+            self.host.disk.lose_power(self.chance)
+            self.weather.reboot()
+        self.supervisor_ends(killed=True)
+        if trouble == "reboot":
+            self.clock.jump(self.chance.uniform(5, 60))
 
-    def _check_end(self) -> None:
-        assert self.faults is not None
-        past, finish = self.machine.history, self.finished
-        context = f"seed {self.seed}, {self.faults}: {past}"
-        assert finish is not None, context
-        assert finish.reason, context
-        assert past.durable_step <= self.disk.durable_step, f"believes in a checkpoint that is not there: {context}"
-        if finish.outcome == "completed":
-            assert self.disk.durable_step == self.target_steps, f"not done: {context}"
-        if self.faults.survivable:
-            assert finish.outcome == "completed", f"gave up: {finish.reason}; {context}"
-        if self.faults.refuses or self.faults.base_mib > LIMIT_MIB:
-            assert finish.outcome == "failed", context
-            assert self.spawns <= 2, f"a restart storm: {context}"
+    def supervisor_ends(self, killed: bool = False) -> None:
+        """Another one is started by the system after a while."""
+        self.note("the supervisor is killed" if killed else "the supervisor ends")
+        if killed:
+            self.shell.die()
+        self.shell.alive = False
+        self.clock.later(self.chance.uniform(0.1, 12), self._supervisor_begins)
+
+    def _supervisor_begins(self) -> None:
+        self.watch.supervisor_died()
+        self.shell = Shell(self)
+        self.watch.restored(self.shell.machine)
+        self.shell.begin()

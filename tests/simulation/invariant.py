@@ -1,0 +1,17 @@
+"""What the checks raise."""
+
+from collections.abc import Callable
+
+
+class InvariantError(AssertionError):
+    """`rule`: which of the things that must always hold did not."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"{rule}: {text}")
+        self.rule = rule
+
+
+def check(holds: object, rule: str, text: str | Callable[[], str]) -> None:
+    """Raise an InvariantError unless `holds`; a `text` that costs something is given as a function."""
+    if not holds:
+        raise InvariantError(rule, text if isinstance(text, str) else text())

@@ -1,0 +1,11 @@
+"""Planted bugs are found. `make simulate-bugs` tells how soon."""
+
+import pytest
+from tests.simulation.bugs import BUGS, SEEDS_AT_MOST, seed_that_finds
+
+FAST_SEEDS = 60
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_found(name: str) -> None:
+    assert seed_that_finds(name, range(FAST_SEEDS)) is not None, f"within {SEEDS_AT_MOST} seeds is what is promised"
