@@ -80,7 +80,13 @@ class HostileMeta(type):
 
 
 class Hostile(dict, metaclass=HostileMeta):
-    """A dictionary of that class."""
+    """A dictionary of that class, that can't be read either."""
+
+    def __len__(self):
+        Disguised.touched += 1
+        raise RuntimeError("no length")
+
+    __iter__ = __reversed__ = items = values = keys = __len__
 
 
 def _model(seed):

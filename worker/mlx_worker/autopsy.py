@@ -18,6 +18,8 @@ LOOKS = 3
 UPDATES_BETWEEN = 3
 SHARE = 0.3
 """Of the time that is left: for a look that is not the last."""
+UNINTERRUPTED_S = 60.0
+"""More than a garbage collection or a walk of a graph takes beyond the limit, on a slow machine: for the watchdog."""
 ROOM_BYTES = 64 * 1024 * 1024
 """May be used for the search even where there is hardly any."""
 
@@ -39,6 +41,11 @@ class Autopsy:
         if self._asked is None:
             self._asked, self._spent_s = command, 0.0
             self._looks, self._spare = [], [Census() for _ in range(LOOKS)]
+
+    @property
+    def bound_s(self) -> float:
+        """How long a look may take, with what cannot be interrupted; 0 when none was asked for."""
+        return 0.0 if self._asked is None else self._asked.limit_s + UNINTERRUPTED_S
 
     def waits(self, step: int) -> bool:
         """Whether there is a look to be taken after this update, for which the next must not have begun."""

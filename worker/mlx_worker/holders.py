@@ -56,19 +56,15 @@ def find(pool: list[Any], until_s: float) -> tuple[list[list[Holder]], bool]:
     """The holders of each object in `pool`, which is emptied, and whether there was time enough."""
     places = {id(each): index for index, each in enumerate(pool)}
     climb = _Climb(pool, [[index] for index in range(len(pool))], [[] for _ in pool], places)
-    scan_s = 0.0
+    in_time = True
     try:
         for _ in range(LEVELS_LIMIT):
-            if not climb.chains:
-                break
-            started_s = time.monotonic()
-            if started_s + scan_s > until_s:
-                return climb.found, False
-            _ascend(climb)
-            scan_s = time.monotonic() - started_s
+            if climb.chains and in_time:
+                in_time = _ascend(climb, until_s)
     finally:
         pool.clear()
-    return climb.found, True
+        inside.forget()
+    return climb.found, in_time
 
 
 def best(found: list[list[Holder]], grown: set[int], itself: str) -> tuple[str, set[int]]:
@@ -92,8 +88,13 @@ def best(found: list[list[Holder]], grown: set[int], itself: str) -> tuple[str, 
     return first, through[first]
 
 
-def _ascend(climb: _Climb) -> None:
-    """One level up: a chain ends with a name, or goes on with what refers to its head, or ends with nothing."""
+def _ascend(climb: _Climb, until_s: float) -> bool:
+    """One level up: a chain ends with a name, or goes on with what refers to its head, or ends with nothing.
+
+    False when there was no time for all.
+    """
+    if time.monotonic() > until_s:
+        return False
     pool, heads = climb.pool, dict[int, list[list[int]]]()
     for chain in climb.chains:
         heads.setdefault(id(pool[chain[-1]]), []).append(chain)
@@ -104,6 +105,8 @@ def _ascend(climb: _Climb) -> None:
     for referrer in referrers:
         if id(referrer) in own:
             continue
+        if time.monotonic() > until_s:
+            return False
         children = {id(child) for child in gc.get_referents(referrer)} & heads.keys()
         chains = [chain for child in children for chain in heads[child]]
         unnamed = [
@@ -115,6 +118,7 @@ def _ascend(climb: _Climb) -> None:
                 pool.append(referrer)
             climb.chains.extend([*chain, place] for chain in unnamed if place not in chain)
     del climb.chains[CHAINS_LIMIT:]
+    return True
 
 
 def _is_link(sample: Any, referrer: Any) -> bool:

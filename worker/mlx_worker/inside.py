@@ -5,6 +5,7 @@ only descriptors of built-in types are asked, and `is` compares.
 """
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from types import (
 )
 from typing import Any, cast
 
-SOURCE_LIMIT_BYTES = 1024 * 1024
+SOURCE_LIMIT_BYTES = 512 * 1024
 """A longer file is not searched for the line of a class or a global."""
 _DICT_OF_CLASS = cast(Any, type.__dict__["__dict__"])
 _DICT_OF_MODULE = cast(Any, ModuleType).__dict__["__dict__"]
@@ -111,7 +112,7 @@ def place_of_class(kind: type) -> str:
         return ""
     if type(line) is not int:
         name = str(_QUALNAME.__get__(kind)).rpartition(".")[2]
-        line = _line(path, lambda node: isinstance(node, ast.ClassDef) and node.name == name)
+        line = _lines(path).get(f"class {name}")
     if line is None:
         codes = [value.__code__ for value in defined.values() if type(value) is FunctionType]
         line = min((code.co_firstlineno for code in codes if code.co_filename == path), default=None)
@@ -123,7 +124,7 @@ def place_of_global(module: str, name: str) -> str:
     path = _file_of(module)
     if not path:
         return ""
-    line = _line(path, lambda node: isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name)
+    line = _lines(path).get(name)
     return short(path) if line is None else f"{short(path)}:{line}"
 
 
@@ -139,14 +140,24 @@ def _file_of(module: Any) -> str:
     return path if type(path) is str else ""
 
 
-def _line(path: str, fits: Any) -> int | None:
-    """The first line with a fitting node of the file's syntax tree."""
+@functools.lru_cache(maxsize=16)
+def _lines(path: str) -> dict[str, int]:
+    """The first line of each "class NAME", and that where each name is first assigned to."""
+    lines: dict[str, int] = {}
     try:
         with Path(path).open("rb") as file:
             source = file.read(SOURCE_LIMIT_BYTES + 1)
-        if len(source) > SOURCE_LIMIT_BYTES:
-            return None
-        lines = [cast(Any, node).lineno for node in ast.walk(ast.parse(source)) if fits(node)]
+        nodes = ast.walk(ast.parse(source)) if len(source) <= SOURCE_LIMIT_BYTES else ()
+        for node in nodes:
+            if isinstance(node, ast.ClassDef):
+                lines[f"class {node.name}"] = min(node.lineno, lines.get(f"class {node.name}", node.lineno))
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                lines[node.id] = min(node.lineno, lines.get(node.id, node.lineno))
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-    return min(lines, default=None)
+        return {}
+    return lines
+
+
+def forget() -> None:
+    """Drop what is kept of source files."""
+    _lines.cache_clear()

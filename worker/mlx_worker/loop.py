@@ -272,6 +272,7 @@ class Trainer:
 
     def _between_updates(self) -> None:
         """What needs the state of the last update, when the next has not begun."""
+        self.watchdog.arm(self.control.autopsy.bound_s)
         self.control.autopsy.look(self.progress.step)
         if self._evaluation_is_due(self.progress.step) and not self.stop.asked:
             self._evaluate()
