@@ -80,6 +80,7 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/footprint.py
 	$(BIN)/python bench/overshoot.py
 	$(BIN)/python bench/overhead.py
+	$(BIN)/python bench/founding.py
 
 # the worker's: speed against mlx_lm, growth over 10,000 updates, checkpoints, restarts (about half an hour)
 bench-worker: $(INSTALLED)
