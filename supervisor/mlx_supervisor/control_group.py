@@ -175,7 +175,7 @@ def _folder(mount: Path, path: str, top: str) -> Path | None:
     """A group's folder under a mount. Within a container the path may be the host's: then the mount is the group."""
     if not mount.is_dir():
         return None
-    parts = path.removesuffix(" (deleted)").strip("/").split("/")
+    parts = path.strip("/").split("/")
     tops = [part for part in top.split("/") if part]
     if parts[: len(tops)] == tops and ".." not in parts:
         folder = mount.joinpath(*parts[len(tops) :])

@@ -60,7 +60,7 @@ def pressure(sysctl: Sysctl, total_bytes: int) -> MemoryPressure:
     compressed = _read(sysctl, COMPRESSOR_BYTES, _number)
     if level is not MemoryPressure.NORMAL or swap is None or compressed is None:
         return level
-    full = swap.total > 0 and swap.available < SWAP_LEFT_SHARE * swap.total
+    full = swap.available < SWAP_LEFT_SHARE * swap.total
     return MemoryPressure.WARN if full and compressed > COMPRESSED_SHARE * total_bytes else level
 
 

@@ -59,8 +59,10 @@ def test_the_least_limit_of_all_ancestors_holds(tmp_path: Path) -> None:
         "train.slice/mlx.service/memory.max": "max\n",
         "train.slice/mlx.service/memory.current": f"{10 * MIB}\n",
         "train.slice/mlx.service/memory.stat": stat(0),
+        "train.slice/mlx.service/worker/memory.max": f"{2000 * MIB}\n",
+        "train.slice/mlx.service/worker/memory.current": f"{10 * MIB}\n",
     }
-    root = machine(tmp_path, "0::/train.slice/mlx.service\n", UNIFIED, files)
+    root = machine(tmp_path, "0::/train.slice/mlx.service/worker\n", UNIFIED, files)
     group = control_group.find(root=root)
     assert group is not None
     assert group.limit_bytes() == 1000 * MIB
@@ -126,10 +128,28 @@ def test_a_container_of_version_1_sees_the_hosts_path(tmp_path: Path, cgroup: st
     assert machine_memory.machine_bytes(machine(tmp_path, cgroup, mountinfo, files)) == 256 * MIB
 
 
+def test_version_1_spells_no_limit_as_a_number(tmp_path: Path) -> None:
+    files = {f"memory/{name}": text for name, text in v1(5 * MIB, V1_NO_LIMIT).items()}
+    group = control_group.find(root=machine(tmp_path, "4:memory:/\n", HYBRID, files))
+    assert group is not None
+    assert (group.limit_bytes(), group.available_bytes()) == (None, None)
+
+
+def test_a_path_that_leads_out_of_the_mount_is_not_followed(tmp_path: Path) -> None:
+    files = {f"memory/{name}": text for name, text in v1(5 * MIB, f"{300 * MIB}\n").items()}
+    root = machine(tmp_path, "4:memory:/../unified\n", HYBRID, {**files, "unified/cgroup.procs": ""})
+    group = control_group.find(root=root)
+    assert group is not None
+    assert (group.folder, group.limit_bytes()) == (root / "sys/fs/cgroup/memory", 300 * MIB)
+
+
 @pytest.mark.parametrize("path", ["/../../other", "/gone/by/now", "/gone (deleted)"])
 def test_a_path_that_is_not_under_the_mount_leaves_the_mounts_limit(tmp_path: Path, path: str) -> None:
     root = machine(tmp_path, f"0::{path}\n", UNIFIED, {"memory.max": f"{300 * MIB}\n", "memory.current": "0\n"})
     assert machine_memory.machine_bytes(root) == 300 * MIB
+    group = control_group.find(root=root)
+    assert group is not None
+    assert group.folder == root / "sys/fs/cgroup"  # where kills are counted too
 
 
 def test_a_mount_point_with_a_space_is_found(tmp_path: Path) -> None:
