@@ -100,7 +100,7 @@ MEMORY = {
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
         sample 2300 2               -> killing: kill
-        exit signal=9               -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 15
+        exit signal=9               -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 14
     """),
     "over the limit while it is being terminated": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -110,7 +110,7 @@ MEMORY = {
         steps 1 mib=2100            -> terminating
         sample 2300 2               -> killing: kill
         steps 1                     -> killing
-        exit signal=9               -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 16
+        exit signal=9               -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 15
     """),
     "the kernel kills for memory: half, once per kill": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -210,11 +210,11 @@ MEMORY = {
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         exit 75                     -> backoff: close memory leak, save
-        tick                        -> starting: save, spawn 5 batch 1 of 1 save 14
+        tick                        -> starting: save, spawn 5 batch 1 of 1 save 13
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         exit 75                     -> backoff: close memory leak, save
-        tick                        -> starting: save, spawn 6 batch 1 of 1 save 14
+        tick                        -> starting: save, spawn 6 batch 1 of 1 save 13
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         exit 75                     -> fatal: close memory leak, save, finish failed

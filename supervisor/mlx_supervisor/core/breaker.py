@@ -13,13 +13,13 @@ from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.causes import Cause
 from mlx_supervisor.core.growth import Growth, GrowthMeter
 from mlx_supervisor.core.policy import MIB, MemoryPolicy
-from mlx_supervisor.core.pressure import FLOOR_STEPS, Level, Overrun
+from mlx_supervisor.core.pressure import Level, Overrun
 
 HORIZON_STEPS = (4, 50)
 """Least and most steps before a projected crossing at which a leak trips the breaker."""
 ALARM_STEPS = 100
 """In the warm-up, growth that would pass the limit within so many steps is called a leak."""
-SPIKE_MARGIN = 0.25
+SPIKE_MARGIN = 0.4
 """Of the largest spike seen: what a projection holds in reserve beyond it."""
 
 
@@ -158,11 +158,14 @@ class Breaker:
         self._forget_sample()
         return True
 
-    def _room(self, slope_bytes: float = 0.0) -> float:
-        """Bytes left for the floor. A spike comes again, not always of the same size; a floor that lags is no spike."""
-        spike = self._level.spike_bytes
-        margin = SPIKE_MARGIN * max(spike - FLOOR_STEPS * slope_bytes, 0.0) if slope_bytes else 0.0
-        return self._policy.limit_bytes - self._level.floor_bytes - spike - margin
+    def _room(self, slope_bytes: float | None = None) -> float:
+        """Bytes left for the floor. For one that rises, more is held in reserve: spikes are not always the same, and in
+        the warm-up they have not all been seen."""
+        limit_bytes = self._policy.limit_bytes
+        if slope_bytes is None:
+            return limit_bytes - self._level.level_bytes
+        share = 1.0 if self._meter.warm else self._policy.soft_share
+        return share * limit_bytes - self._level.level_bytes - SPIKE_MARGIN * self._level.jump_bytes(slope_bytes)
 
     @property
     def growth(self) -> Growth:

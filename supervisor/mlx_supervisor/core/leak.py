@@ -58,6 +58,7 @@ class Trend:
         self._eager = eager
         self._windows = [_Window(scale, max(scale.threshold_bytes, min_slope_bytes), eager) for scale in scales]
         self._floors: deque[tuple[float, float]] = deque(maxlen=AVERAGE_BLOCKS)
+        self._ceiling = _Ceiling()
         self._block = _Block(AVERAGE_BLOCK)
         self._samples = 0
 
@@ -69,11 +70,12 @@ class Trend:
         floor = self._block.add(step, value_bytes)
         if floor is not None:
             self._floors.append(floor)
+            self._ceiling.add(floor[1], AVERAGE_BLOCK)
         if not self._eager and self._samples <= WARM_UP_SAMPLES // 2:
             return
         for window in self._windows:
             if window.add(step, value_bytes):
-                window.judge(self.warm, self._average_bytes)
+                window.judge(self.warm, self._average_bytes, self._ceiling.bytes)
 
     @property
     def warm(self) -> bool:
@@ -123,6 +125,24 @@ class _Block:
         return (self._first_step + step) / 2, self._lowest
 
 
+class _Ceiling:
+    """The highest floor of late. What is twice `CEILING_SAMPLES` old is forgotten: a peak hides no leak for good."""
+
+    def __init__(self) -> None:
+        self._older = self._newer = float("-inf")
+        self._samples = 0
+
+    def add(self, floor: float, samples: int) -> None:
+        self._newer = max(self._newer, floor)
+        self._samples += samples
+        if self._samples >= CEILING_SAMPLES:
+            self._older, self._newer, self._samples = self._newer, float("-inf"), 0
+
+    @property
+    def bytes(self) -> float:
+        return max(self._older, self._newer)
+
+
 class _Window:
     """One scale's last blocks, and what follows from them."""
 
@@ -131,14 +151,13 @@ class _Window:
         self._eager = eager
         self._threshold_bytes = threshold_bytes
         self._minima: deque[tuple[float, float]] = deque(maxlen=scale.blocks)
-        self._ceilings = (float("-inf"), float("-inf"))
-        self._left = 0
+        self._ceiling = _Ceiling()
         self._forget()
 
     def _forget(self) -> None:
         """Start over, but for where the floor has been."""
         for _, floor in self._minima:
-            self._raise_ceiling(floor)
+            self._ceiling.add(floor, self._scale.block)
         self._minima.clear()
         self._block = _Block(self._scale.block)
         self._hits = 0
@@ -161,22 +180,13 @@ class _Window:
         if minimum is None:
             return False
         if self.full:
-            self._raise_ceiling(self._minima[0][1])
+            self._ceiling.add(self._minima[0][1], self._scale.block)
         self._minima.append(minimum)
         return self.full
 
-    def _raise_ceiling(self, floor: float) -> None:
-        """`floor` leaves the window. The older ceiling is dropped in time: a peak must not hide leaks for good."""
-        older, newer = self._ceilings
-        self._ceilings = (older, max(newer, floor))
-        self._left += self._scale.block
-        if self._left >= CEILING_SAMPLES:
-            self._ceilings = (self._ceilings[1], float("-inf"))
-            self._left = 0
-
-    def judge(self, warm: bool, average_bytes: float) -> None:
+    def judge(self, warm: bool, average_bytes: float, ceiling_bytes: float) -> None:
         """`warm`: the warm-up is over. `average_bytes`: the growth per step over a longer time."""
-        slope = self._rise()
+        slope = self._rise(ceiling_bytes)
         self._hits = 0 if slope is None else self._hits + 1
         if slope is None:
             if self._eager or not self._goes_on():
@@ -188,12 +198,12 @@ class _Window:
             if new or self._eager or self.leak_bytes is not None:
                 self.leak_bytes = slope
 
-    def _rise(self) -> float | None:
+    def _rise(self, ceiling_bytes: float) -> float | None:
         """The slope, if it passes the gates."""
         minima = list(self._minima)
         if minima[-1][1] <= minima[0][1]:
             return None
-        if not self._eager and not self._spreads(minima):
+        if not (self._climbs(minima, ceiling_bytes) if self._eager else self._spreads(minima)):
             return None
         rises = [v2 - v1 for (_, v1), (_, v2) in combinations(minima, 2)]
         if sum(rise > 0 for rise in rises) < CONCORDANCE * len(rises):
@@ -204,9 +214,13 @@ class _Window:
         steady = late >= FLATTENING * max(slope, early)
         return slope if steady and slope > self._threshold_bytes else None
 
+    def _climbs(self, minima: list[tuple[float, float]], ceiling_bytes: float) -> bool:
+        """Whether blocks that an evaluation could fill are where no longer block has been of late."""
+        return self._scale.block >= AVERAGE_BLOCK or min(minima[-1][1], minima[-2][1]) > ceiling_bytes
+
     def _spreads(self, minima: list[tuple[float, float]]) -> bool:
         """Whether the floor is where it has not been of late, and did not get there in one jump."""
-        if min(minima[-1][1], minima[-2][1]) <= max(self._ceilings):
+        if min(minima[-1][1], minima[-2][1]) <= self._ceiling.bytes:
             return False
         jump = max(v2 - v1 for (_, v1), (_, v2) in pairwise(minima))
         return jump <= JUMP_SHARE * (minima[-1][1] - minima[0][1])

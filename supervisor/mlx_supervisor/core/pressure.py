@@ -4,6 +4,8 @@ from collections import deque
 
 FLOOR_STEPS = 8
 """Steps whose lowest footprint is the floor."""
+JUMP_STEPS = 3
+"""The same, for a floor that rises fast."""
 SPIKE_STEPS = 250
 """Steps whose highest rise above the floor is held in reserve."""
 EXCURSIONS = 4
@@ -39,6 +41,7 @@ class Level:
         self._grown_bytes = GROWN_SHARE * limit_bytes
         self._ends: deque[int] = deque(maxlen=FLOOR_STEPS)
         self._spikes: deque[int] = deque(maxlen=SPIKE_STEPS)
+        self._jumps: deque[int] = deque(maxlen=SPIKE_STEPS)
         self._excursions: deque[int] = deque(maxlen=EXCURSIONS)
         self._steps = 0
         self._near = 0
@@ -53,11 +56,17 @@ class Level:
         self.floor_bytes = min(self._ends)
         if self._steps > SETTLING_STEPS:
             self._spikes.append(max(peak_bytes, end_bytes) - self.floor_bytes)
+            self._jumps.append(max(peak_bytes, end_bytes) - min(list(self._ends)[-JUMP_STEPS:]))
         self.spike_bytes = max(max(self._spikes, default=0), max(self._excursions, default=0))
         if self._steps == SETTLING_STEPS:
             self._first_bytes = self.floor_bytes
         near = self._steps >= FLOOR_STEPS and self.level_bytes > self._soft_bytes
         self._near = self._near + 1 if near else 0
+
+    def jump_bytes(self, slope_bytes: float) -> float:
+        """The largest spike lately above the steps just before it, where the floor itself rises so much a step."""
+        jump = max(self._jumps, default=0) - (JUMP_STEPS - 1) * slope_bytes
+        return max(jump, max(self._excursions, default=0), 0.0)
 
     def add_excursion(self, peak_bytes: int) -> None:
         """The highest footprint sampled in an evaluation or a checkpoint: there will be another one."""
