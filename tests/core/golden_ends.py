@@ -150,6 +150,14 @@ ENDS = {
         tick                        -> terminating: term
         exit signal=15              -> backoff: close not ready in time, save
     """),
+    "a worker that nobody could stop is found gone": (policy(), RUNNING + """
+        kill                        -> killing: kill
+        tick                        -> killing: kill
+        tick                        -> killing: kill
+        tick                        -> fatal: close asked for but alive, save, finish failed
+        recovered                   -> fatal: close the supervisor died, save
+        start                       -> starting: save, spawn 2 batch 8 of 8
+    """),
     "a program that is not there": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         fails other                 -> starting

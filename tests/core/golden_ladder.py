@@ -147,6 +147,32 @@ LADDER = {
         saved 3                     -> running: save
         exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
     """),
+    "the same error, though its steps and its first word were lost": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        bye failed step=4           -> running
+        exit 1 ValueError: bad      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 2
+        bye failed step=4           -> starting
+        exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
+    """),
+    "the same error before the first step, but further on": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        exit 1 ValueError: bad      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        ready step=5                -> running
+        exit 1 ValueError: bad      -> starting: close crash, save, spawn 3 batch 8 of 8
+    """),
+    "the same error after a person asked to try again": (policy(max_without_progress=9, backoff_s=0.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        exit 1 ValueError: bad      -> starting: close crash, save, spawn 2 batch 8 of 8
+        restart                     -> terminating: term
+        exit 75                     -> starting: close asked for, save, spawn 3 batch 8 of 8
+        exit 1 ValueError: bad      -> starting: close crash, save, spawn 4 batch 8 of 8
+        exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
+    """),
     "the same error elsewhere, or another one here, is another": (policy(max_without_progress=9, backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running

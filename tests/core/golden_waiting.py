@@ -69,6 +69,17 @@ WAITING = {
         machine 0                   -> running
         exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1
     """),
+    "an old reading is no reading": (policy(backoff_s=0.0), """
+        machine 9000 critical       -> stopped
+        start                       -> waiting: save
+        tick                        -> starting: save, spawn 1 batch 8 of 8
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8
+    """),
+    "a program that is not there leaves no memory to wait for": (policy(backoff_s=0.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        machine 1 critical          -> starting
+        fails spawn                 -> starting: close could not be started, save, spawn 2 batch 8 of 8
+    """),
     "a machine in distress is waited for even before the first start": (policy(), """
         machine 9000 critical       -> stopped
         start                       -> waiting: save

@@ -77,10 +77,10 @@ def test_trips_are_counted_once_each() -> None:
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
         sample 2300 2               -> killing: kill
-        exit signal=9 oom=yes       -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 15
+        exit signal=9 oom=yes       -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 14
         ready                       -> running
         sample 500                  -> running
-        exit signal=9 oom=yes     -> starting: close killed by the kernel for memory, save, spawn 3 batch 2 of 8 save 15
+        exit signal=9 oom=yes     -> starting: close killed by the kernel for memory, save, spawn 3 batch 2 of 8 save 14
     """)
     assert line.machine.history.trips == 2
 
@@ -306,7 +306,26 @@ def test_a_life_s_record_has_its_error_its_autopsy_and_whether_it_computed_again
     assert (second["autopsy"], second["gradient_checkpointing"], third["error"]) == ([], True, "")
     assert "KeyError: 7" in str(second["error"])
     assert line.machine.history.autopsy == ["a list", "a dict"]
+    assert "KeyError: 7" in line.machine.history.error
     json.dumps(_records(line))
+
+
+def test_a_task_that_cannot_checkpoint_gradients_is_not_said_to() -> None:
+    line = Timeline(policy(gradient_checkpointing="always", max_without_progress=1)).play("""
+        start                       -> starting: save, spawn 1 batch 8 of 8 recompute
+        ready                       -> running
+        exit 1                      -> fatal: close crash, save, finish failed
+    """)
+    assert [record["gradient_checkpointing"] for record in _records(line)] == [False]
+    assert "this task hasn't" in line.says("ready")[0]
+
+
+def test_a_worker_older_than_the_history_is_taken_over_too() -> None:
+    """Its end could not be noted; later ones could."""
+    line = Timeline(history=RunHistory(generation=5))
+    done = line.feed(ev.Recovered(line.at_s, 3, False, 7))
+    assert [action.generation for action in done if isinstance(action, ac.CloseGeneration)] == [3]
+    line.play("start -> starting: save, spawn 6 batch 8 of 8")
 
 
 def test_findings_without_end_are_bounded() -> None:

@@ -101,6 +101,23 @@ def test_memory_that_is_there_is_not_waited_for(tmp_path: Path, machine: Machine
     assert "waiting" not in listener.kinds
 
 
+def test_memory_that_comes_back_during_a_backoff_is_not_waited_for(tmp_path: Path, machine: Machine) -> None:
+    listener = Listener()
+
+    async def scenario() -> None:
+        async with running(tmp_path, listener) as run:
+            run.signal(signal.SIGKILL)
+            await run.until(lambda: run.machine.history.generation == 2)
+            machine.available_bytes = 0
+            run.signal(signal.SIGKILL)  # before it could save anything new
+            await run.until(lambda: run.machine.state is State.BACKOFF)
+            machine.available_bytes = 8 * GIB
+            await run.until(lambda: run.machine.history.generation == 3)
+
+    asyncio.run(scenario())
+    assert "waiting" not in listener.kinds
+
+
 def test_a_run_that_waits_can_be_stopped(tmp_path: Path, machine: Machine) -> None:
     async def scenario() -> None:
         async with running(tmp_path, Listener()) as run:
