@@ -18,6 +18,8 @@ LOOKS = 3
 UPDATES_BETWEEN = 3
 SHARE = 0.3
 """Of the time that is left: for a look that is not the last."""
+COUNTING_SHARE = 0.6
+"""Of the time for the last look; the rest is for finding holders."""
 UNINTERRUPTED_S = 60.0
 """More than a garbage collection or a walk of a graph takes beyond the limit, on a slow machine: for the watchdog."""
 ROOM_BYTES = 64 * 1024 * 1024
@@ -86,8 +88,9 @@ class Autopsy:
             self._end()
 
     def _search(self, step: int, until_s: float, *, last: bool) -> tuple[int, bool, list[wire.Finding]]:
-        now = self._spare.pop()
-        objects = census.take(now, step, until_s, self._bounds())
+        now, now_s = self._spare.pop(), time.monotonic()
+        counted_s = now_s + (until_s - now_s) * (COUNTING_SHARE if last else 1)
+        objects = census.take(now, step, counted_s, self._bounds())
         self._looks.append(now)
         if not last:
             return step, True, []

@@ -31,7 +31,7 @@ _LENGTHS: tuple[tuple[type, Any], ...] = (
 
 @dataclass
 class Census:
-    """The counts at one moment. `parts`: those of arrays, containers and types that there was time enough for.
+    """The counts at one moment. `parts`: what there was time enough for, of arrays and objects.
 
     `array_ids`, `container_ids`: addresses; `lengths` are of the containers, in the same order. An address may come to
     mean another object later. `unseen_bytes`: of MLX's active memory, what no evaluated array accounts for.
@@ -57,13 +57,12 @@ class Census:
     @property
     def complete(self) -> bool:
         """Whether everything was counted."""
-        return len(self.parts) == 3
+        return self.parts == {"arrays", "objects"}
 
     def forget_addresses(self) -> None:
         """They mean nothing any more after some time."""
         self.array_ids, self.container_ids, self.lengths = array("Q"), array("Q"), array("Q")
         self.graphs.ends.clear()
-        self.parts.discard("containers")
 
 
 def take(census: Census, step: int, until_s: float, bounds: graphs.Bounds) -> list[Any]:
@@ -80,10 +79,7 @@ def take(census: Census, step: int, until_s: float, bounds: graphs.Bounds) -> li
     arrays: list[Any] = [each for each in objects if type(each) is mx.array]
     census.objects = len(objects)
     _count_arrays(census, arrays, until_s)
-    classes = _classes(objects, until_s)
-    if classes is not None:
-        _measure(census, objects, classes, until_s)
-        _count_types(census, objects, classes, until_s)
+    _count_objects(census, objects, until_s)
     graphs.look(census.graphs, arrays, bounds, until_s)
     evaluated_bytes = sum(kind.size_bytes * count for kind, count in census.arrays.items())
     evaluated_bytes -= census.graphs.unevaluated_bytes
@@ -120,42 +116,34 @@ def chunks(objects: list[Any]) -> Iterator[list[Any]]:
 def _count_arrays(census: Census, arrays: list[Any], until_s: float) -> None:
     for chunk in chunks(arrays):
         if time.monotonic() > until_s:
+            census.arrays.clear()
             return
         census.arrays.update(map(graphs.kind_of, chunk))
         census.array_ids.extend(map(id, chunk))
     census.parts.add("arrays")
 
 
-def _classes(objects: list[Any], until_s: float) -> dict[int, type] | None:
-    """By address: a class whose metaclass defines a hash would be asked for it."""
+def _count_objects(census: Census, objects: list[Any], until_s: float) -> None:
+    counts: Counter[int] = Counter()  # by address: a class whose metaclass defines a hash would be asked for it
     classes: dict[int, type] = {}
-    for chunk in chunks(objects):
-        if time.monotonic() > until_s:
-            return None
-        classes.update({id(type(each)): type(each) for each in chunk})
-    return classes
-
-
-def _measure(census: Census, objects: list[Any], classes: dict[int, type], until_s: float) -> None:
-    methods = {number: method for number, kind in classes.items() if (method := length_method(kind)) is not None}
+    methods: dict[int, Any] = {}
     for chunk in chunks(objects):
         if time.monotonic() > until_s:
             return
+        kinds = list(map(type, chunk))
+        numbers = list(map(id, kinds))
+        counts.update(numbers)
+        for number, kind in dict(zip(numbers, kinds, strict=True)).items():
+            if number not in classes:
+                classes[number] = kind
+                if (method := length_method(kind)) is not None:
+                    methods[number] = method
         containers = [each for each in chunk if id(type(each)) in methods]
         census.container_ids.extend(map(id, containers))
         census.lengths.extend([methods[id(type(each))](each) for each in containers])
-    census.parts.add("containers")
-
-
-def _count_types(census: Census, objects: list[Any], classes: dict[int, type], until_s: float) -> None:
-    counts: Counter[int] = Counter()
-    for chunk in chunks(objects):
-        if time.monotonic() > until_s:
-            return
-        counts.update(map(id, map(type, chunk)))
     for number, count in counts.items():
         if classes[number] is not mx.array:
             census.types[inside.type_name(classes[number])] += count
     if id(Gradients) in counts:
         census.shapes = sum(each.shapes for each in objects if type(each) is Gradients)
-    census.parts.add("types")
+    census.parts.add("objects")

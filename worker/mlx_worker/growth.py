@@ -92,11 +92,11 @@ def search(looks: Sequence[Census], objects: list[Any], until_s: float) -> tuple
     arrays = [each for chunk in found.chunks(objects) for each in chunk if type(each) is mx.array]
     counted = set.intersection(*(look.parts for look in looks))
     if found.updates:
-        if "containers" in counted:
+        if "objects" in counted:
             _containers(found, objects)
         if "arrays" in counted:
             _arrays(found, arrays)
-        if "types" in counted:
+        if "objects" in counted:
             _types(found, objects)
     else:
         _largest(found, arrays)
@@ -286,7 +286,7 @@ def _notes(found: Search, *, found_any: bool) -> Iterable[str]:
         yield f"reference cycles held {freed_bytes / MIB:.1f} MiB until they were collected ({garbage} objects)"
     if not found.updates:
         yield "no update came between two looks: these are the largest, whether or not they grow"
-    elif not all(look.parts >= {"arrays", "types"} for look in found.looks):
+    elif not all(look.complete for look in found.looks):
         yield "there was not enough time to count everything"
     elif not found_any:
         yield f"nothing that can be seen from Python grew in {found.updates} updates"
