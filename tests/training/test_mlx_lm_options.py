@@ -114,6 +114,18 @@ def test_a_cache_threshold_is_told_to_be_unused(llama_dir, tmp_path):
     assert any("clear_cache_threshold is not used" in note for note in desk.notes)
 
 
+@pytest.mark.parametrize(("policy", "clears"), [("adaptive", False), ("never", False), ("always", True)])
+def test_an_evaluation_goes_by_the_memory_policy(llama_dir, tmp_path, monkeypatch, policy, clears):
+    from mlx_lm.tuner import trainer
+
+    thresholds = []
+    monkeypatch.setattr(trainer, "_clear_cache", thresholds.append)
+    config = write(tmp_path, "evaluated", iters=1, val_batches=2)
+    ours(llama_dir, config, tmp_path / "run", memory=wire.MemoryJob(policy=policy))
+    assert thresholds
+    assert all((threshold == 0) is clears for threshold in thresholds)
+
+
 class Service(types.ModuleType):
     """Stands for wandb or swanlab: keeps what it was told, in the environment too."""
 

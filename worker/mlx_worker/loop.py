@@ -358,7 +358,7 @@ class Trainer:
         self.watchdog.arm(CHECKPOINT_BOUND_S)
         self.task.model.eval()
         try:
-            result = evaluate(self.task.model, EvaluationContext(self.plan.size, self._progress))
+            result = evaluate(self.task.model, EvaluationContext(self.plan.size, self._progress, self.memory.clears))
         except _StopEvaluationError:
             result = None
         self.task.model.train()

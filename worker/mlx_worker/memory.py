@@ -72,6 +72,11 @@ class Memory:
         return other_bytes + counters.peak_bytes + more_bytes <= ROOM_SHARE * limit_bytes
 
     @property
+    def clears(self) -> bool:
+        """Whether the cache is cleared at fixed points."""
+        return self._always
+
+    @property
     def waits(self) -> bool:
         """Whether the update in hand is to be done before the next one begins, rather than overlap with its beginning.
 

@@ -39,10 +39,12 @@ class EvaluationContext:
 
     `progress()` is to be called after every batch: it tells the supervisor that the run is alive, and ends the
     evaluation (by an exception) when a stop was asked for. `batch_size`: samples that fit in memory at once now.
+    `clears_cache`: whether the memory policy wants MLX's cache cleared after every batch; others bound it by themselves.
     """
 
     batch_size: int
     progress: Callable[[], None]
+    clears_cache: bool = False
 
 
 @dataclass(frozen=True)

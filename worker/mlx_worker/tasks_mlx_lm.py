@@ -27,6 +27,8 @@ from mlx_worker.task import EvaluationContext, Task
 _OPTIMIZERS: dict[str, Any] = {
     "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor,
 }  # fmt: skip
+NEVER_BYTES = 2**62
+"""A threshold that no cache reaches: mlx_lm clears it after every batch of an evaluation unless it is told otherwise."""
 assert set(_OPTIMIZERS) == set(mlx_lm_config.OPTIMIZERS)
 
 
@@ -202,7 +204,7 @@ def _evaluation(
 
         loss = evaluate(
             model, samples, whole, -1, values.max_seq_length, loss=_loss_of_any, iterate_batches=batches,
-            progress_callback=context.progress,
+            clear_cache_threshold=0 if context.clears_cache else NEVER_BYTES, progress_callback=context.progress,
         )  # fmt: skip
         return float(loss)
 
