@@ -1,8 +1,6 @@
 """The leak's autopsy: it names what grew and who holds it, accuses nobody else, and leaves nothing changed."""
 
 import gc
-import subprocess
-import sys
 import threading
 import types
 import weakref
@@ -14,7 +12,7 @@ import pytest
 from tests.training import leaky_tasks
 
 from mlx_supervisor import wire
-from mlx_worker import autopsy, census, graphs, growth
+from mlx_worker import autopsy, census, growth
 from mlx_worker.lifeline import StopFlag
 from mlx_worker.task import Update
 
@@ -346,32 +344,9 @@ def test_any_text_fits_the_frame(monkeypatch):
     assert any(finding.holder.startswith("list `😀") for finding in report.findings)
 
 
-def chain(length):
-    total, one = mx.zeros((5,)), mx.ones((5,))
-    mx.eval(total, one)
-    for _ in range(length):
-        total = total + one
-    return total
-
-
-def test_a_graph_deeper_than_the_usual_stack_is_counted():
-    """Where MLX's own recursion would end the process: in one of its own, which a crash must not take along."""
-    code = """
-import time, threading
-from mlx_worker import census, graphs
-from tests.training.test_autopsy import chain
-total, found = chain(150_000), graphs.Graphs()
-native_bytes = census.native_bytes()
-graphs.look(found, [total], graphs.Bounds(native_bytes, native_bytes, 2**40), time.monotonic() + 600)
-print(found.operations, found.by_kind[graphs.kind_of(total)], threading.stack_size())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["150000", "150000", "0"], (done.returncode, done.stderr)
-
-
-def test_a_graph_is_left_alone_where_looking_is_not_safe():
-    """A thread that may be evaluating it, no room for the text, or no time: nothing is counted, and it says why."""
-    total = {"sum": chain(4)}
+def test_a_graph_is_left_alone_beside_another_thread():
+    """Which may be evaluating it: nothing is counted, and the report says why."""
+    total = {"sum": mx.zeros((5,))}
 
     def update(step):
         total["sum"] = total["sum"] + 1
@@ -387,24 +362,3 @@ def test_a_graph_is_left_alone_where_looking_is_not_safe():
     assert accusations(report) == []
     assert "another thread may be evaluating: loader" in notes(report)
     assert any("not evaluated" in finding.what for finding in accusations(Patient(update).examine()))
-    near = graphs.Bounds(native_bytes=2**30, grown_bytes=2**30, room_bytes=2**20)
-    found = graphs.Graphs()
-    graphs.look(found, [total["sum"]], near, float("inf"))
-    assert "limit is too near" in found.reason
-    graphs.look(found, [total["sum"]], graphs.Bounds(2**30, 2**30, 2**40), 0.0)
-    assert "time" in found.reason
-    graphs.look(found, [total["sum"]], graphs.Bounds(2**40, 0, 2**40), float("inf"))
-    assert "too deep" in found.reason
-    assert found.operations is None
-
-
-def test_a_graph_too_large_to_be_seen_growing_is_told():
-    """Its first count did not fit in the time; the last one has to do."""
-    total, many = chain(6000), [mx.full((2, 91), index) for index in range(9)]
-    looks = [census.Census(step=1), census.Census(step=7)]
-    objects = census.take(looks[1], 7, float("inf"), graphs.Bounds(2**27, 0, 2**40))
-    findings, _ = growth.search(looks, objects, float("inf"))
-    (finding,) = [finding for finding in findings if finding.kind != "note"]  # the first look counted nothing
-    assert finding.what.startswith("float32 [5], not evaluated")
-    assert objects == []
-    del total, many
