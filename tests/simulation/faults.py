@@ -131,6 +131,7 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"lost": 0.6, "exit_0": 0.01},
     {"late": 0.2},
     {"twice": 0.2, "ancient": 0.1},
+    {"ancient": 0.3, "late": 0.1, "crash": 0.02},
     {"missing": 0.15, "late_sample": 0.1},
     {"blind_spell": 0.01, "missing": 0.05},
     {"others_mib": 2500.0},

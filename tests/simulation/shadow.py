@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 class Shadow:
     """`wish`: the last thing that somebody asked for ("run", "stop", "suspend"; "" before the first).
 
+    `cooling`: the machine restarted under the run, which has not started since.
     `tripped`: sizes that a life ended at for want of memory; `durable`: the newest acknowledged step it was told of.
     """
 
     durable: int = 0
     tripped: frozenset[int] = frozenset()
     wish: str = ""
+    cooling: bool = False
 
     def copy(self) -> "Shadow":
         """As it is now."""
@@ -30,3 +32,5 @@ class LifeWatch:
     over_limit: int = 0
     missing: int = 0
     footprint_bytes: int = 0
+    durable_before: int = 0
+    autopsies: int = 0

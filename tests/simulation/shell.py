@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tests.simulation.watch import AUTOSTART
 from tests.simulation.worker import Worker
 
 from mlx_supervisor.core import actions as ac
@@ -65,14 +66,16 @@ class Shell:
     def _end_left(self, lefts: list[Left], deadline_s: float) -> None:
         if not self.alive:
             return
-        world = self.world
+        world, now_s = self.world, self.world.clock.now_s
         if world.workers:
-            if self.hurried or world.clock.now_s >= deadline_s:
+            if self.hurried or now_s >= deadline_s:
                 for worker in world.workers:
                     worker.signal(9)
-            if self.hurried and world.clock.now_s >= deadline_s + REMAINS_S:
-                self._give_up_on(world.workers[0].generation)
-                return
+            if self.hurried and now_s >= deadline_s + REMAINS_S:
+                # somebody does not want to wait for a process that can't be killed: nothing starts beside it
+                self.machine.refuse_starts(world.workers[0].generation)
+                self.recovering = self.hurried = False
+                self._start_wanted()
             world.clock.later(LOOK_S, self._end_left, lefts, deadline_s)
             return
         newest = max(lefts, key=lambda left: left.generation)
@@ -80,20 +83,15 @@ class Shell:
             if left is not newest:
                 self.journal.close(left.generation)
         world.watch.taken_over(newest)
+        waited_for = self.recovering
         self.recovering = self.hurried = False
-        self.post(newest.recovered(world.clock.now_s, world.host.boot))
-        if self.alive:
+        self.post(newest.recovered(now_s, world.host.boot))
+        if self.alive and waited_for:
             self._start_wanted()
-
-    def _give_up_on(self, generation: int) -> None:
-        """Somebody does not want to wait for a process that can't be killed: nothing starts beside it."""
-        self.machine.refuse_starts(generation)
-        self.recovering = self.hurried = False
-        self._start_wanted()
 
     def _start_wanted(self) -> None:
         if self.machine.state in AT_REST and self.machine.history.wanted:
-            self.command(ev.CommandKind.START)
+            self.command(ev.CommandKind.START, AUTOSTART)
 
     def die(self) -> None:
         """Whatever was on its way is lost; the worker notices."""
@@ -105,7 +103,7 @@ class Shell:
 
     # ---- people
 
-    def command(self, kind: ev.CommandKind) -> None:
+    def command(self, kind: ev.CommandKind, reason: str = "by hand") -> None:
         """While it is recovering only KILL does something: it ends the wait."""
         if self.recovering:
             self.hurried |= kind is ev.CommandKind.KILL
@@ -114,7 +112,7 @@ class Shell:
                 self._look()
             if not self.alive:  # killed at that event
                 return
-            self.post(ev.Command(self.world.clock.now_s, kind, self.world.chance.choice(("", "by hand"))))
+            self.post(ev.Command(self.world.clock.now_s, kind, reason))
 
     def suspend(self) -> None:
         """The daemon shuts down; another one will go on."""

@@ -6,16 +6,15 @@ import json
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from tests.simulation.deaths import right_causes
 from tests.simulation.invariant import InvariantError, check
 from tests.simulation.shadow import LifeWatch, Shadow
-from tests.simulation.tally import Tally
 from tests.simulation.timeline import Timeline
+from tests.simulation.watch_actions import MEMORY_VALUES, ActionWatch, in_words
 from tests.simulation.weight import weight
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.causes import MEMORY_CAUSES, Cause
+from mlx_supervisor.core.causes import Cause
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine import RunMachine
@@ -27,41 +26,28 @@ if TYPE_CHECKING:
     from tests.simulation.worker import Worker
     from tests.simulation.world import World
 
+AUTOSTART = "autostart"
+"""Reason of a start that no person asked for."""
 ROUND_TRIP_EVERY = 16
 WEIGH_EVERY = 500
 OBJECTS_AT_MOST = 20_000
 """In all of a machine's lists, deques and dictionaries: it must not grow with the length of a run."""
 SHRINKS_AT_MOST = 5
 """Halvings from the largest batch drawn to the smallest, and gradient checkpointing after that."""
-_ORDERS = (
-    ac.Kill,
-    ac.Terminate,
-    ac.RequestStop,
-    ac.RequestClearCache,
-    ac.RequestResize,
-    ac.DumpStacks,
-    ac.RequestAutopsy,
-)
-_ENDS = (ac.Kill, ac.Terminate, ac.RequestStop)
-_MEMORY_VALUES = frozenset(cause.value for cause in MEMORY_CAUSES)
-_CAUSE_VALUES = frozenset(cause.value for cause in Cause)
 _LEAK = Cause.LEAK.value
 
 
-class Watch:
+class Watch(ActionWatch):
     """Stands between the shell and its machine, and looks at every event and every answer."""
 
     def __init__(self, world: World) -> None:
-        self.world = world
+        super().__init__(world)
         self.events = 0
-        self.shadow = Shadow()
-        self.tally = Tally(worlds=1)
         self.timeline: Timeline | None = None
         self.newest_generation = 0
-        self._life = LifeWatch()
         self._exempt = self._barren = self._acknowledged = 0
         self._events_at_most: int | None = None
-        self._cause = self._event = ""
+        self._event = ""
 
     # ---- every event
 
@@ -105,138 +91,17 @@ class Watch:
             life.missing += 1
         elif kind is ev.Ready or (kind is ev.CheckpointReport and event.ok):  # type: ignore[attr-defined]
             shadow.durable = max(shadow.durable, event.step)  # type: ignore[attr-defined]
+        elif kind is ev.Recovered and event.machine_restarted:  # type: ignore[attr-defined]
+            shadow.cooling, self._rebooted_s = True, event.at_s
         elif isinstance(event, ev.Command):
             if event.kind in (CommandKind.START, CommandKind.RESTART):
                 shadow.wish = "run"
+                shadow.cooling &= event.reason == AUTOSTART
                 self._exempt += self._barren
             elif event.kind is CommandKind.SUSPEND:
                 shadow.wish = "suspend"
             elif not (event.kind is CommandKind.KILL and shadow.wish == "suspend"):
                 shadow.wish = "stop"
-
-    # ---- every action
-
-    def _see(self, action: ac.Action, event: ev.Event, machine: RunMachine, actions: list[ac.Action]) -> None:
-        kind = type(action)
-        if kind is ac.Persist:
-            check(action.text and action.kind, "every notice has words", lambda: f"{action}")  # type: ignore[attr-defined]
-            return
-        self.tally.actions[kind.__name__] += 1
-        life = self._life
-        if isinstance(action, _ORDERS):
-            check(
-                action.generation == machine.history.generation == life.generation and not life.closed,
-                "orders go to the living worker",
-                lambda: f"{action}, generation {life.generation}, closed {life.closed}",
-            )
-            if isinstance(action, _ENDS):
-                life.ordered = True
-                said = any(type(each) is ac.Persist for each in actions)
-                check(said, "every kill has a recorded cause", lambda: f"{action} on {event}: nothing was said")
-            if isinstance(action, ac.Kill | ac.RequestStop):
-                check(in_words(action.reason), "every kill has a recorded cause", lambda: f"{action}")
-            if isinstance(action, ac.RequestResize):
-                self._check_size(action.batch_size, machine, growing=True)
-        elif isinstance(action, ac.CloseGeneration):
-            self._closed(action, event, machine)
-        elif isinstance(action, ac.SaveHistory):
-            again = RunHistory.restore(json.loads(json.dumps(action.snapshot))).snapshot()
-            check(again == action.snapshot, "a history survives its journal", lambda: f"{again} was {action.snapshot}")
-        elif isinstance(action, ac.Finish):
-            self._finished(action, machine)
-        elif isinstance(action, ac.Spawn):
-            self._ordered_spawn(action, machine, actions)
-
-    def _ordered_spawn(self, action: ac.Spawn, machine: RunMachine, actions: list[ac.Action]) -> None:
-        saved = any(isinstance(each, ac.SaveHistory) and each.wait for each in actions)
-        check(saved, "the history is durable before a start", lambda: f"{action}")
-        check(self.shadow.wish == "run", "what somebody stops stays stopped", lambda: f"{action}: {self.shadow}")
-        check(self._life.closed, "one worker at most", lambda: f"{action}, but {self._life} was not closed")
-        if action.batch_size is not None:
-            self._check_size(action.batch_size, machine, growing=False)
-        every = action.checkpoint_every_steps
-        check(every is None or every >= 1, "a checkpoint interval makes sense", lambda: f"{action}")
-        policy = self.world.policy.memory.gradient_checkpointing
-        check(
-            policy != "never" or not action.gradient_checkpointing,
-            "gradient checkpointing as allowed",
-            lambda: f"{action}",
-        )
-        self._life = LifeWatch(action.generation, machine.history.trips, closed=False)
-
-    def _check_size(self, size: int, machine: RunMachine, growing: bool) -> None:
-        policy, batch = self.world.policy.batch, machine.batch
-        asked = policy.size or batch.asked
-        check(asked is None or size <= asked, "the batch never exceeds what was asked", lambda: f"{size} of {asked}")
-        least = min(policy.minimum, asked or size)
-        check(size >= least, "the batch is never below the minimum", lambda: f"{size}, at least {least}")
-        if growing:
-            tripped = self.shadow.tripped
-            check(
-                all(size < each for each in tripped),
-                "never grows onto a size that tripped",
-                lambda: f"{size}, {tripped}",
-            )
-        if asked is not None and policy.size is not None:
-            wanted = asked * policy.accumulation
-            effective = wanted if policy.preserve_effective else max(1, wanted * size // asked)
-            check(
-                batch.effective == effective, "the effective batch is kept", lambda: f"{batch.effective}, {effective}"
-            )
-
-    def _closed(self, action: ac.CloseGeneration, event: ev.Event, machine: RunMachine) -> None:
-        life, cause = self._life, action.record.get("cause")
-        check(cause in _CAUSE_VALUES, "every death has a cause", lambda: f"{action}")
-        assert isinstance(cause, str)
-        self._cause = cause
-        self.tally.causes[cause] += 1
-        if isinstance(event, ev.Recovered):
-            self.tally.deaths["unseen", cause] += 1
-            return
-        check(action.generation == life.generation and not life.closed, "a life ends once", lambda: f"{action}, {life}")
-        life.closed = not action.alive
-        tripped = machine.history.trips - life.trips_before
-        check(tripped <= 1, "no double trip for one life", lambda: f"{tripped} trips in generation {life.generation}")
-        check(
-            tripped == 0 or cause in (*_MEMORY_VALUES, Cause.COMPLETED),
-            "a trip is a memory cause",
-            lambda: f"tripped, and closed with {cause}",
-        )
-        if isinstance(event, ev.Exited):
-            self._check_cause(cause, event)
-
-    def _check_cause(self, cause: str, event: ev.Exited) -> None:
-        dead = self.world.last_dead
-        assert dead is not None
-        assert dead.death is not None
-        self.tally.deaths[dead.death.kind, cause] += 1
-        if not self._life.ordered:
-            share = self._life.footprint_bytes / self.world.policy.memory.limit_bytes
-            right = {each.value for each in right_causes(dead.death, share)}
-            check(
-                cause in right,
-                "the cause is the true one",
-                lambda: f"{dead.death} was called {cause!r}; right: {right}",
-            )
-
-    def _finished(self, action: ac.Finish, machine: RunMachine) -> None:
-        self.tally.outcomes[action.outcome] += 1
-        check(in_words(action.reason), "every end has a reason in words", lambda: f"{action}")
-        check(machine.reason == action.reason, "every end has a reason in words", lambda: f"{action}, {machine.reason}")
-        if action.outcome == "completed":
-            disk, target = self.world.host.disk, self.world.target_steps
-            check(
-                disk.acknowledged >= target,
-                "completed means that the last step is durable",
-                lambda: f"{disk}, {target}",
-            )
-        elif action.outcome == "stopped":
-            check(self.shadow.wish != "run", "a wanted run is never left standing", lambda: f"{action}, {self.shadow}")
-        else:
-            check(machine.state is State.FATAL, "a failed run is in FATAL", lambda: f"{action} in {machine.state}")
-            dead = self.world.last_dead
-            if self._cause == Cause.REFUSED.value and dead is not None:
-                check(dead.refused, "failed for good only for a reason", lambda: f"{action}, but {dead.death}")
 
     # ---- after the answer
 
@@ -247,7 +112,7 @@ class Watch:
         if after < before:
             ended = any(type(each) is ac.CloseGeneration for each in actions)
             check(
-                ended and self._cause in _MEMORY_VALUES,
+                ended and self._cause in MEMORY_VALUES,
                 "only memory halves",
                 lambda: f"{before} to {after}: {self._cause}",
             )
@@ -336,7 +201,6 @@ class Watch:
         self.tally.supervisors += 1
         saved = self.world.journal.shadow
         self.shadow = saved.copy() if isinstance(saved, Shadow) else Shadow()
-        self._life = LifeWatch()
         self._exempt += 1
 
     def note_arrows(self, machine: RunMachine) -> None:
@@ -381,8 +245,3 @@ class Watch:
         machine = self.world.shell.machine
         check(machine.state is State.COMPLETED, "liveness", lambda: f"{machine.state}: {machine.reason}")
         self.tally.events = self.events
-
-
-def in_words(text: str) -> bool:
-    """Whether people can read it: something, and no value that is missing."""
-    return bool(text.strip()) and "None" not in text

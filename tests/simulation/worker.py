@@ -238,6 +238,7 @@ class Worker:
             delay_s = faults.dies_slowly_s * world.chance.random()
             if self.stubborn:
                 delay_s = world.chance.uniform(*STUBBORN_S)
+                self.hung = True
             self.doomed = True
             world.clock.later(delay_s, self._exit, Death("ordered", None, 9))
         elif self.hung or faults.ignores_term or self.leaving:

@@ -175,7 +175,7 @@ class World:
         if kind is ev.CommandKind.SUSPEND:
             self.shell.suspend()
         else:
-            self.shell.command(kind)
+            self.shell.command(kind, self.chance.choice(("", "by hand")))
 
     def gone(self, worker: Worker) -> None:
         """The kernel has ended a process; its parent is told a little later."""
