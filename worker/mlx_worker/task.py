@@ -39,7 +39,7 @@ class EvaluationContext:
 
     `progress()` is to be called after every batch: it tells the supervisor that the run is alive, and ends the
     evaluation (by an exception) when a stop was asked for. `batch_size`: samples that fit in memory at once now.
-    `clears_cache`: whether the memory policy wants MLX's cache cleared after every batch; others bound it by themselves.
+    `clears_cache`: whether the memory policy wants MLX's cache cleared after every batch.
     """
 
     batch_size: int

@@ -28,7 +28,7 @@ _OPTIMIZERS: dict[str, Any] = {
     "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor,
 }  # fmt: skip
 NEVER_BYTES = 2**62
-"""A threshold that no cache reaches: mlx_lm clears it after every batch of an evaluation unless it is told otherwise."""
+"""A threshold that no cache reaches: mlx_lm clears it after every batch of an evaluation unless told otherwise."""
 assert set(_OPTIMIZERS) == set(mlx_lm_config.OPTIMIZERS)
 
 
