@@ -121,7 +121,8 @@ class HangWatchdog:
         """Start the time anew. `floor_s`: allow at least that much, for what is no update."""
         bound_s = max(self._bound_s(), floor_s)
         now_s = time.monotonic()
-        if bound_s >= self._armed_bound_s and now_s - self._armed_at_s < self._armed_bound_s / 20:
+        alike = self._armed_bound_s <= bound_s <= 1.05 * self._armed_bound_s
+        if alike and now_s - self._armed_at_s < self._armed_bound_s / 20:
             return  # arming starts a thread: not for every update of a millisecond
         self._armed_at_s, self._armed_bound_s = now_s, bound_s
         faulthandler.dump_traceback_later(bound_s, exit=True, file=2)

@@ -1,0 +1,31 @@
+"""How long the worker's own watchdog allows for what is under way."""
+
+import faulthandler
+
+import pytest
+
+from mlx_worker.lifeline import HangWatchdog
+
+
+@pytest.fixture
+def armed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Every bound that was really set, in seconds."""
+    bounds: list[float] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda bound_s, **_options: bounds.append(bound_s))
+    return bounds
+
+
+def test_a_long_phase_gets_its_time_though_an_update_has_just_ended(armed: list[float]) -> None:
+    watchdog = HangWatchdog(10.0)
+    watchdog.note_update(0.5)
+    watchdog.arm(600.0)
+    assert armed[-1] == 600.0
+    watchdog.arm()
+    assert armed[-1] < 600.0, "after the phase the update's own bound holds again"
+
+
+def test_quick_updates_do_not_arm_it_each(armed: list[float]) -> None:
+    watchdog = HangWatchdog(10.0)
+    for _ in range(100):
+        watchdog.note_update(0.001)
+    assert len(armed) <= 2
