@@ -230,10 +230,10 @@ LADDER = {
         ready                       -> running
         steps 18 mib=500 grow=50    -> running: ask autopsy
     """),
-    "a trip without a leak is looked into as it drains, after the wish to stop": (policy(autopsy=True), """
+    "a trip without a leak is looked into as it drains, asked for before it stops listening": (policy(autopsy=True), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
-        steps 12 mib=2180           -> draining: ask stop, ask autopsy
+        steps 12 mib=2180           -> draining: ask autopsy, ask stop
     """),
     "no time to look into it": (policy(autopsy=True, stop_grace_s=9.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8

@@ -206,9 +206,9 @@ class RunMachine(Endings):
     def _trip_and_drain(self, at_s: float, trip: Trip) -> None:
         self._count_trip(trip)
         self._say("trip", f"Soft trip: {trip.text}. The worker checkpoints and exits.", Level.WARNING, hard=False)
-        self._drain(at_s, Ending(trip.cause, trip.text, restart=True))
         if self.policy.restart.stop_grace_s >= AUTOPSY_GRACE_TIMES * self.policy.memory.autopsy_limit_s:
-            self._ask_for_autopsy()
+            self._ask_for_autopsy()  # before the stop: a worker that has heard that may not hear anything more
+        self._drain(at_s, Ending(trip.cause, trip.text, restart=True))
 
     def _hard_trip(self, at_s: float, trip: Trip) -> None:
         ending = Ending(trip.cause, trip.text, restart=True)
@@ -222,7 +222,7 @@ class RunMachine(Endings):
     # ---- what grew
 
     def _ask_for_autopsy(self) -> None:
-        """Once a life. Whoever has asked the worker to stop did so before: saving comes first."""
+        """Once a life."""
         memory = self.policy.memory
         if memory.autopsy and not self._autopsy_asked:
             self._autopsy_asked = True
