@@ -82,7 +82,7 @@ def test_soft_trips_halve_the_batch_down_to_the_minimum_and_replay_nothing(tmp_p
         args={"leak_mib": 16, "delay_s": 0.06, "finds": "a list of 16 MiB"},
         steps=100,
         batch={"size": 4, "minimum": 2},
-        memory={"limit": "500 MiB", "soft_share": 0.9},
+        memory={"limit": "500 MiB", "soft_share": 0.9, "autopsy_limit_s": 1},
     )
     summary = harness.run(settings).summary()
     assert summary["outcome"] == "completed"
