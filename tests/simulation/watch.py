@@ -30,7 +30,7 @@ AUTOSTART = "autostart"
 """Reason of a start that no person asked for."""
 ROUND_TRIP_EVERY = 16
 WEIGH_EVERY = 500
-OBJECTS_AT_MOST = 20_000
+OBJECTS_AT_MOST = 5_000
 """In all of a machine's lists, deques and dictionaries: it must not grow with the length of a run."""
 SHRINKS_AT_MOST = 5
 """Halvings from the largest batch drawn to the smallest, and gradient checkpointing after that."""
