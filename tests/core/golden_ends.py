@@ -96,6 +96,20 @@ ENDS = {
         exit 1                      -> starting: close crash, save, spawn 3 batch 8 of 8 save 2
         exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8 save 2
     """),
+    "longer lives that save widen it again": (policy(backoff_s=0.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 3                     -> running
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1
+        ready                       -> running
+        steps 50                    -> running
+        saved                       -> running: save
+        exit 1                      -> starting: close crash, save, spawn 3 batch 8 of 8 save 25
+        ready                       -> running
+        steps 10                    -> running
+        saved                       -> running: save
+        exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8 save 25
+    """),
     "killed from outside keeps the batch": (policy(), RUNNING + """
         saved                       -> running: save
         exit signal=9 oom=no        -> starting: close killed by somebody else, save, spawn 2 batch 8 of 8

@@ -117,11 +117,14 @@ class AfterLife(Starts):
         )
 
     def _tighter(self, life: Life, saved: bool) -> int | None:
-        """A life that ended before its first checkpoint: let the next one save sooner."""
-        if saved or life.first_step is None or life.last_step is None:
-            return self.history.tighter_steps
+        """A life that ended before its first checkpoint: let the next one save sooner. Longer lives widen it again."""
+        tighter = self.history.tighter_steps
+        if life.first_step is None or life.last_step is None:
+            return tighter
         half = max(1, (life.last_step - life.first_step + 1) // 2)
-        return min(half, self.history.tighter_steps or half)
+        if saved:
+            return None if tighter is None else max(half, tighter)
+        return min(half, tighter or half)
 
     def _come_to_rest(self, ending: Ending) -> None:
         state = S.FATAL if ending.cause is Cause.REFUSED else S.STOPPED
