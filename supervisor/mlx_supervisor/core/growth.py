@@ -21,9 +21,9 @@ ARRAYS_SCALES = (
 NATIVE_SCALES = (
     Scale(2, 8, 20 * MB, 3),
     Scale(4, 8, 6 * MB, 3),
-    Scale(8, 8, 3 * MB, 2),
-    Scale(20, 8, 1 * MB, 2),
-    Scale(60, 8, 0.45 * MB, 1),
+    Scale(8, 8, 3 * MB, 3),
+    Scale(20, 8, 1 * MB, 3),
+    Scale(60, 8, 0.45 * MB, 2),
 )
 """For what the operating system says less those: two readings at different times, page cache, fragments."""
 CACHE_SCALES = (Scale(8, 8, 2.5 * MB, 2), Scale(40, 8, 0.3 * MB, 2))
