@@ -14,7 +14,11 @@ LATE_S = 8.0
 
 
 class Channel:
-    """Each frame draws its own delay, so that late ones are overtaken."""
+    """Each frame draws its own delay, so that late ones are overtaken.
+
+    An "ancient" one bears another generation: of an older life, or one that never was; not the next life's, which no
+    worker can know.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -35,5 +39,5 @@ class Channel:
         if faults.twice and world.chance.random() < faults.twice:
             world.clock.later(delay_s + world.chance.uniform(0, 3), world.deliver, event)
         if faults.ancient and world.chance.random() < faults.ancient:
-            older = replace(event, generation=event.generation - world.chance.choice((1, 1, 2, -1)))
+            older = replace(event, generation=event.generation - world.chance.choice((1, 1, 2, -1_000)))
             world.clock.later(delay_s, world.deliver, older)

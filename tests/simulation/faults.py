@@ -149,6 +149,7 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"supervisor_dies": 0.01},
     {"supervisor_dies": 0.002, "journal_fails": 0.2},
     {"reboots": 0.005},
+    {"reboots": 0.02, "journal_fails": 0.5},
     {"base_mib": 2400.0},
     {"refuses": True},
     {"disobeys": True},

@@ -217,6 +217,7 @@ class Watch(ActionWatch):
         """A new machine, from what was saved."""
         past, wish = machine.history, self.shadow.wish
         self._life = LifeWatch(past.generation, past.trips)
+        self._rebooted_s = min(self._rebooted_s, self.world.clock.now_s)  # another boot's clock begins anew
         self._check_always(machine)
         if past.outcome in ("completed", "failed"):
             return
