@@ -29,10 +29,10 @@ def line_of(function, text):
 class Patient:
     """An autopsy with no worker around it; `update` is called at every step."""
 
-    def __init__(self, update=lambda step: None, *, has_room=True):
+    def __init__(self, update=lambda step: None, *, left_bytes=None):
         self.update, self.step, self.reports, self.frames = update, 0, [], []
         self.stop = StopFlag()
-        self.autopsy = autopsy.Autopsy(self, self.stop, types.SimpleNamespace(has_room=lambda more_bytes: has_room))
+        self.autopsy = autopsy.Autopsy(self, self.stop, types.SimpleNamespace(left_bytes=left_bytes))
 
     def send(self, kind, **fields):
         self.frames.append(wire.encode(kind(run="r", generation=1, seq=0, **fields)))
@@ -145,10 +145,24 @@ def test_a_stop_has_the_report_sent_before_the_last_word(desk):
     (report,) = worker.of(wire.AutopsyReport)
     assert report.seq < worker.bye.seq
     assert report.step == report.baseline_step == worker.bye.step
+    assert not any(finding.what == "float32 []" for finding in report.findings), "what is small is no suspect"
     logits = next(finding for finding in report.findings if finding.what == "float32 [8, 37]")
     assert logits.count_before == logits.count_now == report.step
     assert logits.holder.startswith("list `kept`, closure variable")
     assert "no update came between" in notes(report)
+
+
+def test_a_stop_for_memory_has_the_work_saved_before_anything_is_counted(desk):
+    """Counting takes memory too: a kill over it must cost no update."""
+    worker = desk.start(desk.job(entry="leaky_tasks:kept_logits", checkpoint={"every_seconds": 0}, **ENDLESS))
+    worker.until(wire.Step, lambda message: message.step >= 20)
+    worker.send(wire.Autopsy)
+    worker.send(wire.Stop)
+    assert worker.wait() == wire.EXIT_STOPPED, worker.stderr
+    (saved,), (report,) = worker.of(wire.Checkpoint), worker.of(wire.AutopsyReport)
+    assert saved.ok
+    assert saved.step == report.step == worker.bye.step
+    assert saved.seq < report.seq
 
 
 def test_a_run_that_ends_meanwhile_still_answers(desk):
@@ -280,7 +294,8 @@ def test_a_stop_between_the_looks_ends_the_search():
     patient.train(1)
     (report,) = patient.reports
     assert (report.baseline_step, report.step) == (1, 3)
-    assert any(finding.what.startswith("int32 [3, 81]") for finding in accusations(report))
+    (finding,) = accusations(report)  # and nothing that the looks themselves left
+    assert finding.what.startswith("int32 [3, 81]")
 
 
 def test_a_million_objects_and_the_time_limit():
@@ -300,6 +315,38 @@ def test_a_million_objects_and_the_time_limit():
     del crowd
     if report.complete:
         assert any(finding.what.startswith("int32 [3, 83]") for finding in accusations(report))
+
+
+def test_near_the_limit_only_what_fits_is_counted():
+    """A look must not be what passes the limit: first the arrays alone, which take least, then nothing."""
+    kept = []
+
+    def update(step):
+        kept.append(mx.full((3, 89), step))
+        mx.eval(kept)
+
+    objects = len(gc.get_objects())
+    report = Patient(update, left_bytes=100 * objects).examine()
+    assert [finding.what for finding in accusations(report)] == ["int32 [3, 89]"]
+    assert "the memory limit is too near for counting more than the arrays" in notes(report)
+    assert not report.complete
+    report = Patient(update, left_bytes=objects).examine()
+    assert accusations(report) == []
+    assert "the memory limit is too near for counting" in notes(report)
+    assert not report.complete
+
+
+def test_of_very_many_growing_containers_those_that_grow_most_are_told(monkeypatch):
+    monkeypatch.setattr(growth, "CONTAINERS_LIMIT", 20)
+    many, large = [[0] for _ in range(2000)], []
+
+    def update(step):
+        for each in many:
+            each.append(step)
+        large.extend("x" * 100 for _ in range(200))
+
+    report = Patient(update).examine()
+    assert "`large`" in accusations(report)[0].holder
 
 
 def test_a_failure_of_the_search_is_a_note(monkeypatch):

@@ -4,6 +4,7 @@ Nothing is counted before the first request. What grew from the first look to th
 told with what holds it; a burst that happened once is not.
 """
 
+import sys
 import time
 
 from mlx_supervisor import wire
@@ -22,8 +23,8 @@ COUNTING_SHARE = 0.6
 """Of the time for the last look; the rest is for finding holders."""
 UNINTERRUPTED_S = 60.0
 """More than a garbage collection or a walk of a graph takes beyond the limit, on a slow machine: for the watchdog."""
-ROOM_BYTES = 64 * 1024 * 1024
-"""May be used for the search even where there is hardly any."""
+ROOM_SHARE = 0.4
+"""Of what the limit leaves: for counting, and as much again for walking graphs. A look must not be what passes it."""
 
 
 class Autopsy:
@@ -43,6 +44,11 @@ class Autopsy:
         if self._asked is None:
             self._asked, self._spent_s = command, 0.0
             self._looks, self._spare = [], [Census() for _ in range(LOOKS)]
+
+    @property
+    def asked(self) -> bool:
+        """Whether a report is owed."""
+        return self._asked is not None
 
     @property
     def bound_s(self) -> float:
@@ -104,7 +110,8 @@ class Autopsy:
     def _bounds(self) -> Bounds:
         native_bytes = census.native_bytes()
         grown_bytes = max(0, native_bytes - (self._native_bytes or 0))
-        room_bytes = grown_bytes * 2 if self._memory.has_room(grown_bytes * 2) else ROOM_BYTES
+        left_bytes = self._memory.left_bytes
+        room_bytes = sys.maxsize if left_bytes is None else int(ROOM_SHARE * left_bytes)
         return Bounds(native_bytes, grown_bytes, room_bytes)
 
     def _end(self) -> None:

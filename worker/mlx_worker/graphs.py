@@ -78,7 +78,7 @@ class Graphs:
 @dataclass(frozen=True)
 class Bounds:
     """`native_bytes`: this process's memory outside MLX's allocator, where graphs are; `grown_bytes`: its growth since
-    training began; `room_bytes`: what may be used for walking them."""
+    training began; `room_bytes`: what may be used for counting, and as much again for walking graphs."""
 
     native_bytes: int
     grown_bytes: int

@@ -25,6 +25,12 @@ NOISE_BYTES = 1024
 """An update: Python objects that grow by less are a list of losses, not a leak."""
 MANY_OBJECTS = 20
 """An update: more of them are told whatever they seem to weigh."""
+LEAST_UPDATES = 6
+"""Between the first look and the last, for both: where a stop came sooner, all that is new at the end seems to grow."""
+LARGE_SHARE = 0.02
+"""Of all arrays' bytes: smaller kinds are not told of where nothing is known of growth."""
+CONTAINERS_LIMIT = 10_000
+"""The most growing containers that are weighed, those that grew most."""
 LARGE_GRAPH = 5000
 """Operations. So many are told of even where it isn't known whether they grow."""
 GARBAGE_BYTES = 256 * 1024
@@ -70,6 +76,11 @@ class Search:
     def updates(self) -> int:
         """Between the first look and the last."""
         return self.now.step - self.first.step
+
+    def is_noise(self, more_bytes: int, more: int = 0) -> bool:
+        """Whether Python objects grew by so little that it tells nothing."""
+        updates = max(self.updates, LEAST_UPDATES)
+        return more_bytes < NOISE_BYTES * updates and more < MANY_OBJECTS * updates
 
     def chunks(self, objects: list[Any]) -> Iterator[list[Any]]:
         """As many as there is time for."""
@@ -180,9 +191,12 @@ def _containers(found: Search, objects: list[Any]) -> None:
             longer[address] = series[0], series[-1]
     found.grown.update(longer)
     weighed: list[tuple[Suspect, Any]] = []
+    own = {
+        id(each) for look in found.looks for each in (look.arrays, look.types, look.graphs.by_kind, look.graphs.ends)
+    }
     grown = [each for chunk in found.chunks(objects if longer else []) for each in chunk if id(each) in longer]
     for each in grown:
-        if length_method(type(each)) is None:  # another object at that address
+        if length_method(type(each)) is None or id(each) in own:  # another object at that address, or ours
             continue
         before, now = longer[id(each)]
         newest = weight.newest(each)
@@ -190,13 +204,14 @@ def _containers(found: Search, objects: list[Any]) -> None:
         what = f"{type_name(type(each))} of {weight.described(newest)}"
         size_bytes, grown_bytes = now * each_bytes, (now - before) * each_bytes
         weighed.append((Suspect("objects", what, before, now, size_bytes, grown_bytes, container=id(each)), each))
-    weighed = [pair for pair in weighed if pair[0].grown_bytes >= NOISE_BYTES * found.updates]
+    weighed = [pair for pair in weighed if not found.is_noise(pair[0].grown_bytes)]
     for suspect, container in sorted(weighed, key=lambda pair: -pair[0].grown_bytes)[:PER_SECTION]:
         _add(found, suspect, [container])
 
 
 def _lengths(looks: Sequence[Census]) -> Iterable[tuple[int, list[int]]]:
-    """Of the containers that are in every look: address and lengths, where the last is more than the first."""
+    """Of the containers that are in every look: address and lengths, where the last is more than the first; those that
+    grew most come first."""
     last = looks[-1]
     common: Any = np.frombuffer(last.container_ids, np.uint64)[np.frombuffer(last.lengths, np.uint64) > 1]
     for look in looks[:-1]:
@@ -207,7 +222,9 @@ def _lengths(looks: Sequence[Census]) -> Iterable[tuple[int, list[int]]]:
         places = np.flatnonzero(np.isin(ids, common, assume_unique=True))
         columns.append(np.frombuffer(look.lengths, np.uint64)[places[np.argsort(ids[places])]])
     common.sort()
-    for row in np.flatnonzero(columns[-1] > columns[0]):
+    longer = np.flatnonzero(columns[-1] > columns[0])
+    by_growth = np.argsort((columns[0] - columns[-1])[longer].view(np.int64))
+    for row in longer[by_growth[:CONTAINERS_LIMIT]]:
         yield int(common[row]), [int(column[row]) for column in columns]
 
 
@@ -229,7 +246,7 @@ def _types(found: Search, objects: list[Any]) -> None:
         if name == _COMPILED_FUNCTION:
             suspect.kind, suspect.what = "compiled", "functions made by mx.compile"
             suspects.append(suspect)
-        elif suspect.grown_bytes >= NOISE_BYTES * found.updates or more >= MANY_OBJECTS * found.updates:
+        elif not found.is_noise(suspect.grown_bytes, more):
             suspects.append(suspect)
     for suspect in sorted(suspects, key=lambda suspect: -suspect.grown_bytes)[:PER_SECTION]:
         _add(found, suspect, alike[_COMPILED_FUNCTION if suspect.kind == "compiled" else suspect.what])
@@ -244,7 +261,8 @@ def _typical_bytes(name: str, alike: list[Any]) -> int:
 def _largest(found: Search, arrays: list[Any]) -> None:
     """Without an update between the looks: what there is most of."""
     sizes = {kind: count * kind.size_bytes for kind, count in found.now.arrays.items()}
-    for kind in sorted(sizes, key=lambda kind: -sizes[kind])[:PER_SECTION]:
+    large = [kind for kind in sizes if sizes[kind] > LARGE_SHARE * sum(sizes.values())]
+    for kind in sorted(large, key=lambda kind: -sizes[kind])[:PER_SECTION]:
         alike = [each for each in arrays if kind_of(each) == kind]
         count, size_bytes = found.now.arrays[kind], sizes[kind]
         _add(found, Suspect("arrays", str(kind), count, count, size_bytes, size_bytes), _spread(alike))
@@ -286,9 +304,12 @@ def _notes(found: Search, *, found_any: bool) -> Iterable[str]:
         yield f"reference cycles held {freed_bytes / MIB:.1f} MiB until they were collected ({garbage} objects)"
     if not found.updates:
         yield "no update came between two looks: these are the largest, whether or not they grow"
+    reasons = [look.reason for look in found.looks if look.reason]
+    if reasons:
+        yield reasons[-1]
     elif not all(look.complete for look in found.looks):
         yield "there was not enough time to count everything"
-    elif not found_any:
+    elif found.updates and not found_any:
         yield f"nothing that can be seen from Python grew in {found.updates} updates"
     if now.graphs.operations is None:
         yield f"unevaluated graphs were not looked at: {now.graphs.reason}"

@@ -216,7 +216,7 @@ class Trainer:
         if launched is not None:
             self._finish(launched)
             self._between_updates()
-        self.control.autopsy.finish(progress.step)
+        self._look(more_updates=False)
 
     def _is_looked_at(self, step: int) -> bool:
         """Whether the state after this update is needed as it is, so that the next must not have begun."""
@@ -272,8 +272,7 @@ class Trainer:
 
     def _between_updates(self) -> None:
         """What needs the state of the last update, when the next has not begun."""
-        self.watchdog.arm(self.control.autopsy.bound_s)
-        self.control.autopsy.look(self.progress.step)
+        self._look()
         if self._evaluation_is_due(self.progress.step) and not self.stop.asked:
             self._evaluate()
         if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.asked:
@@ -284,6 +283,14 @@ class Trainer:
         if self.saver.is_due(self.progress.step) or self.control.checkpoint_asked:
             self._save(waiting=self.control.checkpoint_asked)
         self.memory.start_peak()
+
+    def _look(self, *, more_updates: bool = True) -> None:
+        """What the supervisor asked about what grew. A stop then is for memory: first of all the work is saved."""
+        autopsy = self.control.autopsy
+        if autopsy.asked and self.stop.asked:
+            self._save(waiting=True)
+        self.watchdog.arm(autopsy.bound_s)
+        (autopsy.look if more_updates else autopsy.finish)(self.progress.step)
 
     def _collate(self, ids: list[int]) -> tuple[Any, ...]:
         arrays = self.task.collate([self.task.dataset[i] for i in ids])

@@ -72,6 +72,17 @@ class Memory:
         return other_bytes + counters.peak_bytes + more_bytes <= ROOM_SHARE * limit_bytes
 
     @property
+    def left_bytes(self) -> int | None:
+        """What this process may still take of the memory limit, its children not counted; None without a limit."""
+        if self._job.limit_bytes is None:
+            return None
+        counters = self.read()
+        held_bytes = counters.resident_bytes
+        if self._device.wired_bytes is not None:  # a Mac's resident set leaves most of MLX's buffers out
+            held_bytes += counters.active_bytes + counters.cache_bytes
+        return max(0, self._job.limit_bytes - held_bytes)
+
+    @property
     def clears(self) -> bool:
         """Whether the cache is cleared at fixed points."""
         return self._always
