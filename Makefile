@@ -17,7 +17,7 @@ ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null)$(shell cat $(VENV)/.made
 $(DEPENDENCIES): again
 endif
 
-.PHONY: help install run run-bare test test-long check simulate simulate-bugs bench bench-worker lock clean again
+.PHONY: help install run run-bare test test-long check simulate simulate-bugs bench bench-leaks bench-worker lock clean again
 
 help:
 	@echo "make install    the environment in $(VENV), from the hash-pinned requirements.txt"
@@ -81,6 +81,10 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/overshoot.py
 	$(BIN)/python bench/overhead.py
 	$(BIN)/python bench/founding.py
+
+# the breaker's judgement on simulated traces; TRACES=folder takes another generator's
+bench-leaks: $(INSTALLED)
+	$(BIN)/python bench/leak_traces.py $(if $(TRACES),--traces $(TRACES))
 
 # the worker's: speed against mlx_lm, growth over 10,000 updates, checkpoints, restarts (about half an hour)
 bench-worker: $(INSTALLED)

@@ -30,6 +30,8 @@ JUMP_SHARE = 0.5
 """Of a window's rise that may come from one block to the next: a level shift is no leak."""
 CEILING_SAMPLES = 1000
 """A leak brings the floor where it has not been for so many samples, or twice as many. Wander does not."""
+FASTER = 2.0
+"""A shorter window is believed over a longer one when its slope is so many times as large."""
 RETURN_SAMPLES = 2
 """Samples in a row that must have returned half-way for a verdict to be revoked."""
 
@@ -85,14 +87,14 @@ class Trend:
     @property
     def leak_bytes(self) -> float | None:
         """Bytes a step of a leak that is there beyond doubt; None when there is none."""
-        return _longest([window.leak_bytes for window in self._windows])
+        return _current([window.leak_bytes for window in self._windows])
 
     @property
     def slope_bytes(self) -> float | None:
         """Bytes a step, leak or warm-up: 0 when it can't be told from noise, None while too little is known."""
         if not any(window.full for window in self._windows):
             return None
-        slope = _longest([window.slope_bytes for window in self._windows])
+        slope = _current([window.slope_bytes for window in self._windows])
         return 0.0 if slope is None else slope
 
     @property
@@ -238,6 +240,10 @@ def _slope(points: list[tuple[float, float]]) -> float:
     return median([(v2 - v1) / (s2 - s1) for (s1, v1), (s2, v2) in combinations(points, 2)])
 
 
-def _longest(slopes: list[float | None]) -> float | None:
-    """Of the longest window that has one."""
-    return next((slope for slope in reversed(slopes) if slope is not None), None)
+def _current(slopes: list[float | None]) -> float | None:
+    """Of the longest window that has one, as the most exact; of a shorter one where growth has become much faster."""
+    chosen = None
+    for slope in reversed(slopes):
+        if slope is not None and (chosen is None or slope > FASTER * chosen):
+            chosen = slope
+    return chosen
