@@ -225,10 +225,11 @@ LADDER = {
         autopsied a list, a dict    -> running
         steps 40 grow=50            -> draining: ask stop
         saved                       -> draining: save
-        autopsied                   -> draining
+        autopsied again             -> draining
         exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
         ready                       -> running
         steps 18 mib=500 grow=50    -> running: ask autopsy
+        autopsied                   -> running
     """),
     "a trip without a leak is looked into as it drains, asked for before it stops listening": (policy(autopsy=True), """
         start                       -> starting: save, spawn 1 batch 8 of 8

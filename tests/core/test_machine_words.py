@@ -15,6 +15,7 @@ from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import UNTROUBLED_S, RunHistory
 from mlx_supervisor.core.machine import RunMachine
 from mlx_supervisor.core.policy import MIB, MemoryPolicy, RunPolicy
+from mlx_supervisor.core.table import State
 
 GOLDEN = MEMORY | LADDER | WAITING | ENDS
 REASONS = {
@@ -292,10 +293,11 @@ def test_a_life_s_record_has_its_error_its_autopsy_and_whether_it_computed_again
     line = Timeline(policy(autopsy=True, size=1, backoff_s=0.0)).play("""
         start                       -> starting: save, spawn 1 batch 1 of 1
         ready can=yes               -> running
+        steps 18 grow=50            -> running: ask autopsy
         autopsied a list, a dict    -> running
-        exit 1 RuntimeError: [malloc] Unable to allocate 9 bytes. -> starting: close device out of memory, save, spawn 2 batch 1 of 1 recompute
+        exit 1 RuntimeError: [malloc] Unable to allocate 9 bytes. -> starting: close device out of memory, save, spawn 2 batch 1 of 1 save 9 recompute
         ready can=yes               -> running
-        exit 1 KeyError: 7          -> starting: close crash, save, spawn 3 batch 1 of 1 recompute
+        exit 1 KeyError: 7          -> starting: close crash, save, spawn 3 batch 1 of 1 save 9 recompute
         ready can=yes               -> running
         stop                        -> draining: ask stop
         exit 75                     -> stopped: close asked for, save, finish stopped
@@ -328,8 +330,45 @@ def test_a_worker_older_than_the_history_is_taken_over_too() -> None:
     line.play("start -> starting: save, spawn 6 batch 8 of 8")
 
 
+ASKED_WHAT_GREW = """
+    start                       -> starting: save, spawn 1 batch 8 of 8
+    ready                       -> running
+    steps 18 grow=50            -> running: ask autopsy
+"""
+
+
+def test_only_what_was_asked_for_is_heard_of_what_grew_and_only_once() -> None:
+    line = Timeline(policy(autopsy=True)).play(RUNNING)
+    line.feed(ev.Autopsied(line.at_s, 1, 3, ("unasked",), 1.0))
+    assert line.machine.history.autopsy == line.says("autopsy") == []
+    line = Timeline(policy(autopsy=True)).play(ASKED_WHAT_GREW)
+    for number in range(1000):
+        line.feed(ev.Autopsied(line.at_s, 1, 18, (f"answer {number}",), 1.0))
+    assert line.machine.history.autopsy == ["answer 0"]
+    assert len(line.says("autopsy")) == 1
+
+
+def test_an_answer_of_the_life_before_is_not_that_of_the_next() -> None:
+    line = Timeline(policy(autopsy=True)).play(ASKED_WHAT_GREW)
+    line.play("""
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 9
+        ready                       -> running
+        autopsied late              -> running
+    """)
+    assert line.says("autopsy") == []
+
+
+def test_a_start_that_the_world_refuses_says_why_while_it_waits() -> None:
+    line = Timeline().play("start -> starting: save, spawn 1 batch 8 of 8")
+    line.feed(ev.ActionFailed(line.at_s, "spawn", "[Errno 28] No space left on device", passing=True))
+    assert line.machine.state is State.BACKOFF
+    assert "No space left on device; tried again in 1 s" in line.machine.reason
+    assert "No space left" in str(_records(line)[-1]["error"])
+
+
 def test_findings_without_end_are_bounded() -> None:
-    line = Timeline().play(RUNNING)
+    line = Timeline(policy(autopsy=True)).play(ASKED_WHAT_GREW)
     line.feed(ev.Autopsied(line.at_s, 1, 3, tuple("x" * 9999 for _ in range(99)), 1.0))
     assert len(line.says("autopsy")) == len(line.machine.history.autopsy) == 24
     assert max(len(each) for each in line.machine.history.autopsy) <= 300

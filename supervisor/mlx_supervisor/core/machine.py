@@ -83,8 +83,9 @@ class RunMachine(Endings):
             self._say("spawn_failed", f"The worker could not be started: {event.error}", Level.ERROR)
             self._after_life(event.at_s, Ending(Cause.SPAWN_FAILED, event.error, restart=True), "not started")
             return
-        text = f"The worker could not be started: {event.error}; tried again in {delay_s:.0f} s."
-        self._say("spawn_failed", text, Level.ERROR)
+        self.reason = f"the worker could not be started: {event.error}; tried again in {delay_s:.0f} s"
+        self._say("spawn_failed", f"{self.reason[0].upper()}{self.reason[1:]}.", Level.ERROR)
+        self.life.error = self.history.error = event.error
         self._close_life(event.at_s, "not started", Cause.SPAWN_FAILED)
         self._go(S.BACKOFF, event.at_s + delay_s)
 
@@ -225,11 +226,15 @@ class RunMachine(Endings):
         """Once a life."""
         memory = self.policy.memory
         if memory.autopsy and not self._autopsy_asked:
-            self._autopsy_asked = True
+            self._autopsy_asked = self._autopsy_due = True
             self._heartbeat.pardon(memory.autopsy_limit_s)
             self._out.append(RequestAutopsy(self.history.generation, memory.autopsy_limit_s))
 
     def _on_autopsied(self, event: ev.Autopsied) -> None:
+        """One answer to one question: what comes unasked, or again, would drown all else in its sentences."""
+        if not self._autopsy_due:
+            return
+        self._autopsy_due = False
         self._heartbeat.pardon(0.0)
         findings = [each[:FINDING_LIMIT_CHARS] for each in event.findings[:FINDINGS_AT_MOST]]
         when = f"at step {event.step}" if event.complete else f"at step {event.step}, cut short"

@@ -74,7 +74,7 @@ class MachineBase:
         self._kills = 0
         self._unready_trips = 0
         self._need_bytes = 0
-        self._autopsy_asked = False
+        self._autopsy_asked = self._autopsy_due = False
         self._cool_until_s: float | None = None
         self._accounted_s: float | None = None
         self._survivor: int | None = None

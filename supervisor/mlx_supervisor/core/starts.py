@@ -135,7 +135,7 @@ class Starts(MachineBase):
         self.life.gradient_checkpointing = checkpoints_gradients(self.policy, past)
         self.last_sample = self.last_step = self._ending = self._bye = self._relief = None
         self._missing = self._kills = 0
-        self._autopsy_asked = False
+        self._autopsy_asked = self._autopsy_due = False
         self._go(S.STARTING, at_s + self.policy.restart.start_timeout_s)
         self._save()
         self._out.append(
