@@ -16,6 +16,7 @@ import zmq
 
 from mlx_supervisor import wire
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.errors_text import printable
 
 MESSAGE_LIMIT_BYTES = 1024 * 1024
 """ZeroMQ itself cuts off a peer that sends more; between this and `wire.FRAME_LIMIT_BYTES` frames are counted."""
@@ -164,9 +165,9 @@ def _event_of(message: wire.WorkerMessage, at_s: float) -> ev.Event:
                 message.target_steps,
                 message.batch_size,
                 message.effective_batch,
-                message.checkpoint,
-                tuple(message.passed_over),
-                tuple(message.notes),
+                None if message.checkpoint is None else _line(message.checkpoint),
+                tuple(_line(each) for each in message.passed_over),
+                tuple(_line(each) for each in message.notes),
                 message.gradient_checkpointing,
                 message.can_checkpoint_gradients,
             )
@@ -181,23 +182,29 @@ def _event_of(message: wire.WorkerMessage, at_s: float) -> ev.Event:
                 message.seconds,
                 message.stall_s,
                 message.size_bytes,
-                message.error,
+                _line(message.error),
             )
         case wire.PhaseChange():
-            return ev.PhaseChange(at_s, generation, ev.Phase(message.phase), message.detail)
+            return ev.PhaseChange(at_s, generation, ev.Phase(message.phase), _line(message.detail))
         case wire.Cleared():
             return ev.Cleared(at_s, generation, message.active_bytes, message.cache_bytes)
         case wire.AutopsyReport():
             return _autopsied(message, at_s)
         case wire.Bye():
             outcome = ev.Outcome(message.outcome)
-            return ev.Bye(at_s, generation, outcome, message.reason, message.step, message.loss, message.weights_sha256)
+            reason = printable(message.reason).replace("\r", "\n")
+            return ev.Bye(at_s, generation, outcome, reason, message.step, message.loss, message.weights_sha256)
         case wire.Hello():
             raise AssertionError("a hello is no event")
 
 
+def _line(text: str) -> str:
+    """One line that a terminal shows and does not obey."""
+    return " ".join(printable(text).split())
+
+
 def _autopsied(message: wire.AutopsyReport, at_s: float) -> ev.Autopsied:
-    findings = tuple(_finding_text(finding) for finding in message.findings)
+    findings = tuple(_line(_finding_text(finding)) for finding in message.findings)
     return ev.Autopsied(at_s, message.generation, message.step, findings, message.seconds, message.complete)
 
 

@@ -385,3 +385,7 @@ def test_the_list_for_readers_is_whole_and_says_which_halve_the_batch() -> None:
     batch = {row[0]: row[2] for row in rows[2:]}
     assert set(batch) == {cause.value for cause in Cause} - {"completed", "asked for"}
     assert {Cause(name) for name, what in batch.items() if what.startswith("halved")} == MEMORY_CAUSES
+
+
+def test_a_last_line_is_one_that_a_terminal_only_shows() -> None:
+    assert last_line("one\n\x1b[31mtwo\x1b[0m \x85 three\x07\u202e\n\n") == "two  three"

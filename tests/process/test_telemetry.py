@@ -120,6 +120,39 @@ def test_a_new_generation_silences_the_old_one(folder: Path) -> None:
     asyncio.run(scenario())
 
 
+NOTE = {"kind": "note"}
+HOSTILE = "\x1b]0;title\x07\x1b[2Jfirst\r\n12:00:00  Completed.\x00\x7f\x85\u2028\u202e end"
+
+
+def test_what_a_worker_says_cannot_move_a_terminal_or_look_like_another_line(folder: Path) -> None:
+    finding = {"kind": "objects", "what": HOSTILE, "holder": HOSTILE}
+    step = {"step": 1, "target_steps": 9, "batch_size": 1, "effective_batch": 1}
+
+    async def scenario() -> None:
+        async with listening(folder) as (telemetry, heard):
+            telemetry.expect("run", 1, TOKEN)
+            worker = Peer(telemetry.address)
+            worker.hello()
+            worker.send(type="ready", seq=1, checkpoint=HOSTILE, notes=[HOSTILE], passed_over=[HOSTILE], **step)
+            worker.send(type="autopsy", seq=2, step=1, baseline_step=1, seconds=0.1, findings=[finding])
+            worker.send(type="autopsy", seq=3, step=1, baseline_step=1, seconds=0.1, findings=[finding | NOTE])
+            worker.send(type="checkpoint", seq=4, step=1, ok=False, seconds=1, stall_s=1, size_bytes=1, error=HOSTILE)
+            worker.send(type="bye", seq=5, outcome="failed", reason=HOSTILE, step=1, loss=None)
+            await until(lambda: len(heard.events) == 5)
+            ready, grown, noted, saved, bye = (event for _, event in heard.events)
+            assert isinstance(ready, ev.Ready)
+            assert isinstance(grown, ev.Autopsied)
+            assert isinstance(noted, ev.Autopsied)
+            assert isinstance(saved, ev.CheckpointReport)
+            assert isinstance(bye, ev.Bye)
+            texts = [str(ready.checkpoint), *ready.notes, *ready.passed_over, *grown.findings, *noted.findings]
+            for text in [*texts, saved.error, *bye.reason.split("\n")]:
+                assert text.isprintable(), ascii(text)
+            assert all("first" in text and "end" in text for text in texts)
+
+    asyncio.run(scenario())
+
+
 def test_a_command_reaches_the_worker_and_a_dead_one_is_noticed(folder: Path) -> None:
     async def scenario() -> None:
         async with listening(folder) as (telemetry, heard):

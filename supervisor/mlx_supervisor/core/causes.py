@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mlx_supervisor.core.errors_text import LastWords, Raised, last_words, raised_in
+from mlx_supervisor.core.errors_text import TEXT_LIMIT, LastWords, Raised, last_words, printable, raised_in
 
 
 class Cause(StrEnum):
@@ -281,5 +281,5 @@ def _diagnosis(cause: Cause, text: str, advice: str = "") -> Diagnosis:
 
 def last_line(text: str, limit_chars: int = TEXT_CHARS) -> str:
     """The last line of `text` that says something, shortened."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in printable(text[-TEXT_LIMIT:]).splitlines() if line.strip()]
     return lines[-1][:limit_chars] if lines else ""

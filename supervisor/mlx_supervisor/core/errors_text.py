@@ -20,7 +20,8 @@ ABORT_LINES = 12
 """How far before the end of the text, or before a dump of stacks, a C++ abort's message may stand."""
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Besides those of a terminal, what changes the direction of writing, and what only some take for the end of a line."""
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")
 _GUTTER = re.compile(r"^\s+[|+](?:-\+)? ?")
 _RULE = re.compile(r"^-{3,}.*$")
@@ -124,6 +125,11 @@ def innermost(frames: Sequence[Frame]) -> Frame | None:
     return own[-1] if own else frames[-1] if frames else None
 
 
+def printable(text: str) -> str:
+    """The text without what a terminal obeys: it is shown to people, and comes from a process that may say anything."""
+    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+
+
 def last_words(text: str) -> LastWords:
     """Read the end of a stderr; anything may stand in it."""
     lines = _lines(text)
@@ -161,8 +167,7 @@ def raised_in(line: str) -> Raised | None:
 
 def _lines(text: str) -> list[str]:
     cut = text[-TEXT_LIMIT:]
-    plain = _CONTROLS.sub("", _ESCAPES.sub("", cut))
-    lines = _LINE_ENDS.split(plain)
+    lines = _LINE_ENDS.split(printable(cut))
     if len(text) > TEXT_LIMIT:
         lines[0] = ""  # its beginning is missing: it could seem to say anything
     return [line[:LINE_LIMIT] for line in lines]
