@@ -130,6 +130,7 @@ class RunLog:
         """Lines and rotations that the disk refused."""
         self._max_bytes = max_bytes
         self._backups = backups
+        self._stderr_gone = 0
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._stdout = os.open(self.stdout_path, flags, _MODE)
@@ -153,21 +154,34 @@ class RunLog:
             self.lost += 1
 
     def stderr_offset(self) -> int:
-        """Where stderr.log ends now: take it before a life, give it to `tail_since` after."""
+        """Where stderr ends now, with what was rotated away: take it before a life, give it to `tail_since` after."""
         try:
-            return os.fstat(self._stderr).st_size
+            return self._stderr_gone + os.fstat(self._stderr).st_size
         except OSError:
-            return 0
+            return self._stderr_gone
 
     def tail_since(self, offset: int, limit_bytes: int = TAIL_LIMIT_BYTES) -> str:
-        """The end of stderr.log, from `offset` at the earliest; a file rotated meanwhile is read from its start."""
+        """The end of stderr, from `offset` at the earliest, also where the rotation has just taken it away.
+
+        A file that somebody else cut short is read from its start.
+        """
         try:
             size = os.fstat(self._stderr).st_size
-            start = max(offset if offset <= size else 0, size - limit_bytes)
-            data = os.pread(self._stderr, limit_bytes, start)
+            start = offset - self._stderr_gone
+            data = os.pread(self._stderr, limit_bytes, max(start if start <= size else 0, size - limit_bytes, 0))
+            if start < 0 and len(data) < limit_bytes:
+                data = self._end_of_copy(min(-start, limit_bytes - len(data))) + data
         except OSError as error:
             return f"(stderr.log cannot be read: {error})"
         return data.decode("utf-8", "replace")
+
+    def _end_of_copy(self, size_bytes: int) -> bytes:
+        try:
+            with _backup(self.stderr_path, 1).open("rb") as file:
+                file.seek(max(os.fstat(file.fileno()).st_size - size_bytes, 0))
+                return file.read(size_bytes)
+        except OSError:  # no copies are kept, or the disk had no room for it
+            return b""
 
     def rotate_if_needed(self) -> bool:
         """Rotate a file over its limit; True when one was. A failure is counted, and tried again the next time."""
@@ -190,7 +204,12 @@ class RunLog:
                 self._copy_end(descriptor, _backup(path, 1))
         finally:
             # a disk too full for the copy needs the room all the more
-            os.ftruncate(descriptor, 0)
+            self._empty(descriptor)
+
+    def _empty(self, descriptor: int) -> None:
+        if descriptor == self._stderr:
+            self._stderr_gone += os.fstat(descriptor).st_size
+        os.ftruncate(descriptor, 0)
 
     def _copy_end(self, descriptor: int, target: Path) -> None:
         size = os.fstat(descriptor).st_size
@@ -205,7 +224,7 @@ class RunLog:
     def clear(self) -> None:
         """Empty both files and remove their older copies. Raises OSError."""
         for descriptor, path in ((self._stdout, self.stdout_path), (self._stderr, self.stderr_path)):
-            os.ftruncate(descriptor, 0)
+            self._empty(descriptor)
             for number in range(1, self._backups + 1):
                 _backup(path, number).unlink(missing_ok=True)
 

@@ -191,6 +191,32 @@ def test_tail_is_of_one_life_and_bounded(run_log: RunLog) -> None:
     assert run_log.tail_since(offset + 5000) == "after the rotation"
 
 
+def test_last_words_that_were_rotated_away_are_read_all_the_same(run_log: RunLog) -> None:
+    """A worker that wrote a lot says in the same second what ended it: its cause must not be lost."""
+    err = run_log.descriptors()[1]
+    os.write(err, b"first life\n")
+    offset = run_log.stderr_offset()
+    os.write(err, b"y" * 2000 + b"\nRuntimeError: its last words\n")
+    assert run_log.rotate_if_needed()
+    assert run_log.tail_since(offset, 30) == "\nRuntimeError: its last words\n"
+    os.write(err, b"terminated\n")
+    assert run_log.tail_since(offset, 40).endswith("RuntimeError: its last words\nterminated\n")
+    second = run_log.stderr_offset()
+    assert run_log.tail_since(second) == ""
+    os.write(err, b"second life\n" + b"z" * 1200)
+    assert run_log.rotate_if_needed()
+    assert run_log.tail_since(second, 5000) == "second life\n" + "z" * 1200
+
+
+def test_what_was_cleared_is_gone(run_log: RunLog) -> None:
+    offset = run_log.stderr_offset()
+    os.write(run_log.descriptors()[1], b"y" * 2000 + b"first life\n")
+    run_log.rotate_if_needed()
+    run_log.clear()
+    os.write(run_log.descriptors()[1], b"more")
+    assert run_log.tail_since(offset) == "more"
+
+
 def test_clearing_empties_files_and_removes_copies(run_log: RunLog) -> None:
     os.write(run_log.descriptors()[0], b"x" * 2000)
     run_log.rotate_if_needed()
