@@ -31,6 +31,34 @@ print(found.operations, found.by_kind[graphs.kind_of(total)], threading.stack_si
     assert done.stdout.split() == ["150000", "150000", "0"], (done.returncode, done.stderr)
 
 
+def test_a_graph_is_found_among_the_arrays_of_a_whole_model():
+    """MLX takes only so many arrays by name at once; two of these have most of their graph in common."""
+    total = chain(50)
+    arrays = [mx.full((3,), index) for index in range(2500)]
+    mx.eval(arrays)
+    arrays[1200:1200], arrays[10:10] = [total], [-total]
+    found = graphs.Graphs()
+    graphs.look(found, arrays, graphs.Bounds(2**27, 0, 2**40), float("inf"))
+    assert (found.operations, found.reason) == (51, "")
+    assert found.by_kind == {graphs.kind_of(total): 51}
+    assert found.ends == {id(total), id(arrays[10])}
+
+
+def test_what_goes_wrong_is_a_reason(monkeypatch, capfd):
+    def refuse(*arrays, **names):
+        raise TypeError("another MLX")
+
+    monkeypatch.setattr(mx, "export_to_dot", refuse)
+    found = graphs.Graphs()
+    graphs.look(found, [chain(2)], graphs.Bounds(2**27, 0, 2**40), float("inf"))
+    assert (found.operations, found.reason) == (None, "TypeError: another MLX")
+    monkeypatch.setattr(graphs, "_stack_bytes", lambda bounds: 2**62)
+    graphs.look(found, [chain(2)], graphs.Bounds(2**27, 0, 2**40), float("inf"))
+    assert found.operations is None
+    assert found.reason
+    assert capfd.readouterr().err == "", "the end of the log is read for the cause of a death"
+
+
 def test_a_graph_is_left_alone_where_looking_is_not_safe():
     """No room for the text, no time, or no stack that would be deep enough: nothing is counted, and it says why."""
     total = chain(4)

@@ -29,6 +29,8 @@ ROOM_SHARE = 1.5
 STACK_LIMIT_BYTES = 4096 * MIB
 """Address space, not memory: pages are taken only as deep as the recursion goes."""
 ARRAYS_LIMIT = 100_000
+NAMES_LIMIT = 1000
+"""A function of MLX's takes at most 1024 named arguments."""
 KINDS_LIMIT = 8
 OWN_THREADS = ("MainThread", "signals", "lifeline")
 """Threads that evaluate nothing meanwhile. Any other may, and would change a graph while it is walked."""
@@ -90,22 +92,34 @@ def look(graphs: Graphs, arrays: list[Any], bounds: Bounds, until_s: float) -> N
     graphs.reason = _why_not(len(arrays), bounds, until_s)
     if graphs.reason:
         return
-    stack_bytes = _stack_bytes(bounds)
-    operations, ends = _walk(arrays, stack_bytes)
-    if operations is None:
-        graphs.reason = "no thread with a stack for it could be started"
-        return
-    graphs.operations = operations
+    try:
+        _look(graphs, arrays, _stack_bytes(bounds), until_s)
+    except Exception as error:  # no such thread, no memory for the text, another MLX
+        graphs.operations, graphs.reason = None, f"{type(error).__name__}: {error}"
+
+
+def _look(graphs: Graphs, arrays: list[Any], stack_bytes: int, until_s: float) -> None:
+    ends, texts = list[Any](), list[_Text]()
+    for start in range(0, len(arrays), NAMES_LIMIT):
+        if time.monotonic() > until_s:
+            graphs.reason = "there was not enough time for all"
+            return
+        some = arrays[start : start + NAMES_LIMIT]
+        text = _walk(some, stack_bytes, named=True)
+        ends.extend(some[end] for end in text.ends)
+        texts.extend([text] if text.ends else [])
+    if len(texts) > 1:  # graphs may have parts in common
+        texts = [_walk(ends, stack_bytes)]
+    graphs.operations = sum(text.operations for text in texts)
     kinds: defaultdict[ArrayKind, list[Any]] = defaultdict(list)
     for end in ends:
-        graphs.ends.add(id(arrays[end]))
-        kinds[kind_of(arrays[end])].append(arrays[end])
+        graphs.ends.add(id(end))
+        kinds[kind_of(end)].append(end)
     graphs.unevaluated_bytes = sum(kind.size_bytes * len(found) for kind, found in kinds.items())
     for kind, found in sorted(kinds.items(), key=lambda item: -len(item[1]))[:KINDS_LIMIT]:
-        if time.monotonic() + NODE_S * operations > until_s:
+        if time.monotonic() + NODE_S * graphs.operations > until_s:
             return
-        count, _ = _walk(found, stack_bytes)
-        graphs.by_kind[kind] = count or 0
+        graphs.by_kind[kind] = _walk(found, stack_bytes).operations
 
 
 def _why_not(count: int, bounds: Bounds, until_s: float) -> str:
@@ -143,8 +157,9 @@ class _Text:
     """What `mx.export_to_dot` takes for a file."""
 
     def __init__(self) -> None:
-        self.operations: int | None = None
+        self.operations = 0
         self.ends: list[int] = []
+        self.error: Exception | None = None
 
     def write(self, text: str) -> None:
         """All of it, in one call."""
@@ -152,22 +167,28 @@ class _Text:
         self.ends = [int(number) for number in _END.findall(text)]
 
 
-def _walk(arrays: list[Any], stack_bytes: int) -> tuple[int | None, list[int]]:
-    """The number of different operations, and which arrays are ends of graphs. None when there is no such thread."""
+def _walk(arrays: list[Any], stack_bytes: int, *, named: bool = False) -> _Text:
+    """The number of different operations; and, `named`, which arrays are ends of graphs. Raises what goes wrong."""
     text = _Text()
-    named = {f"a{number}": one for number, one in enumerate(arrays)}
 
     def write() -> None:
         leave_signals_to_the_main_thread()
-        mx.export_to_dot(text, **named)
+        try:
+            if named:
+                mx.export_to_dot(text, **{f"a{number}": one for number, one in enumerate(arrays)})
+            else:
+                mx.export_to_dot(text, arrays)
+        except Exception as error:  # told by the report, and not in the worker's log, where causes of its end are
+            text.error = error
 
-    before_bytes = threading.stack_size(stack_bytes)
+    before_bytes = threading.stack_size()
     try:
+        threading.stack_size(stack_bytes)
         thread = threading.Thread(target=write, name="autopsy", daemon=True)
         thread.start()
-    except (RuntimeError, MemoryError):
-        return None, []
     finally:
         threading.stack_size(before_bytes)
     thread.join()
-    return text.operations, text.ends
+    if text.error is not None:
+        raise text.error
+    return text
