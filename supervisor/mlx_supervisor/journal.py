@@ -38,6 +38,22 @@ class OpenGeneration:
     opened_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class LifeTold:
+    """What steps and samples tell of one life. Without any step, `batch_size` and `accumulation` are None.
+
+    `train_s`: what the steps took. `last_wall_s`: of the last sign of life (Unix seconds); None without any.
+    """
+
+    first_step: int = 0
+    last_step: int = 0
+    batch_size: int | None = None
+    accumulation: int | None = None
+    train_s: float = 0.0
+    last_wall_s: float | None = None
+    peak_footprint_bytes: int = 0
+
+
 class Journal:
     """The journal at `path`; `on_error` is told in words, from the writer's thread, at most about once a minute.
 
@@ -185,6 +201,34 @@ class Journal:
         return [
             {"generation": row["generation"], **json.loads(row["record"])} for row in self._writer.select(sql, (run,))
         ]
+
+    def life(self, run: str, generation: int) -> LifeTold:
+        """One life in figures: SQLite adds them up, as the rows of a long one would take the daemon's size tenfold."""
+        of = "FROM {} WHERE run = ? AND generation = ?"
+        sums = "SELECT min(id) AS first, max(id) AS last, sum(seconds) AS train_s, max(wall_s) AS wall_s "
+        steps = self._writer.select(sums + of.format("steps"), (run, generation))[0]
+        peaks = "SELECT max(footprint_bytes) AS peak, max(wall_s) AS wall_s "
+        samples = self._writer.select(peaks + of.format("samples"), (run, generation))[0]
+        signs = [row["wall_s"] for row in (steps, samples) if row["wall_s"] is not None]
+        last_wall_s, peak = max(signs, default=None), samples["peak"] or 0
+        if steps["first"] is None:
+            return LifeTold(last_wall_s=last_wall_s, peak_footprint_bytes=peak)
+        ends = "SELECT step, batch_size, accumulation FROM steps WHERE id IN (?1, ?2) ORDER BY id"
+        rows = self._writer.select(ends, (steps["first"], steps["last"]))
+        return LifeTold(
+            rows[0]["step"],
+            rows[-1]["step"],
+            rows[-1]["batch_size"],
+            rows[-1]["accumulation"],
+            steps["train_s"],
+            last_wall_s,
+            peak,
+        )
+
+    def last_generation(self, run: str) -> int:
+        """The highest number that a life of this run ever had, ended or not; 0 without any."""
+        rows = self._writer.select("SELECT max(generation) AS last FROM generations WHERE run = ?", (run,))
+        return rows[0]["last"] or 0
 
     def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:
         """The run's latest events, oldest first; `fields` as a mapping."""

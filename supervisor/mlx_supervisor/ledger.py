@@ -48,9 +48,7 @@ class Ledger:
             history = history if snapshot is None else RunHistory.restore(snapshot)
         except ValueError as error:
             log.error("the run's history can't be read; it begins without one", run=self._run, error=str(error))
-        used = [int(record["generation"]) for record in self._journal.generations(self._run)]
-        used += [left.generation for left in self._journal.open_generations() if left.run == self._run]
-        history.generation = max([history.generation, *used])
+        history.generation = max(history.generation, self._journal.last_generation(self._run))
         return history
 
     def lives(self) -> list[Mapping[str, object]]:

@@ -37,18 +37,16 @@ async def end_left(
 
 def recovered(left: OpenGeneration, journal: Journal, run: str) -> ev.Recovered:
     """What the journal knows of a life that its supervisor did not see the end of."""
-    steps = [row for row in journal.steps(run) if row["generation"] == left.generation]
-    samples = [row for row in journal.samples(run) if row["generation"] == left.generation]
-    last_wall_s = max((row["wall_s"] for row in steps + samples), default=left.opened_s)
+    told = journal.life(run, left.generation)
     return ev.Recovered(
         time.monotonic(),
         left.generation,
         left.boot_id != boot_id(),
-        first_step=steps[0]["step"] if steps else 0,
-        last_step=steps[-1]["step"] if steps else 0,
-        batch_size=steps[-1]["batch_size"] if steps else left.batch_size,
-        accumulation=steps[-1]["accumulation"] if steps else None,
-        train_s=sum(row["seconds"] for row in steps),
-        lived_s=max(last_wall_s - left.opened_s, 0.0),
-        peak_footprint_bytes=max((row["footprint_bytes"] for row in samples), default=0),
+        first_step=told.first_step,
+        last_step=told.last_step,
+        batch_size=told.batch_size or left.batch_size,
+        accumulation=told.accumulation,
+        train_s=told.train_s,
+        lived_s=max((told.last_wall_s or left.opened_s) - left.opened_s, 0.0),
+        peak_footprint_bytes=told.peak_footprint_bytes,
     )

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mlx_supervisor import journal_file, journal_writer
-from mlx_supervisor.journal import Journal, JournalError, OpenGeneration
+from mlx_supervisor.journal import Journal, JournalError, LifeTold, OpenGeneration
 from mlx_supervisor.journal_writer import Retention
 
 DEADLINE_S = 20.0
@@ -101,6 +102,48 @@ def test_the_steps_and_samples_of_one_life_are_had_alone(journal: Journal) -> No
     assert [step["step"] for step in journal.steps("night", 2)] == [12, 12]
     assert [sample["footprint_bytes"] for sample in journal.samples("night", generation=1)] == [1]
     assert len(journal.steps("night")) == 3
+
+
+def test_a_life_is_told_in_figures(journal: Journal) -> None:
+    assert journal.life("night", 2) == LifeTold()
+    for generation, step, batch, wall_s in (
+        (1, 1, 8, 5.0),
+        (2, 2, 8, 6.0),
+        (2, 3, 8, 7.0),
+        (2, 3, 4, 9.0),
+        (3, 4, 4, 99.0),
+    ):
+        journal.step("night", generation, step, 1.0, 1, 0.5, batch, 8 // batch, None, 1, 1, 1e-4, wall_s)
+    assert journal.life("night", 2) == LifeTold(2, 3, 4, 2, 1.5, 9.0, 0)
+    journal.sample("night", 2, 700, 1, 1, 8.0)
+    journal.sample("night", 2, 500, 1, 1, 11.0)
+    journal.sample("day", 2, 900, 1, 1, 77.0)
+    assert journal.life("night", 2) == LifeTold(2, 3, 4, 2, 1.5, 11.0, 700)
+    assert journal.life("day", 2) == LifeTold(last_wall_s=77.0, peak_footprint_bytes=900)
+
+
+def test_a_long_life_is_told_in_little_memory(journal: Journal) -> None:
+    """The daemon stays small; it may just have died of a machine without memory."""
+    for number in range(20):
+        for step in range(1000 * number, 1000 * (number + 1)):
+            add_step(journal, step + 1)
+        journal.flush()
+    tracemalloc.start()
+    try:
+        assert journal.life("night", 1).last_step == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_last_number_counts_whether_that_life_has_ended_or_not(journal: Journal) -> None:
+    assert journal.last_generation("night") == 0
+    for run, generation in (("night", 1), ("night", 2), ("day", 7)):
+        journal.open_generation(run, generation, 1, 1.0, "t", "b", None, None, 1.0)
+    journal.close_generation("night", 1, {})
+    assert journal.last_generation("night") == 2
+    journal.close_generation("night", 2, {})
+    assert journal.last_generation("night") == 2
 
 
 def test_only_the_owner_may_read_it(journal: Journal) -> None:
