@@ -182,7 +182,7 @@ class ActionWatch:
             check(
                 not (saved and barren), "never gives up while restarts make progress", lambda: f"{action}, {self._life}"
             )
-            dead = self.world.last_dead
+            dead = self.world.workers[0] if self.world.workers else self.world.last_dead
             if self._cause == Cause.REFUSED.value and dead is not None:
                 check(dead.refused, "failed for good only for a reason", lambda: f"{action}, but {dead.death}")
 

@@ -86,12 +86,10 @@ class World:
 
     def _next(self) -> None:
         self._count_turn()
-        if self.shell.machine.state in AT_REST and self.shell.alive:
-            self._at_rest()
-            if self.completed:
-                return
-        else:
+        if self.shell.machine.state not in AT_REST or not self.shell.alive:
             self._rested = False
+        elif self._at_rest():
+            return
         tick_s = self.shell.tick_s
         if self.clock.next_s <= tick_s:
             check(self.clock.next_s < float("inf"), "liveness", lambda: self.watch.stuck())
@@ -117,15 +115,17 @@ class World:
             worker.heal()
         self.watch.begins_to_heal(HEALING_EVENTS)
 
-    def _at_rest(self) -> None:
-        """A person looks at it after a while."""
+    def _at_rest(self) -> bool:
+        """A person looks at it after a while. True when something has happened already."""
         if self.shell.machine.history.outcome == "completed":
             self.completed = self.well or self.chance.random() < 0.8
             if not self.completed:  # somebody starts it once more
                 self.command(ev.CommandKind.START)
-        elif not self._rested:
+            return True
+        if not self._rested:
             self._rested = True
             self.clock.later(self.chance.uniform(1, 60), self._look_after)
+        return False
 
     def _look_after(self) -> None:
         self._rested = False
