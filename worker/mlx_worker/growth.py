@@ -28,7 +28,7 @@ MANY_OBJECTS = 20
 LEAST_UPDATES = 6
 """Between the first look and the last, for both: where a stop came sooner, all that is new at the end seems to grow."""
 LARGE_SHARE = 0.02
-"""Of all arrays' bytes: smaller kinds are not told of where nothing is known of growth."""
+"""Of the process's memory: smaller kinds of arrays are not told of where nothing is known of growth."""
 CONTAINERS_LIMIT = 10_000
 """The most growing containers that are weighed, those that grew most."""
 LARGE_GRAPH = 5000
@@ -191,9 +191,8 @@ def _containers(found: Search, objects: list[Any]) -> None:
             longer[address] = series[0], series[-1]
     found.grown.update(longer)
     weighed: list[tuple[Suspect, Any]] = []
-    own = {
-        id(each) for look in found.looks for each in (look.arrays, look.types, look.graphs.by_kind, look.graphs.ends)
-    }
+    censuses = [each for each in objects if type(each) is Census] if longer else []
+    own = {id(value) for each in censuses for value in vars(each).values()}
     grown = [each for chunk in found.chunks(objects if longer else []) for each in chunk if id(each) in longer]
     for each in grown:
         if length_method(type(each)) is None or id(each) in own:  # another object at that address, or ours
@@ -261,7 +260,8 @@ def _typical_bytes(name: str, alike: list[Any]) -> int:
 def _largest(found: Search, arrays: list[Any]) -> None:
     """Without an update between the looks: what there is most of."""
     sizes = {kind: count * kind.size_bytes for kind, count in found.now.arrays.items()}
-    large = [kind for kind in sizes if sizes[kind] > LARGE_SHARE * sum(sizes.values())]
+    least_bytes = LARGE_SHARE * (found.now.active_bytes + found.now.native_bytes)
+    large = [kind for kind in sizes if sizes[kind] >= least_bytes]
     for kind in sorted(large, key=lambda kind: -sizes[kind])[:PER_SECTION]:
         alike = [each for each in arrays if kind_of(each) == kind]
         count, size_bytes = found.now.arrays[kind], sizes[kind]
@@ -303,7 +303,8 @@ def _notes(found: Search, *, found_any: bool) -> Iterable[str]:
         garbage = sum(look.garbage for look in found.looks[1:])
         yield f"reference cycles held {freed_bytes / MIB:.1f} MiB until they were collected ({garbage} objects)"
     if not found.updates:
-        yield "no update came between two looks: these are the largest, whether or not they grow"
+        largest = "these are the largest arrays, whether or not they grow" if found_any else "no arrays stand out"
+        yield f"no update came between two looks: {largest}"
     reasons = [look.reason for look in found.looks if look.reason]
     if reasons:
         yield reasons[-1]
