@@ -48,7 +48,10 @@ class Ledger:
             history = history if snapshot is None else RunHistory.restore(snapshot)
         except ValueError as error:
             log.error("the run's history can't be read; it begins without one", run=self._run, error=str(error))
-        history.generation = max(history.generation, self._journal.last_generation(self._run))
+        last = self._journal.last_generation(self._run)
+        if last > history.generation:
+            history.generation = last
+            history.begin_life()
         return history
 
     def lives(self) -> list[Mapping[str, object]]:

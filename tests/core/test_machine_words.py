@@ -184,6 +184,16 @@ def test_what_was_saved_after_the_last_start_is_known_to_a_new_supervisor() -> N
     assert _restored(line).machine.history.durable_step == 3
 
 
+def test_steps_that_the_dead_supervisor_counted_are_no_replay() -> None:
+    line = Timeline().play(RUNNING + "saved -> running: save")
+    after = _restored(line)
+    after.feed(ev.Recovered(after.at_s, 1, False, 1, 3, 8, 1, train_s=0.9, lived_s=1.0))
+    after.play("start -> starting: save, spawn 2 batch 8 of 8")
+    past = after.machine.history
+    assert (past.highest_step, past.replayed_steps) == (3, 0)
+    assert past.active_s == pytest.approx(line.machine.history.active_s, abs=0.5)
+
+
 def test_lives_without_progress_are_counted_across_supervisors() -> None:
     line = Timeline().play("""
         start                       -> starting: save, spawn 1 batch 8 of 8

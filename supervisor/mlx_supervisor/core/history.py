@@ -14,7 +14,10 @@ UNTROUBLED_S = 4 * 3600.0
 
 @dataclass(slots=True)
 class RunHistory:
-    """Counters over all lives of one run. Steps are optimizer updates, times in seconds."""
+    """Counters over all lives of one run. Steps are optimizer updates, times in seconds.
+
+    `life_…`: what of the life in hand is in the counters already, as a supervisor that dies may have saved it.
+    """
 
     generation: int = 0
     batch_size: int | None = None
@@ -41,6 +44,9 @@ class RunHistory:
     train_s: float = 0.0
     stall_s: float = 0.0
     active_s: float = 0.0
+    life_steps: int = 0
+    life_train_s: float = 0.0
+    life_active_s: float = 0.0
     loss: float | None = None
     weights_sha256: str | None = None
     durable_before: int = 0
@@ -57,6 +63,8 @@ class RunHistory:
     def add_step(self, report: StepReport) -> None:
         """Count one update: new, or done again after a restart."""
         self.train_s += report.seconds
+        self.life_steps += 1
+        self.life_train_s += report.seconds
         self.loss = report.loss
         if report.step <= self.highest_step:
             self.replayed_steps += 1
@@ -71,17 +79,32 @@ class RunHistory:
             self.gradient_checkpointing = False
         self.limit_bytes = limit_bytes
 
+    def add_active(self, seconds: float) -> None:
+        """Time that the run was wanted and not at rest."""
+        self.active_s += seconds
+        self.life_active_s += seconds
+
+    def begin_life(self) -> None:
+        """Nothing of the life in hand is counted yet."""
+        self.life_steps, self.life_train_s, self.life_active_s = 0, 0.0, 0.0
+
     def add_lost_life(self, lost: Recovered) -> None:
-        """Count the updates that a dead supervisor saw and could not count any more."""
-        self.active_s += lost.lived_s
+        """Count what a dead supervisor saw and could not count any more, of the life that this history knows last."""
+        self.active_s += max(lost.lived_s - self.life_active_s, 0.0)
+        self.life_active_s = max(lost.lived_s, self.life_active_s)
         if lost.last_step == 0:
             return
-        steps = lost.last_step - lost.first_step + 1
+        steps = lost.last_step - lost.first_step + 1 - self.life_steps
+        if steps <= 0:
+            return
+        train_s = max(lost.train_s - self.life_train_s, 0.0)
         new_steps = max(min(lost.last_step - self.highest_step, steps), 0)
-        self.train_s += lost.train_s
-        self.useful_s += lost.train_s * new_steps / steps
+        self.train_s += train_s
+        self.useful_s += train_s * new_steps / steps
         self.replayed_steps += steps - new_steps
         self.highest_step = max(self.highest_step, lost.last_step)
+        self.life_steps += steps
+        self.life_train_s += train_s
 
     @property
     def goodput(self) -> float | None:

@@ -136,7 +136,7 @@ class MachineBase:
 
     def _account(self, at_s: float) -> None:
         if self._accounted_s is not None and self.state not in AT_REST:
-            self.history.active_s += max(at_s - self._accounted_s, 0.0)
+            self.history.add_active(max(at_s - self._accounted_s, 0.0))
         self._accounted_s = max(at_s, self._accounted_s or at_s)
 
     def _say(self, kind: str, text: str, level: Level = Level.INFO, **fields: Field) -> None:

@@ -72,7 +72,8 @@ class Starts(MachineBase):
     def _on_recovered(self, event: ev.Recovered) -> None:
         past = self.history
         self._survivor = None
-        past.add_lost_life(event)
+        if event.generation == past.generation:  # else an older one, whose end alone could not be noted
+            past.add_lost_life(event)
         cause = Cause.HOST_LOST if event.machine_restarted else Cause.SUPERVISOR_LOST
         self._say("recovered", f"Took over generation {event.generation}: {cause.value}.", Level.WARNING)
         life = Life.recovered(event, self.batch.size, checkpoints_gradients(self.policy, past))
@@ -127,6 +128,7 @@ class Starts(MachineBase):
         past.generation += 1
         past.wanted, past.outcome, past.cooling = True, "", False
         past.durable_before = past.durable_step
+        past.begin_life()
         self.reason = ""
         self.breaker.begin_life()
         self._memory.started()
