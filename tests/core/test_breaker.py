@@ -99,6 +99,35 @@ def test_a_cache_worth_clearing_is_cleared_first() -> None:
         assert [trip.relievable for trip in trips[:1]] == [worth_it]
 
 
+def test_a_cache_that_fills_the_room_is_no_leak() -> None:
+    breaker = _breaker()
+    trips = [trip for step in range(100) if (trip := _step(breaker, step, 600 + 20 * step, 20 * step))]
+    assert (trips[0].cause, trips[0].relievable) == (Cause.PRESSURE, True)
+
+
+def test_a_leak_leaves_room_for_a_spike_larger_than_those_before() -> None:
+    breaker = _breaker()
+    for step in range(400):
+        mib = 1000 + 10 * max(step - 300, 0) + (400 if step % 10 == 5 else 0)
+        trip = _step(breaker, step, mib)
+        if trip is not None:
+            break
+    assert trip is not None
+    assert trip.cause is Cause.LEAK
+    assert 1000 + 10 * (step - 300) + 1.4 * 400 <= LIMIT_MIB
+
+
+def test_who_jumps_over_the_limit_while_growing_fast_is_called_a_leak() -> None:
+    breaker = _breaker(20_000)
+    for step in range(30):
+        _step(breaker, step, 500 + 50 * step)
+    assert not breaker.leaking
+    breaker.sample(_sample(20_001))
+    trip = breaker.sample(_sample(20_001))
+    assert trip is not None
+    assert trip.cause is Cause.LEAK
+
+
 def test_clearing_is_asked_for_early_enough_to_checkpoint_if_it_does_not_help() -> None:
     breaker = _breaker()
     trips = [

@@ -123,6 +123,15 @@ def test_a_lost_word_about_the_end_of_an_evaluation_blinds_nobody() -> None:
     assert _fed(breaker, range(5, 300), native=10).verdict
 
 
+def test_evaluations_whose_end_is_never_told_do_not_count_either() -> None:
+    breaker = _breaker()
+    for step in range(300):
+        breaker.phase(ev.Phase.EVAL)
+        breaker.sample(sample(1000 + 20 * step))
+        breaker.step(report(step, 500, 200), False)
+        assert not breaker.leaking
+
+
 def test_longer_sequences_are_no_leak() -> None:
     """A curriculum: four times the tokens over 120 steps, and memory with them."""
     for curriculum, leaks in ((True, False), (False, True)):

@@ -87,9 +87,47 @@ def test_a_verdict_is_revoked_when_the_floor_returns() -> None:
     assert found[0] < 400 <= found[-1] <= 402
 
 
+def _saw(step: int) -> float:
+    """Up by 5 MB a step for 150 steps, then all at once down again."""
+    return 1000 + 5 * (step % 150)
+
+
 def test_what_comes_back_to_where_it_has_been_is_no_leak() -> None:
-    """Wander: up in 60 steps, down in 60, as far as 180."""
-    assert _verdicts(1000 + 3 * abs((step + 60) % 120 - 60) for step in range(1200))[:1] == []
+    assert _verdicts(1750 if step < 150 else _saw(step) for step in range(1500)) == []
+
+
+def test_what_was_a_leak_once_is_none_when_it_only_comes_back() -> None:
+    """A list that every epoch empties: the first rise may be called a leak, but not the same rise again."""
+    found = _verdicts(1000 if step < 300 else _saw(step) for step in range(1800))
+    assert found != []
+    assert found[-1] < 300 + 150 + 2
+
+
+def test_a_peak_of_long_ago_hides_no_leak() -> None:
+    found = _verdicts(3000 if 100 <= step < 400 else 1000 + 5 * max(step - 2500, 0) for step in range(2600))
+    assert 2500 <= found[0] <= 2580
+
+
+def test_a_slow_drift_and_a_level_shift_are_no_fast_leak() -> None:
+    assert _verdicts(1000 + 0.4 * step + (300 if step >= 330 else 0) for step in range(800)) == []
+
+
+def test_a_leak_that_gets_faster_is_told_as_fast_as_it_is() -> None:
+    trend = _fed(1000 + step + 49 * max(step - 800, 0) for step in range(840))
+    assert trend.leak_bytes == pytest.approx(50 * MB, rel=0.2)
+
+
+def test_a_verdict_does_not_come_and_go() -> None:
+    for seed in SEEDS:
+        found = [step for step in _verdicts(leaking(seed, 5, 400, 900)) if step >= 400]
+        assert found == list(range(found[0], 900)), f"seed {seed}"
+
+
+def test_a_projection_takes_no_evaluation_for_a_leak() -> None:
+    """Twelve steps up, where the floor has been before."""
+    eager = Trend(EAGER_SCALES, eager=True)
+    climb = (1000 + 60 * max(step - 400, 0) if step < 412 else 1000 for step in range(300, 500))
+    assert _verdicts([2000] * 300 + list(climb), eager) == []
 
 
 def test_leaks_below_the_user_s_threshold_are_nobody_s_business() -> None:

@@ -152,8 +152,6 @@ class GrowthMeter:
         leaks = [trend.leak_bytes for trend in self._parts.values() if trend.leak_bytes is not None]
         if leaks:
             return sum(leaks)
-        if not self.warm:
-            return self._total.slope_bytes
         slopes = [slope for trend in self._parts.values() if (slope := trend.slope_bytes) is not None]
         return sum(slopes) if slopes else self._total.slope_bytes
 
