@@ -358,6 +358,35 @@ def test_only_what_was_asked_for_is_heard_of_what_grew_and_only_once() -> None:
     assert len(line.says("autopsy")) == 1
 
 
+def test_a_stop_during_a_trip_does_not_hide_what_was_measured() -> None:
+    for verb in ("stop", "kill", "suspend"):
+        line = Timeline().play(RUNNING)
+        line.feed(ev.Sample(line.at_s, 1, 2300 * MIB, 0, 1))
+        line.feed(ev.Sample(line.at_s, 1, 2300 * MIB, 0, 1))
+        assert line.machine.state is State.KILLING
+        line.feed(ev.Command(line.at_s, ev.CommandKind(verb), "enough"))
+        line.feed(ev.Exited(line.at_s, 1, None, 9))
+        assert line.machine.state is State.STOPPED
+        assert "enough" in line.machine.reason
+        assert (_records(line)[0]["cause"], line.machine.batch.size) == ("memory pressure", 4)
+        assert _records(line)[0]["error"] == line.machine.history.error == "2,300 MiB is over the limit of 2,200 MiB"
+
+
+def test_a_start_after_a_stop_during_a_trip_says_why_the_batch_is_halved() -> None:
+    line = Timeline().play(RUNNING)
+    for event in (
+        ev.Sample(line.at_s, 1, 2300 * MIB, 0, 1),
+        ev.Sample(line.at_s, 1, 2300 * MIB, 0, 1),
+        ev.Command(line.at_s, ev.CommandKind.STOP, "enough"),
+        ev.Command(line.at_s, ev.CommandKind.START, "no, go on"),
+        ev.Exited(line.at_s, 1, None, 9),
+    ):
+        line.feed(event)
+    assert line.machine.state is State.STARTING
+    assert "2,300 MiB is over the limit" in line.says("restart")[0]
+    assert "enough" not in line.says("restart")[0]
+
+
 def test_an_answer_of_the_life_before_is_not_that_of_the_next() -> None:
     line = Timeline(policy(autopsy=True)).play(ASKED_WHAT_GREW)
     line.play("""

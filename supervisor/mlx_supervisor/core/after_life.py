@@ -129,7 +129,7 @@ class AfterLife(Starts):
     def _come_to_rest(self, ending: Ending) -> None:
         state = S.FATAL if ending.cause is Cause.REFUSED else S.STOPPED
         self._go(state)
-        self._finish(state, ending.text)
+        self._finish(state, ending.asked or ending.text)
 
 
 def _in_brackets(ending: Ending, ended: str) -> str:

@@ -1,5 +1,7 @@
 """One run as a state machine: events in, actions out, by the table in `table.py`."""
 
+from dataclasses import replace
+
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.actions import (
     Level,
@@ -48,15 +50,15 @@ class RunMachine(Endings):
             self._terminate(event.at_s, ending, grace_s)
 
     def _on_command_ending(self, event: ev.Command) -> None:
+        """What ends the life stays what it was; what comes after is another matter."""
         assert self._ending is not None
         if event.kind is CommandKind.KILL and self.state is not S.KILLING:
             self._say("kill", f"{_asked(event)}; the worker is killed.", Level.WARNING)
-            self._kill(event.at_s, Ending(self._ending.cause, _asked(event), restart=False))
-        elif event.kind is CommandKind.START:
-            self._ending = Ending(self._ending.cause, self._ending.text, restart=True)
+            self._kill(event.at_s, replace(self._ending, restart=False, asked=_asked(event)))
+        elif event.kind in (CommandKind.START, CommandKind.RESTART):
+            self._ending = replace(self._ending, restart=True, asked="")
         else:
-            restart = event.kind is CommandKind.RESTART
-            self._ending = Ending(self._ending.cause, self._ending.text if restart else _asked(event), restart)
+            self._ending = replace(self._ending, restart=False, asked=_asked(event))
 
     # ---- a worker starts
 

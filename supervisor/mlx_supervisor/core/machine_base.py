@@ -34,13 +34,14 @@ REASON_LIMIT_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why the present life is being ended, by us."""
+    """Why the present life is being ended, by us. `asked`: who wants no other after it, "" while nobody does."""
 
     cause: Cause
     text: str
     restart: bool
     advice: str = ""
     error_key: str = ""
+    asked: str = ""
 
 
 class MachineBase:
