@@ -16,6 +16,7 @@ UNTROUBLED_S = 4 * 3600.0
 class RunHistory:
     """Counters over all lives of one run. Steps are optimizer updates, times in seconds.
 
+    `least_size`: the smallest batch that was gone to since anything durable was added.
     `life_…`: what of the life in hand is in the counters already, as a supervisor that dies may have saved it.
     """
 
@@ -25,6 +26,7 @@ class RunHistory:
     asked_effective: int | None = None
     tripped_sizes: list[int] = field(default_factory=list)
     leak_from: int | None = None
+    least_size: int | None = None
     gradient_checkpointing: bool = False
     can_checkpoint_gradients: bool = False
     barren_lives: int = 0

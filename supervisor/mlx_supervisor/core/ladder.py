@@ -18,7 +18,11 @@ SAME_BATCH = {
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """What is done about a death. `eased`: the next life needs less memory. `text`: part of a sentence, or ""."""
+    """What is done about a death. `text`: part of a sentence, or "".
+
+    `eased`: the next life needs less memory than any since the last progress. A batch that grows back and is halved
+    again eases nothing: that can go on for ever.
+    """
 
     eased: bool
     text: str
@@ -35,6 +39,8 @@ def climb(policy: RunPolicy, batch: BatchPlan, history: RunHistory, cause: Cause
 
     A restart cures a leak, so it halves the batch once and then no more, for as long as each life makes progress.
     """
+    if progress:
+        history.least_size = None
     if cause not in MEMORY_CAUSES:
         return Rung(False, SAME_BATCH.get(cause, ""))
     size, leak = batch.size, cause is Cause.LEAK
@@ -43,11 +49,19 @@ def climb(policy: RunPolicy, batch: BatchPlan, history: RunHistory, cause: Cause
             False, f"restarts cure a leak, so the batch stays at {size} after one halving (batch.halve_on_leak)"
         )
     if (not leak or policy.batch.halve_on_leak) and batch.halve(for_pressure=not leak):
-        return Rung(True, f"the batch goes from {size} to {batch.size} (batch.minimum is {batch.minimum})")
+        text = f"the batch goes from {size} to {batch.size} (batch.minimum is {batch.minimum})"
+        return Rung(_is_least(batch.size, history), text)
     if leak and progress:
         key = f"batch.minimum is {batch.minimum}" if policy.batch.halve_on_leak else "batch.halve_on_leak is off"
         return Rung(False, f"restarts cure a leak, so the batch stays at {size} ({key})")
     return _last_resort(policy, batch, history)
+
+
+def _is_least(size: int | None, history: RunHistory) -> bool:
+    if size is None or (history.least_size is not None and size >= history.least_size):
+        return False
+    history.least_size = size
+    return True
 
 
 def _last_resort(policy: RunPolicy, batch: BatchPlan, history: RunHistory) -> Rung:

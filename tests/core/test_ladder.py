@@ -1,0 +1,29 @@
+"""A rung counts as help only where the run has not stood on it before."""
+
+from mlx_supervisor.core.batch import BatchPlan
+from mlx_supervisor.core.causes import Cause
+from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.ladder import climb
+from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RunPolicy
+
+POLICY = RunPolicy(MemoryPolicy(limit_bytes=100 * MIB), BatchPolicy(size=8, grow_after_steps=1))
+
+
+def test_a_batch_that_grows_back_and_is_halved_again_eases_nothing() -> None:
+    """Else a run whose disk is full, and which leaks, begins anew for ever."""
+    batch, history = BatchPlan(POLICY.batch), RunHistory()
+    eased = []
+    for _ in range(6):
+        eased.append(climb(POLICY, batch, history, Cause.LEAK, progress=False).eased)
+        batch.good_step()
+    assert eased == [True, False, False, False, False, False]
+
+
+def test_progress_makes_every_rung_new() -> None:
+    batch, history = BatchPlan(POLICY.batch), RunHistory()
+    assert climb(POLICY, batch, history, Cause.LEAK, progress=False).eased
+    batch.good_step()
+    assert not climb(POLICY, batch, history, Cause.LEAK, progress=False).eased
+    batch.good_step()
+    assert climb(POLICY, batch, history, Cause.PRESSURE, progress=True).eased
+    assert climb(POLICY, batch, history, Cause.PRESSURE, progress=False).eased, "a smaller one than any before"
