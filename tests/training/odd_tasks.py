@@ -10,7 +10,7 @@ import mlx.core as mx
 from slow_disk import build as build_slow
 from toy_task import build as build_toy
 
-from mlx_worker.task import Task, Update
+from mlx_worker.task import EvaluationContext, Task, Update
 
 
 def stopping(seed: int, at: int, every: int) -> Task:
@@ -47,4 +47,19 @@ def spoiled(seed: int, at: int, spoil: str = "nan", flush_s: float = 0.0, **args
         return plain_loss(model, x, y, w) * by + plus
 
     task.collate, task.loss = collate, loss
+    return task
+
+
+def evaluating(seed: int) -> Task:
+    """Tells, after every batch of an evaluation, what MLX's cache holds."""
+    task = build_toy(seed, evaluate_every=5)
+
+    def evaluate(model: Any, context: EvaluationContext) -> float:
+        for _ in range(3):
+            mx.eval(mx.zeros((500, 500)) + 1)
+            context.progress()
+            print("cached", mx.get_cache_memory())
+        return 0.0
+
+    task.evaluate = evaluate
     return task

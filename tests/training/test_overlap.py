@@ -60,10 +60,11 @@ def test_every_report_has_the_peak_of_its_update(desk):
     assert min(m.peak_bytes for m in overlapped.steps) > 1.2 * at_rest
 
 
-def test_now_and_then_nothing_is_in_flight_when_the_counters_are_read(desk):
+@pytest.mark.parametrize("changes", [{}, {"policy": "never"}, {"limit_bytes": None}], ids=str)
+def test_now_and_then_nothing_is_in_flight_when_the_counters_are_read(desk, changes):
     """What grows from update to update is found in these; the others hold a part of the next update's."""
     args = {"hidden": 512, "pause_s": 0.01}
-    overlapped = desk.run(desk.job(steps=48, args=args, memory=MEMORY))
+    overlapped = desk.run(desk.job(steps=48, args=args, memory=MEMORY | changes))
     stepwise = desk.run(desk.job(steps=48, args=args, memory=MEMORY | {"policy": "always"}))
     floor = min(m.active_bytes for m in stepwise.steps)
     clean = [m.active_bytes for m in overlapped.steps if m.step % 16 == 0]
@@ -134,6 +135,32 @@ def test_too_little_room_clears_the_cache_and_ends_the_overlap(monkeypatch):
     del array
     assert cleared
     assert memory.waits
+
+
+@pytest.mark.parametrize(("policy", "clears"), [("adaptive", True), ("never", False)])
+def test_an_evaluation_that_needs_more_than_training_gets_the_caches_room(monkeypatch, policy, clears):
+    """After every batch of it, not at its end: it may take minutes, and the limit kills at once."""
+    cleared = []
+    monkeypatch.setattr(memory_module.mx, "set_cache_limit", lambda limit: None)
+    monkeypatch.setattr(memory_module.mx, "clear_cache", lambda: cleared.append(True))
+    memory = Memory(wire.MemoryJob(limit_bytes=1000, policy=policy))
+    monkeypatch.setattr(memory, "read", lambda: memory_module.Counters(500, 400, 600, 930))
+    memory.note_evaluated()
+    assert cleared == []
+    monkeypatch.setattr(memory, "read", lambda: memory_module.Counters(500, 400, 600, 950))
+    memory.note_evaluated()
+    assert bool(cleared) is clears
+
+
+def test_every_batch_of_an_evaluation_is_looked_at(desk):
+    cached = []
+    for limit_bytes in (2**20, 4 * GIB):  # a process alone is larger than the first
+        worker = desk.run(desk.job(entry="odd_tasks:evaluating", steps=5, memory={"limit_bytes": limit_bytes}))
+        assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
+        lines = [line.split() for line in worker.stdout.splitlines()]
+        cached.append([int(words[1]) for words in lines if words[0] == "cached"])
+    assert cached[0] == [0] * 6, "before the first update and after the last"
+    assert min(cached[1]) > 0
 
 
 def test_a_program_for_each_shape_and_a_fresh_start_after_too_many(monkeypatch):

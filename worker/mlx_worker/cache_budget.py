@@ -45,11 +45,6 @@ class CacheBudget:
         """Whether the need is so close to the room that updates must not overlap."""
         return self._need_bytes > TIGHT_SHARE * self.room_bytes
 
-    @property
-    def looks_next(self) -> bool:
-        """Whether the next update is one at which the limit is thought over."""
-        return (self._steps + 1) % LOOK_EVERY_STEPS == 0
-
     def add(self, active_bytes: int, peak_bytes: int, other_bytes: int) -> int | None:
         """One update is done: MLX's counters, and what this process holds besides. The limit to set, if a new one."""
         self._steps += 1

@@ -309,8 +309,8 @@ class Trainer:
         self.facts["free"] |= {"batch.size": size, "batch.effective": resize.effective_batch}
 
     def _report(self, launched: _Launched, tokens: int, rate: float, seconds: float) -> None:
-        """Tell of an update. `active_bytes` holds a part of the next one too, but once in any 16 in a row under the
-        adaptive policy: their lowest is what is held between updates, to 23 kB where most readings are 6 MB above it.
+        """Tell of an update. `active_bytes` holds a part of the next one too, but once in any 16 in a row: their lowest
+        is what is held between updates, to 23 kB where most readings are 6 MB above it.
         """
         counters = self.memory.note_update()
         self.link.send(
@@ -375,6 +375,7 @@ class Trainer:
 
     def _progress(self) -> None:
         self.control.poll()
+        self.memory.note_evaluated()
         self.control.phase("eval", f"step {self.progress.step}")
         self.watchdog.arm(CHECKPOINT_BOUND_S)
         if self.stop.asked:

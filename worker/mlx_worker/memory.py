@@ -10,7 +10,7 @@ import mlx.core as mx
 import psutil
 
 from mlx_supervisor import wire
-from mlx_worker.cache_budget import CacheBudget
+from mlx_worker.cache_budget import LOOK_EVERY_STEPS, CacheBudget
 
 ROOM_SHARE = 0.9
 """Of the memory limit: what `has_room` leaves free is for what varies from update to update."""
@@ -34,6 +34,7 @@ class Memory:
         self._always = job.policy == "always"
         self._process = psutil.Process()
         self._peak_before_bytes = 0
+        self._updates = 0
         self._device = _Device()
         self._budget = self._new_budget() if job.policy == "adaptive" else None
         if job.cache_limit_bytes is not None:
@@ -93,7 +94,8 @@ class Memory:
 
         Now and then it is, so that the counters are read with nothing in flight: leaks are found in the lowest ones.
         """
-        return self._always or (self._budget is not None and (self._budget.tight or self._budget.looks_next))
+        looks_next = (self._updates + 1) % LOOK_EVERY_STEPS == 0
+        return self._always or looks_next or (self._budget is not None and self._budget.tight)
 
     @property
     def splits_update(self) -> bool:
@@ -121,16 +123,25 @@ class Memory:
         The next update may have begun already: its peak counts from the end of the update before this one.
         """
         counters = self.read()
+        self._updates += 1
         self._peak_before_bytes = mx.get_peak_memory()
         mx.reset_peak_memory()
         if self._budget is None:
             return counters
+        self._mind_pressure(self._budget, counters)
         other_bytes = self._other_bytes(counters)
-        if self._budget.is_under_pressure(counters.active_bytes, counters.cache_bytes, other_bytes):
-            mx.clear_cache()
-            self._set_cache_limit(self._budget.relieve())
         self._set_cache_limit(self._budget.add(counters.active_bytes, counters.peak_bytes, other_bytes))
         return counters
+
+    def note_evaluated(self) -> None:
+        """After a batch of an evaluation, whose needs the budget has not measured."""
+        if self._budget is not None:
+            self._mind_pressure(self._budget, self.read())
+
+    def _mind_pressure(self, budget: CacheBudget, counters: Counters) -> None:
+        if budget.is_under_pressure(counters.active_bytes, counters.cache_bytes, self._other_bytes(counters)):
+            mx.clear_cache()
+            self._set_cache_limit(budget.relieve())
 
     def _other_bytes(self, counters: Counters) -> int:
         """What this process holds besides MLX's buffers. A Mac's resident set leaves most of those out."""
