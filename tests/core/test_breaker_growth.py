@@ -6,7 +6,9 @@ from tests.core.traces import MB, report, sample
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.breaker import Breaker
 from mlx_supervisor.core.growth import Growth
-from mlx_supervisor.core.policy import MemoryPolicy
+from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.policy import MemoryPolicy, RunPolicy
+from mlx_supervisor.words import step_line
 
 LIMIT_MB = 100_000
 
@@ -199,3 +201,13 @@ def test_growth_in_the_warm_up_is_a_leak_only_when_the_limit_is_near() -> None:
         breaker = _breaker(limit_mb)
         assert _fed(breaker, range(30), native=30).verdict is leaks
         assert breaker.leak_bytes_per_step == pytest.approx(30 * MB, rel=0.02)
+
+
+def test_the_step_line_shows_the_growth_and_says_when_it_knows_nothing() -> None:
+    machine = RunMachine(RunPolicy(MemoryPolicy(int(LIMIT_MB * MB))))
+    assert "leak=? MB/step" in step_line(machine, report(1))
+    _fed(machine.breaker, range(300))
+    assert "leak=0.0 MB/step" in step_line(machine, report(300))
+    machine.breaker.begin_life()
+    _fed(machine.breaker, range(700), arrays=0.3)
+    assert "leak=0.3 MB/step" in step_line(machine, report(700))

@@ -1,5 +1,6 @@
 """The trend of a floor: sees what rises for good, whatever comes and goes on top of it."""
 
+import random
 from collections.abc import Iterable
 from statistics import median
 
@@ -128,6 +129,12 @@ def test_a_projection_takes_no_evaluation_for_a_leak() -> None:
     eager = Trend(EAGER_SCALES, eager=True)
     climb = (1000 + 60 * max(step - 400, 0) if step < 412 else 1000 for step in range(300, 500))
     assert _verdicts([2000] * 300 + list(climb), eager) == []
+
+
+def test_a_projection_takes_no_noise_for_a_leak() -> None:
+    chance = random.Random(3)
+    eager = Trend(EAGER_SCALES, eager=True)
+    assert _verdicts((1000 + chance.uniform(0, 600) for _ in range(3000)), eager) == []
 
 
 def test_leaks_below_the_user_s_threshold_are_nobody_s_business() -> None:

@@ -15,7 +15,7 @@ ARRAYS_SCALES = (
     Scale(4, 8, 8 * MB, 4),
     Scale(8, 8, 2.5 * MB, 2),
     Scale(20, 8, 0.6 * MB, 2),
-    Scale(40, 8, 0.3 * MB, 2),
+    Scale(40, 8, 0.25 * MB, 2),
 )
 """For MLX's own counters, which are exact; what varies is the work in hand."""
 NATIVE_SCALES = (

@@ -8,7 +8,7 @@ shifts. Gates keep wander, warm-up and a changed curriculum from looking like a 
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from statistics import median
 
 CONCORDANCE = 0.9
@@ -26,8 +26,6 @@ AVERAGE_BLOCKS = 31
 flattening out, whatever a short window says."""
 AVERAGE_SHARE = 0.8
 """The slope must be at least this share of that average."""
-JUMP_SHARE = 0.5
-"""Of a window's rise that may come from one block to the next: a level shift is no leak."""
 CEILING_SAMPLES = 1000
 """A leak brings the floor where it has not been for so many samples, or twice as many. Wander does not."""
 FASTER = 2.0
@@ -203,9 +201,7 @@ class _Window:
     def _rise(self, ceiling_bytes: float) -> float | None:
         """The slope, if it passes the gates."""
         minima = list(self._minima)
-        if minima[-1][1] <= minima[0][1]:
-            return None
-        if not (self._climbs(minima, ceiling_bytes) if self._eager else self._spreads(minima)):
+        if minima[-1][1] <= minima[0][1] or not self._climbs(minima, ceiling_bytes):
             return None
         rises = [v2 - v1 for (_, v1), (_, v2) in combinations(minima, 2)]
         if sum(rise > 0 for rise in rises) < CONCORDANCE * len(rises):
@@ -217,15 +213,13 @@ class _Window:
         return slope if steady and slope > self._threshold_bytes else None
 
     def _climbs(self, minima: list[tuple[float, float]], ceiling_bytes: float) -> bool:
-        """Whether blocks that an evaluation could fill are where no longer block has been of late."""
-        return self._scale.block >= AVERAGE_BLOCK or min(minima[-1][1], minima[-2][1]) > ceiling_bytes
-
-    def _spreads(self, minima: list[tuple[float, float]]) -> bool:
-        """Whether the floor is where it has not been of late, and did not get there in one jump."""
-        if min(minima[-1][1], minima[-2][1]) <= self._ceiling.bytes:
-            return False
-        jump = max(v2 - v1 for (_, v1), (_, v2) in pairwise(minima))
-        return jump <= JUMP_SHARE * (minima[-1][1] - minima[0][1])
+        """Whether the floor is where it has not been of late. `ceiling_bytes` is of blocks no evaluation can fill: a
+        projection goes by it, and needs it for shorter blocks alone."""
+        if not self._eager:
+            ceiling_bytes = self._ceiling.bytes
+        elif self._scale.block >= AVERAGE_BLOCK:
+            return True
+        return min(minima[-1][1], minima[-2][1]) > ceiling_bytes
 
     def _goes_on(self) -> bool:
         """Whether growth that was told from noise before still goes on, if unevenly."""
