@@ -1,6 +1,8 @@
 """The daemon as the control plane sees it: runs in Supervisord's terms."""
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 LIVE = frozenset(State) - AT_REST
 PAUSED = frozenset({State.BACKOFF, State.WAITING})
 """Between two lives: no worker, but one to come by itself."""
+PAUSE_S = 5.0
+"""Whoever starts a run is told of a pause before it (for memory, after a restart of the machine) that is longer."""
 RUNNING = frozenset({State.RUNNING, State.RELIEVING})
 
 
@@ -74,7 +78,14 @@ class DaemonTarget:
             raise Fault(FaultCode.ALREADY_STARTED, name)
         generation = run.machine.history.generation
         run.command(CommandKind.START)
-        await run.until(lambda: run.machine.history.generation > generation or run.at_rest)
+
+        def begun() -> bool:
+            return run.machine.history.generation > generation or run.at_rest
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PAUSE_S):
+                await run.until(begun)
+        await run.until(lambda: begun() or run.machine.state in PAUSED)
         await run.until(lambda: run.machine.state in RUNNING | PAUSED or run.at_rest)
         if run.machine.state is State.COMPLETED or run.machine.state in RUNNING:
             return

@@ -6,11 +6,15 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from tests.process import harness
 
-from mlx_supervisor import launch, machine_memory
+from mlx_supervisor import control_target, launch, machine_memory
+from mlx_supervisor.control.target import Fault
+from mlx_supervisor.control_target import DaemonTarget
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.table import State
@@ -141,5 +145,31 @@ def test_a_machine_that_cannot_be_read_holds_nothing_up(tmp_path: Path, machine:
             await run.until(lambda: run.machine.state is State.RUNNING)
             run.signal(signal.SIGKILL)
             await run.until(lambda: run.machine.history.generation == 3)
+
+    asyncio.run(scenario())
+
+
+def test_whoever_starts_a_run_is_told_that_it_waits(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_target, "PAUSE_S", 0.2)
+
+    async def scenario() -> None:
+        async with running(tmp_path, Listener()) as run:
+            daemon = SimpleNamespace(runs={"run": run}, shutdown_wanted=asyncio.Event())
+            target = DaemonTarget(cast(Daemon, daemon))
+            await target.stop("run")
+            machine.available_bytes = 0
+            with pytest.raises(Fault, match="waiting for memory"):
+                await target.start("run")
+            assert run.machine.state is State.WAITING
+            machine.available_bytes = 8 * GIB
+            await run.until(lambda: run.machine.state is State.RUNNING)
+            await target.stop("run")
+            machine.available_bytes = 0
+            monkeypatch.setattr(control_target, "PAUSE_S", harness.PATIENCE_S)
+            asyncio.get_running_loop().call_later(0.05, lambda: setattr(machine, "available_bytes", 8 * GIB))
+            await target.start("run")  # a blink is not worth a word
+            assert run.machine.state is State.RUNNING
 
     asyncio.run(scenario())
