@@ -158,6 +158,8 @@ def test_what_layers_it_can_be_done_for(block):
     assert "running statistics" in recompute.why_not(task_of([block(), block(nn.BatchNorm(2))]))
     for module in (nn.Dropout(0.1), nn.Dropout2d(0.1), nn.Dropout3d(0.1), nn.Sequential(nn.Dropout(0.1))):
         assert "dropout" in recompute.why_not(task_of([block(), block(module)]))
+    own_dropout = type("Own", (nn.Module,), {"__call__": lambda self, x: x * mx.random.bernoulli(0.9, x.shape)})
+    assert "dropout" in recompute.why_not(task_of([block(), block(own_dropout())]))
     by_hand = task_of([block(nn.Dropout(0.1))])
     by_hand.checkpoint_gradients = lambda: None
     assert recompute.why_not(by_hand) == "", "the task says how, and answers for it"

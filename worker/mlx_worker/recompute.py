@@ -42,7 +42,7 @@ def why_not(task: Task) -> str:
     inside = [module for layer in layers for module in layer.modules()]
     if any(isinstance(module, nn.BatchNorm) for module in inside):
         return "its layers keep running statistics, which would be updated twice"
-    if any(_drops_out(module) for module in inside):
+    if any(_draws(module) for module in inside):
         return "its layers use dropout, and MLX would compute them again with other random numbers"
     return ""
 
@@ -73,5 +73,9 @@ def _layers_of(model: Any) -> list[nn.Module]:
     return list(layers)
 
 
-def _drops_out(module: nn.Module) -> bool:
-    return isinstance(module, nn.Dropout | nn.Dropout2d | nn.Dropout3d) and bool(module._p_1 < 1)
+def _draws(module: nn.Module) -> bool:
+    """Whether it draws random numbers: MLX's dropout does, and other code that speaks of `mx.random` most likely."""
+    if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Dropout3d):
+        return bool(module._p_1 < 1)
+    code = getattr(type(module).__call__, "__code__", None)
+    return code is not None and "random" in code.co_names
