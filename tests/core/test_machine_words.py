@@ -281,7 +281,7 @@ RUNGS = [
     ("the machine restarted: not at once", "cooldown", 0, ["60 s", "restart.reboot_cooldown_s"]),
     ("gradient checkpointing is the last resort at the smallest batch", "ready", 2, ["with gradient checkpointing"]),
     ("a leak is looked into once it is sure, and once a life", "autopsy", 0, ["a list", "step 18"]),
-    ("a leak is looked into once it is sure, and once a life", "autopsy", 2, ["Nothing was found"]),
+    ("a leak is looked into once it is sure, and once a life", "autopsy", 2, ["nothing was found"]),
 ]  # fmt: skip
 
 

@@ -223,7 +223,7 @@ def test_a_crash_that_may_pass_is_retried_as_often_as_the_budget_allows(tmp_path
 def test_a_loss_that_is_not_finite_gets_one_more_chance(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"mode": "not_finite", "at_step": 8})
     summary = harness.run(settings).summary()
-    assert "not finite 2 times in a row after step 7" in summary["reason"]
+    assert "not finite 2 times in a row at step 7" in summary["reason"]
     assert [life["ended"] for life in summary["generations"]] == ["exit code 65"] * 2
 
 

@@ -25,8 +25,9 @@ from mlx_supervisor.core.table import AT_REST
 
 HEALING_EVENTS = 6_000
 """More than any run needs to come to its end in a world that is well again."""
-RESTS_IN_HEALTH = 3
-"""How often such a run may stand still, for what happened before."""
+RESTS_IN_HEALTH = 10
+"""How often such a run may stand still, for what happened before: a supervisor that was stuck hears late that a process
+is gone, and refuses every start until then."""
 TURNS_AT_MOST = 20_000
 """Happenings in the world, none of which tells the machine anything."""
 

@@ -87,9 +87,9 @@ class AfterLife(Starts):
         if not self._budget.repeated(ending.cause, ending.error_key, step):
             return None
         times, last = self.history.same_errors, ending.text
-        advice = f"; {ending.advice}" if ending.advice else ""
+        advice = f"; what helps: {ending.advice}" if ending.advice else ""
         if ending.cause is Cause.NOT_FINITE:
-            return f"the loss was not finite {times} times in a row after step {step} ({last}){advice}"
+            return f"the loss was not finite {times} times in a row at step {step} ({last}){advice}"
         return f"the same error {times} times in a row after step {step} (restart.max_same_error): {last}{advice}"
 
     def _died_at(self) -> int:

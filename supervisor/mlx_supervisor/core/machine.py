@@ -241,9 +241,9 @@ class RunMachine(Endings):
         findings = [each[:FINDING_LIMIT_CHARS] for each in event.findings[:FINDINGS_AT_MOST]]
         when = f"at step {event.step}" if event.complete else f"at step {event.step}, cut short"
         for each in findings:
-            self._say("autopsy", f"What grew, {when}: {each}", Level.WARNING, step=event.step)
+            self._say("autopsy", f"Autopsy, {when}: {each}", Level.WARNING, step=event.step)
         if not findings:
-            self._say("autopsy", f"Nothing was found to have grown, {when}, in {event.seconds:.1f} s.")
+            self._say("autopsy", f"Autopsy, {when}: nothing was found to have grown, in {event.seconds:.1f} s.")
         if self.life is not None:
             self.life.autopsy = findings
         self.history.autopsy = findings
