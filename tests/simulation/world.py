@@ -25,9 +25,9 @@ from mlx_supervisor.core.table import AT_REST
 
 HEALING_EVENTS = 6_000
 """More than any run needs to come to its end in a world that is well again."""
-RESTS_IN_HEALTH = 10
-"""How often such a run may stand still, for what happened before: a supervisor that was stuck hears late that a process
-is gone, and refuses every start until then."""
+RESTS_IN_HEALTH = 3
+"""How often such a run may stand still, for what happened before. Not counted: while a start is refused for a process
+that could not be killed, of whose end a supervisor that was stuck hears late."""
 TURNS_AT_MOST = 20_000
 """Happenings in the world, none of which tells the machine anything."""
 
@@ -131,7 +131,7 @@ class World:
     def _look_after(self) -> None:
         self._rested = False
         if self.shell.alive and self.shell.machine.state in AT_REST:
-            self._rests_in_health += self.well
+            self._rests_in_health += self.well and self.shell.machine._survivor is None
             check(self._rests_in_health <= RESTS_IN_HEALTH, "liveness", lambda: self.watch.stuck())
             if not self.well and self.shell.machine.history.outcome == "failed" and self.chance.random() < 0.5:
                 self.heal()
