@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import common
 import msgspec
 import zmq
+from support import common
 
 from mlx_supervisor import wire
 
 SHAPES = {
     "lora": {
-        "base_dir": str(common.BENCH),
+        "base_dir": str(common.SUPPORT),
         "entry": "lora_task:build",
         "args": {"shape": "llama", "length": 64, "count": 256},
     },

@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-import common
 import psutil
+from support import common
 
 START_DEADLINE_S = 60.0
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import common
+from support import common
 
 MB = 1e6
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import paired
+from support import paired
 
 WANTED = {"fixed": 1.6, "varied": 1.15}
 STARTED_S = time.monotonic()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import common
+from support import common
 
 sys.path.insert(0, str(common.BENCH.parent))
 

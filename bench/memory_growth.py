@@ -8,8 +8,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import common
-import paired
+from support import common, paired
 
 POINTS = 400
 WANTED_MB_PER_STEP = 0.05

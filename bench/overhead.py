@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import common
+from support import common
 
 RATE = re.compile(r"^completed: .*steps_per_second=([0-9.]+)", re.MULTILINE)
 

@@ -1,14 +1,14 @@
 """How far past its limit a run gets before it is dead, when memory grows without a word of telemetry.
 
-Measured: what the ramp (bench/ramp.py) itself noted in a mapped file, its resident bytes at the start plus all it had
-touched since, minus the limit, at its death. It is exact to a chunk of 256 KiB (from 1 GiB/s on: 2 MiB), which counts
-as held once it is begun. What Python itself took meanwhile (some 100 KiB) is not in it, so that a kill at the very
-limit can read as a little below 0. The time is from the chunk that reached the limit to the last one. The rate is that
-of the whole ramp: what a busy machine holds up is made up for, so that it may be higher at the limit.
+Measured: what the ramp (bench/support/ramp.py) itself noted in a mapped file, its resident bytes at the start plus all
+it had touched since, minus the limit, at its death. It is exact to a chunk of 256 KiB (from 1 GiB/s on: 2 MiB), which
+counts as held once it is begun. What Python itself took meanwhile (some 100 KiB) is not in it, so that a kill at the
+very limit can read as a little below 0. The time is from the chunk that reached the limit to the last one. The rate is
+that of the whole ramp: what a busy machine holds up is made up for, so that it may be higher at the limit.
 
 Sampler, machine and kill path are the real ones, by `mlx-supervisor run`; the supervisor's own last sample is shown
 beside, and how long it took the supervisor from the beginning of the sample that decided to the return of the call that
-kills (bench/timed.py).
+kills (bench/support/timed.py).
 """
 
 import json
@@ -18,9 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import common
-import timed
-from ramp import RECORD
+from support import common, timed
+from support.ramp import RECORD
 
 RAMPS = ((128, 512), (1024, 2048), (4096, 6144))
 """Rate in MiB/s and limit in MiB: about four, two, and one and a half seconds of ramp."""
@@ -44,7 +43,7 @@ def warm(size_mib: int) -> None:
 
 def ramp(rate_mib_per_s: int, limit_mib: int) -> dict[str, Any]:
     """One ramp to its death."""
-    worker = shlex.join([sys.executable, str(common.BENCH / "ramp.py"), str(rate_mib_per_s), str(limit_mib)])
+    worker = shlex.join([sys.executable, str(common.SUPPORT / "ramp.py"), str(rate_mib_per_s), str(limit_mib)])
     warm(limit_mib * 5 // 4)
     with common.workplace(settings(limit_mib)) as folder:
         kill = folder / "kill.json"

@@ -1,9 +1,9 @@
 """Real runs in which nothing leaks, watched by the real supervisor, and kept as fixtures of the tests.
 
-Each task of `null_tasks.py`: first a short run to find its highest footprint, then 5,000 updates of varied lengths with
-evaluations and checkpoints under a limit of 1.5 times that. No trip, and no leak verdict, is allowed. The trace has a
-row a step: footprint at its end (null without a sample), highest sample since the step before, MLX's active memory and
-cache, in KiB, tokens, milliseconds; and the phases, each with the steps before it and its highest sample.
+Each task of `support/null_tasks.py`: first a short run to find its highest footprint, then 5,000 updates of varied
+lengths with evaluations and checkpoints under a limit of 1.5 times that. No trip, and no leak verdict, is allowed. The
+trace has a row a step: footprint at its end (null without a sample), highest sample since the step before, MLX's active
+memory and cache, in KiB, tokens, milliseconds; and the phases, each with the steps before it and its highest sample.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import common
+from support import common
 
-from mlx_supervisor import logs
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.events import CommandKind
-from mlx_supervisor.daemon import Daemon
-from mlx_supervisor.settings import read_settings
+from mlx_supervisor.daemon.daemon import Daemon
+from mlx_supervisor.daemon.run import Observer, SupervisedRun
+from mlx_supervisor.logs import daemon_log
+from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.state_dir import StateDir
-from mlx_supervisor.supervised_run import Observer, SupervisedRun
 
 FIXTURES = common.BENCH.parent / "tests" / "core" / "fixtures"
 LIMIT_BYTES = 200 * 1024
@@ -81,11 +81,11 @@ def watch(task: str, steps: int, limit_mib: float) -> tuple[Recorder, dict[str, 
     """One run to its end; what was seen, and the summary."""
     with common.workplace(settings(task, steps, limit_mib)) as folder:
         for name in ("null_tasks.py", "lora_task.py", "slices.py"):
-            (folder / name).symlink_to(common.BENCH / name)
+            (folder / name).symlink_to(common.SUPPORT / name)
         chosen = read_settings(folder / "settings.toml", folder / "state")
         state = StateDir(chosen.state_dir)
         try:
-            logs.configure(state.log, console=False)
+            daemon_log.configure(state.log, console=False)
             recorder = Recorder()
             return recorder, asyncio.run(_run(Daemon(chosen, state, [recorder])))
         finally:

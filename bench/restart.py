@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import common
 import psutil
+from support import common
 
 PATIENCE_S = 120.0
 STEPS = 1_000_000

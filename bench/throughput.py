@@ -13,9 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import common
-import paired
-import slices
+from support import common, paired, slices
 
 WARM_UP_STEPS = 60
 ENDLESS_STEPS = 1_000_000

@@ -16,7 +16,7 @@ import zmq
 
 from mlx_supervisor import wire
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.errors_text import printable
+from mlx_supervisor.core.diagnosis.stderr import printable
 
 MESSAGE_LIMIT_BYTES = 1024 * 1024
 """ZeroMQ itself cuts off a peer that sends more; between this and `wire.FRAME_LIMIT_BYTES` frames are counted."""

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_supervisor.core.batch import BatchPlan
 from mlx_supervisor.core.policy import BatchPolicy
+from mlx_supervisor.core.restart.batch import BatchPlan
 
 
 def test_halving_stops_at_the_minimum() -> None:

@@ -4,8 +4,8 @@ import pytest
 from tests.core.traces import founding, healthy
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.breaker import Breaker, BreakerState, Trip
-from mlx_supervisor.core.causes import Cause
+from mlx_supervisor.core.diagnosis.causes import Cause
+from mlx_supervisor.core.memory.breaker import Breaker, BreakerState, Trip
 from mlx_supervisor.core.policy import MIB, MemoryPolicy
 
 LIMIT_MIB = 2200

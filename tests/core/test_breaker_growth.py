@@ -4,11 +4,11 @@ import pytest
 from tests.core.traces import MB, report, sample
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.breaker import Breaker
-from mlx_supervisor.core.growth import Growth
-from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.memory.breaker import Breaker
+from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.core.policy import MemoryPolicy, RunPolicy
-from mlx_supervisor.words import step_line
+from mlx_supervisor.daemon.step_line import step_line
 
 LIMIT_MB = 100_000
 

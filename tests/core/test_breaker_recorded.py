@@ -10,7 +10,7 @@ import pytest
 from tests.core.traces import MB, report, sample
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.breaker import Breaker
+from mlx_supervisor.core.memory.breaker import Breaker
 from mlx_supervisor.core.policy import MemoryPolicy
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("null-*.json.gz"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_supervisor import wire
-from mlx_supervisor.core.causes import (
+from mlx_supervisor.core.diagnosis.causes import (
     EXIT_NOT_FINITE_CODE,
     MEMORY_CAUSES,
     TEXT_CHARS,

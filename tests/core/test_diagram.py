@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from mlx_supervisor.core import diagram
-from mlx_supervisor.core.table import TABLE, State
+from mlx_supervisor.core.machine import diagram
+from mlx_supervisor.core.machine.states import State
+from mlx_supervisor.core.machine.table import TABLE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "states.md"
 
 
 def test_the_document_is_drawn_from_the_table() -> None:
-    hint = "python -m mlx_supervisor.core.diagram > docs/states.md"
+    hint = "python -m mlx_supervisor.core.machine.diagram > docs/states.md"
     assert DOCUMENT.read_text(encoding="utf-8") == diagram.document(), hint
 
 

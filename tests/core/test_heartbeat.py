@@ -1,7 +1,7 @@
 """A hang is silence for much longer than this run's own pace explains."""
 
 from mlx_supervisor.core.events import Phase
-from mlx_supervisor.core.heartbeat import FIRST_STEP_S, LEAST_S, OTHER_PHASE_S, SLOWEST_TIMES, Heartbeat
+from mlx_supervisor.core.machine.heartbeat import FIRST_STEP_S, LEAST_S, OTHER_PHASE_S, SLOWEST_TIMES, Heartbeat
 
 
 def test_nothing_is_expected_of_a_worker_that_was_never_ready() -> None:

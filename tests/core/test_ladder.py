@@ -1,10 +1,10 @@
 """A rung counts as help only where the run has not stood on it before."""
 
-from mlx_supervisor.core.batch import BatchPlan
-from mlx_supervisor.core.causes import Cause
+from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.ladder import climb
 from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RunPolicy
+from mlx_supervisor.core.restart.batch import BatchPlan
+from mlx_supervisor.core.restart.escalation import climb
 
 POLICY = RunPolicy(MemoryPolicy(limit_bytes=100 * MIB), BatchPolicy(size=8, grow_after_steps=1))
 

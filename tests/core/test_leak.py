@@ -7,8 +7,8 @@ from statistics import median
 import pytest
 from tests.core.traces import healthy, leaking
 
-from mlx_supervisor.core.growth import ARRAYS_SCALES, EAGER_SCALES, NATIVE_SCALES
-from mlx_supervisor.core.leak import WARM_UP_SAMPLES, Trend
+from mlx_supervisor.core.memory.growth import ARRAYS_SCALES, EAGER_SCALES, NATIVE_SCALES
+from mlx_supervisor.core.memory.trend import WARM_UP_SAMPLES, Trend
 
 SEEDS = range(20)
 MB = 1e6

@@ -7,7 +7,7 @@ from tests.core.golden_memory import MEMORY
 from tests.core.golden_waiting import WAITING
 from tests.core.timeline import Arrow, Timeline
 
-from mlx_supervisor.core.table import TABLE
+from mlx_supervisor.core.machine.table import TABLE
 
 GOLDEN = MEMORY | LADDER | WAITING | ENDS
 

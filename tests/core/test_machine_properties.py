@@ -10,11 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.endings import KILLS_AT_MOST
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.states import AT_REST, State
+from mlx_supervisor.core.machine.stopping import KILLS_AT_MOST
 from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
-from mlx_supervisor.core.table import AT_REST, State
 
 counts = st.integers(0, 2**62)
 small = st.integers(0, 20)

@@ -13,9 +13,9 @@ from tests.core.timeline import Timeline, policy, show
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import UNTROUBLED_S, RunHistory
-from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.policy import MIB, MemoryPolicy, RunPolicy
-from mlx_supervisor.core.table import State
 
 GOLDEN = MEMORY | LADDER | WAITING | ENDS
 REASONS = {

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_supervisor.core.causes import MEMORY_CAUSES, Cause
+from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause
 from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.policy import RestartPolicy
-from mlx_supervisor.core.restart import REFUSED_STARTS_AT_MOST, RestartBudget, share_of_chance
+from mlx_supervisor.core.restart.budget import REFUSED_STARTS_AT_MOST, RestartBudget, share_of_chance
 
 
 def steady(**changes: float) -> RestartPolicy:

@@ -6,20 +6,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mlx_supervisor import settings as module
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.settings import (
-    DrillSettings,
-    RunSettings,
-    Settings,
-    SettingsError,
-    job_of,
-    limit_bytes,
-    parse_bytes,
-    policy_of,
-    read_settings,
-)
-from mlx_supervisor.tables import PROBLEMS_SHOWN, leaves
+from mlx_supervisor.settings import reader as module
+from mlx_supervisor.settings.reader import parse_bytes, read_settings
+from mlx_supervisor.settings.schema import DrillSettings, RunSettings, Settings, SettingsError, TaskSettings
+from mlx_supervisor.settings.to_job import job_of
+from mlx_supervisor.settings.to_policy import limit_bytes, policy_of
+from mlx_supervisor.settings.validation import PROBLEMS_SHOWN, leaves
 from mlx_supervisor.wire import DrillJob, dump_json, load_job
 
 GIB = 1024**3
@@ -410,7 +403,7 @@ def test_docs_name_every_key_with_its_default_and_no_other() -> None:
         if (cells := line.split("|"))[0] == "" and len(cells) >= 5 and cells[1].strip().startswith("`")
     }
     assert set(documented) == {"state_dir", *leaves(RunSettings)}
-    defaults = msgspec.to_builtins(RunSettings(task=module.TaskSettings(kind="python")))
+    defaults = msgspec.to_builtins(RunSettings(task=TaskSettings(kind="python")))
     for key in leaves(RunSettings):
         value = defaults
         for step in key.split("."):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from mlx_supervisor import wire
+from mlx_worker.checkpoint import manifest as manifest_file
 
 WORKER, SUPERVISOR = get_args(wire.WorkerMessage), get_args(wire.SupervisorMessage)
 
@@ -220,32 +221,35 @@ def test_a_loss_that_is_no_number_arrives() -> None:
 
 def test_a_manifest_comes_back_and_names_only_plain_files() -> None:
     digest = "0" * 64
-    manifest = wire.Manifest(run="a", step=1, files=[wire.FileEntry("model.safetensors", 1, digest)])
-    assert wire.load_manifest(wire.dump_json(manifest)) == manifest
+    manifest = manifest_file.Manifest(run="a", step=1, files=[manifest_file.FileEntry("model.safetensors", 1, digest)])
+    assert manifest_file.load_manifest(wire.dump_json(manifest)) == manifest
     good = wire.dump_json(manifest)
     for bad in (b"../model.safetensors", b"/etc/passwd", b"a/b", b"a\\n", b"", b".x"):
         with pytest.raises(wire.WireError):
-            wire.load_manifest(good.replace(b"model.safetensors", bad))
+            manifest_file.load_manifest(good.replace(b"model.safetensors", bad))
     for bad in (b"0" * 63, b"0" * 65, b"G" * 64, b"0" * 64 + b"\\n"):
         with pytest.raises(wire.WireError):
-            wire.load_manifest(good.replace(digest.encode(), bad))
+            manifest_file.load_manifest(good.replace(digest.encode(), bad))
 
 
 @given(st.binary(max_size=100) | st.text(max_size=100).map(str.encode))
 def test_noise_is_neither_a_job_nor_a_manifest(noise: bytes) -> None:
-    for load in (wire.load_job, wire.load_manifest):
+    for load in (wire.load_job, manifest_file.load_manifest):
         with pytest.raises(wire.WireError):
             load(noise)
 
 
 def test_json_too_long_is_not_even_read() -> None:
-    for load, limit in ((wire.load_job, wire.JOB_LIMIT_BYTES), (wire.load_manifest, wire.MANIFEST_LIMIT_BYTES)):
+    for load, limit in (
+        (wire.load_job, wire.JOB_LIMIT_BYTES),
+        (manifest_file.load_manifest, manifest_file.MANIFEST_LIMIT_BYTES),
+    ):
         with pytest.raises(wire.WireError) as caught:
             load(b" " * (limit + 1))
         assert caught.value.kind == "oversized"
     for frame in (b"[" * 100_000, b'{"a":' * 20_000):
         with pytest.raises(wire.WireError):
-            wire.load_manifest(frame)
+            manifest_file.load_manifest(frame)
 
 
 def test_a_job_comes_back() -> None:

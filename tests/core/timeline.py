@@ -11,9 +11,9 @@ from typing import Any
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
-from mlx_supervisor.core.table import State
 
 Arrow = tuple[State, str, State]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.breaker import Breaker, Trip
+from mlx_supervisor.core.memory.breaker import Breaker, Trip
 from mlx_supervisor.core.policy import MemoryPolicy
 
 MB = 1e6

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.process.harness import MISBEHAVE, PATIENCE_S
 
-from mlx_supervisor import control_group
+from mlx_supervisor.host import cgroup
 
 MIB = 1024 * 1024
 
@@ -23,7 +23,7 @@ class NoCageError(Exception):
 @contextlib.contextmanager
 def cage(limit_mib: int) -> Iterator[Path]:
     """A new group below our own, or below the hierarchy's top, with this limit and no swap. Raises NoCageError."""
-    group = control_group.find()
+    group = cgroup.find()
     if group is None:
         raise NoCageError("this system has no memory control groups")
     problems = []

@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).parents[2]
 STOCK = REPOSITORY / ".venv-stock"
 REQUIREMENTS = REPOSITORY / "tests" / "stock-supervisor.txt"
 DEADLINE_S = 20.0
-OURS = [sys.executable, "-m", "mlx_supervisor.cli.supervisorctl"]
+OURS = [sys.executable, "-m", "mlx_supervisor.cli.ctl.main"]
 
 
 @dataclass

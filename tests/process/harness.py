@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from mlx_supervisor.child import TOKEN_VARIABLE
-from mlx_supervisor.supervised_run import WORKER_VARIABLE
+from mlx_supervisor.daemon.run import WORKER_VARIABLE
+from mlx_supervisor.process.child import TOKEN_VARIABLE
 
 MISBEHAVE = Path(__file__).with_name("misbehave.py")
 PATIENCE_S = 60.0

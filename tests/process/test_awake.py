@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from mlx_supervisor import awake
+from mlx_supervisor.host import caffeinate
 
 
 def test_the_command_is_caffeinates() -> None:
-    assert awake.command_for(42) == ["/usr/bin/caffeinate", "-i", "-w", "42"]
+    assert caffeinate.command_for(42) == ["/usr/bin/caffeinate", "-i", "-w", "42"]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there it is not a no-op")
 def test_elsewhere_nothing_is_started() -> None:
-    keeper = awake.Awake()
+    keeper = caffeinate.Awake()
     assert keeper.hold(os.getpid()) is None
     assert keeper._process is None
     keeper.release()
@@ -25,8 +25,8 @@ def test_one_process_per_worker_and_none_left(tmp_path: Path, monkeypatch: pytes
     program = tmp_path / "caffeinate"
     program.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(600)\n")
     program.chmod(0o755)
-    monkeypatch.setattr(awake, "CAFFEINATE", str(program))
-    keeper = awake.Awake(enabled=True)
+    monkeypatch.setattr(caffeinate, "CAFFEINATE", str(program))
+    keeper = caffeinate.Awake(enabled=True)
     assert keeper.hold(os.getpid()) is None
     first = keeper._process
     assert first is not None
@@ -41,7 +41,7 @@ def test_one_process_per_worker_and_none_left(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_missing_program_is_said_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(awake, "CAFFEINATE", "/nowhere/caffeinate")
-    reason = awake.Awake(enabled=True).hold(1)
+    monkeypatch.setattr(caffeinate, "CAFFEINATE", "/nowhere/caffeinate")
+    reason = caffeinate.Awake(enabled=True).hold(1)
     assert reason is not None
     assert "may fall asleep" in reason

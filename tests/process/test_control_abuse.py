@@ -8,8 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from mlx_supervisor.cli.rpc import Daemon
-from mlx_supervisor.control import connection, marshal
+from mlx_supervisor.cli.ctl.client import Daemon
+from mlx_supervisor.control import connection, xmlrpc_codec
 
 DEADLINE_S = 10.0
 BOMB = """<?xml version="1.0"?><!DOCTYPE bomb [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">
@@ -206,5 +206,5 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(alive, folder, monkeyp
 
 def test_what_goes_out_is_always_what_every_client_can_read():
     value = {"a": [None, 2**40, float("nan"), "\x00\x1b[1mb\ud800"], "b": None, 3: (True, -(2**31))}
-    loaded = xmlrpc.client.loads(marshal.dump_result(value))[0][0]
+    loaded = xmlrpc.client.loads(xmlrpc_codec.dump_result(value))[0][0]
     assert loaded == {"a": ["None", float(2**40), "nan", "b"], "3": [True, -(2**31)]}

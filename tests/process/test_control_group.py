@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from tests.process import harness
 
-from mlx_supervisor import control_group, machine_memory
-from mlx_supervisor.child import Child
-from mlx_supervisor.control_group import OomKills
+from mlx_supervisor.host import cgroup as control_group
+from mlx_supervisor.host import memory
+from mlx_supervisor.host.cgroup import OomKills
+from mlx_supervisor.process.child import Child
 
 MIB = 2**20
 V1_NO_LIMIT = "9223372036854771712\n"
@@ -67,29 +68,29 @@ def test_the_least_limit_of_all_ancestors_holds(tmp_path: Path) -> None:
     assert group is not None
     assert group.limit_bytes() == 1000 * MIB
     assert group.available_bytes() == 150 * MIB  # what is left, and the file pages that can be taken back
-    assert machine_memory.machine_bytes(root) == 1000 * MIB
-    assert machine_memory.read(root).available_bytes == 150 * MIB
+    assert memory.machine_bytes(root) == 1000 * MIB
+    assert memory.read(root).available_bytes == 150 * MIB
 
 
 def test_a_group_without_any_limit_leaves_the_machine_as_it_is(tmp_path: Path) -> None:
     files = {"user.slice/memory.max": "max\n", "user.slice/memory.current": f"{9 * MIB}\n"}
     root = machine(tmp_path, "0::/user.slice\n", UNIFIED, files)
-    assert machine_memory.machine_bytes(root) == 25276064 * 1024
-    assert machine_memory.read(root)[:2] == (24012000 * 1024, 1_000_000 * 1024)
+    assert memory.machine_bytes(root) == 25276064 * 1024
+    assert memory.read(root)[:2] == (24012000 * 1024, 1_000_000 * 1024)
 
 
 def test_a_limit_above_the_machines_memory_means_nothing(tmp_path: Path) -> None:
     files = {"memory.max": f"{10**12}\n", "memory.current": "0\n"}
     root = machine(tmp_path, "0::/\n", UNIFIED, files)
-    assert machine_memory.machine_bytes(root) == 25276064 * 1024
-    assert machine_memory.read(root).available_bytes == 24012000 * 1024
+    assert memory.machine_bytes(root) == 25276064 * 1024
+    assert memory.read(root).available_bytes == 24012000 * 1024
 
 
 def test_a_container_with_a_name_space_of_its_own_sees_its_limit_at_the_mount(tmp_path: Path) -> None:
     files = {"memory.max": f"{512 * MIB}\n", "memory.current": f"{600 * MIB}\n", "memory.stat": stat(0)}
     root = machine(tmp_path, "0::/\n", UNIFIED, files)
-    assert machine_memory.machine_bytes(root) == 512 * MIB
-    assert machine_memory.read(root).available_bytes == 0, "never less than nothing"
+    assert memory.machine_bytes(root) == 512 * MIB
+    assert memory.read(root).available_bytes == 0, "never less than nothing"
 
 
 def v1(usage: int, limit: str, **more: str) -> dict[str, str]:
@@ -125,7 +126,7 @@ DOCKER_JOINED = "40 31 0:32 /docker/4f2a /sys/fs/cgroup/memory,hugetlb ro - cgro
 )
 def test_a_container_of_version_1_sees_the_hosts_path(tmp_path: Path, cgroup: str, mountinfo: str, folder: str) -> None:
     files = {f"{folder}/{name}": text for name, text in v1(64 * MIB, f"{256 * MIB}\n").items()}
-    assert machine_memory.machine_bytes(machine(tmp_path, cgroup, mountinfo, files)) == 256 * MIB
+    assert memory.machine_bytes(machine(tmp_path, cgroup, mountinfo, files)) == 256 * MIB
 
 
 def test_version_1_spells_no_limit_as_a_number(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_a_path_that_leads_out_of_the_mount_is_not_followed(tmp_path: Path) -> N
 @pytest.mark.parametrize("path", ["/../../other", "/gone/by/now", "/gone (deleted)"])
 def test_a_path_that_is_not_under_the_mount_leaves_the_mounts_limit(tmp_path: Path, path: str) -> None:
     root = machine(tmp_path, f"0::{path}\n", UNIFIED, {"memory.max": f"{300 * MIB}\n", "memory.current": "0\n"})
-    assert machine_memory.machine_bytes(root) == 300 * MIB
+    assert memory.machine_bytes(root) == 300 * MIB
     group = control_group.find(root=root)
     assert group is not None
     assert group.folder == root / "sys/fs/cgroup"  # where kills are counted too
@@ -155,7 +156,7 @@ def test_a_path_that_is_not_under_the_mount_leaves_the_mounts_limit(tmp_path: Pa
 def test_a_mount_point_with_a_space_is_found(tmp_path: Path) -> None:
     mounts = "40 31 0:32 / /sys/fs/cgroup/my\\040groups rw - cgroup2 cgroup2 rw\n"
     files = {"my groups/a/memory.max": f"{300 * MIB}\n", "my groups/a/memory.current": "0\n"}
-    assert machine_memory.machine_bytes(machine(tmp_path, "0::/a\n", mounts, files)) == 300 * MIB
+    assert memory.machine_bytes(machine(tmp_path, "0::/a\n", mounts, files)) == 300 * MIB
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_a_mount_point_with_a_space_is_found(tmp_path: Path) -> None:
 def test_without_a_memory_group_the_machine_counts(tmp_path: Path, cgroup: str | None, mountinfo: str) -> None:
     root = machine(tmp_path, cgroup, mountinfo, {"memory.max": "1\n"})
     assert control_group.find(root=root) is None
-    assert machine_memory.machine_bytes(root) == 25276064 * 1024
+    assert memory.machine_bytes(root) == 25276064 * 1024
     assert OomKills(1, root).happened() is None
 
 

@@ -194,7 +194,7 @@ def test_a_daemon_that_ends_in_the_middle_is_said_so(our_command, served, target
     assert client.returncode == 1
 
 
-@pytest.mark.parametrize("module", ["mlx_supervisor.cli.supervisorctl"])
+@pytest.mark.parametrize("module", ["mlx_supervisor.cli.ctl.main"])
 def test_the_client_imports_nothing_heavy(module):
     code = f"import sys, {module}; print(sorted({{'rich', 'typer', 'msgspec', 'zmq', 'asyncio'}} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)

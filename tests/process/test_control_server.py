@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mlx_supervisor.cli import rpc
-from mlx_supervisor.cli.rpc import Daemon
+from mlx_supervisor.cli.ctl import client
+from mlx_supervisor.cli.ctl.client import Daemon
 from mlx_supervisor.control import ControlServer, ProcessState, SocketFileError, Target
-from mlx_supervisor.control.logfile import Follower
+from mlx_supervisor.control.log_reader import Follower
 from mlx_supervisor.control.server import CONNECTION_LIMIT
 
 
@@ -373,7 +373,7 @@ def test_following_reads_what_came_just_before_the_rotation(tmp_path, monkeypatc
 
 
 def test_our_client_follows_a_log_that_is_quiet_for_long(daemon, folder, monkeypatch):
-    monkeypatch.setattr(rpc, "QUICK_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(client, "QUICK_TIMEOUT_S", 0.3)
     log = folder / "night-stdout.log"
     log.write_text("before\n")
     pieces = daemon.follow("/logtail/night")

@@ -17,7 +17,7 @@ import pytest
 from tests.process import harness
 from tests.process.cage import NoCageError, cage, worker_in
 
-from mlx_supervisor.supervised_run import WORKER_VARIABLE
+from mlx_supervisor.daemon.run import WORKER_VARIABLE
 
 RECORDED = Path(__file__).parents[1] / "core" / "stderr"
 EXITS = tomllib.loads((RECORDED / "index.toml").read_text())
@@ -104,7 +104,7 @@ def simulated(
 def test_without_a_control_group_the_kill_is_simulated_and_the_reason_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_supervisor.control_group.find", lambda: None)
+    monkeypatch.setattr("mlx_supervisor.host.cgroup.find", lambda: None)
     with pytest.warns(UserWarning, match="the kill is simulated: this system has no memory control groups"):
         done = in_cage_or_simulated(tmp_path, monkeypatch, 160, "ramp", mib_per_s=512)
     check(tmp_path, done, "killed by the kernel for memory", HALVED, "the kernel killed it: out of memory")

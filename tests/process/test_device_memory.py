@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlx_supervisor import device_memory
+from mlx_supervisor.host import nvidia
 
 
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
-    device_memory._nvml.cache_clear()
+    nvidia._nvml.cache_clear()
     yield
-    device_memory._nvml.cache_clear()
+    nvidia._nvml.cache_clear()
 
 
 class Nvml:
@@ -39,10 +39,10 @@ class Nvml:
 
 def test_the_memory_of_a_worker_is_the_sum_over_its_processes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml())
-    assert device_memory.used_bytes({7, 8}) == 150
-    assert device_memory.used_bytes([1]) == 0
-    assert device_memory.used_bytes({7, 9}) is None, "a part that can't be told makes the sum worthless"
-    assert device_memory.device_bytes() == [(1, 80), (2, 80)]
+    assert nvidia.used_bytes({7, 8}) == 150
+    assert nvidia.used_bytes([1]) == 0
+    assert nvidia.used_bytes({7, 9}) is None, "a part that can't be told makes the sum worthless"
+    assert nvidia.device_bytes() == [(1, 80), (2, 80)]
 
 
 @pytest.mark.parametrize("broken", ["nvmlInit", "nvmlDeviceGetCount"])
@@ -52,7 +52,7 @@ def test_a_driver_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch, broken
 
     monkeypatch.setattr(Nvml, broken, fail)
     monkeypatch.setitem(sys.modules, "pynvml", Nvml())
-    assert (device_memory.used_bytes({7}), device_memory.device_bytes()) == (None, None)
+    assert (nvidia.used_bytes({7}), nvidia.device_bytes()) == (None, None)
 
 
 def test_without_the_library_nothing_is_told_and_nothing_is_imported_unasked() -> None:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import pytest
 from tests.process import harness
 
-from mlx_supervisor import footprint, processes
-from mlx_supervisor.footprint import Gauge, readers
-from mlx_supervisor.processes import Processes
+from mlx_supervisor.host import footprint, process_tree
+from mlx_supervisor.host.footprint import Gauge, readers
+from mlx_supervisor.host.process_tree import Processes
 from mlx_supervisor.wire import TOKEN_VARIABLE
 
 UUID = bytes(range(16))
@@ -325,7 +325,7 @@ FORKS = "kept = b'x' * (100 << 20)\nfor _ in range(3):\n    if os.fork() == 0: s
 
 @on_linux
 def test_what_forked_children_share_counts_once_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "NEWBORN_S", 0.0)
+    monkeypatch.setattr(process_tree, "NEWBORN_S", 0.0)
     with worker(FORKS) as process:
         roomy, short = gauge_of(process).measure(), gauge_of(process, limit_bytes=200 * MIB).measure()
     assert roomy is not None
@@ -343,7 +343,7 @@ STARTED = "if os.fork() == 0: os.execvp('sleep', ['sleep', '600'])"
 def test_newborn_is_who_has_started_no_program_lately(
     monkeypatch: pytest.MonkeyPatch, code: str, newborn_s: float, found: int
 ) -> None:
-    monkeypatch.setattr(processes, "NEWBORN_S", newborn_s)
+    monkeypatch.setattr(process_tree, "NEWBORN_S", newborn_s)
     with worker(code) as process:
         ours = Processes(process.pid)
         try:
@@ -361,8 +361,8 @@ def looked(ours: Processes, condition: Callable[[], bool]) -> bool:
 
 @on_linux
 def test_a_new_process_is_seen_as_soon_as_the_kernel_has_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "SCAN_INTERVAL_S", 1e9)
-    monkeypatch.setattr(processes, "FRESH_LOOK_INTERVAL_S", 1e9)
+    monkeypatch.setattr(process_tree, "SCAN_INTERVAL_S", 1e9)
+    monkeypatch.setattr(process_tree, "FRESH_LOOK_INTERVAL_S", 1e9)
     code = "sys.stdin.readline()\nif os.fork() == 0: sys.stdin.read(); os._exit(0)"
     process = subprocess.Popen(
         [sys.executable, "-c", f"import os, sys\n{code}\nsys.stdin.read()"],

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mlx_supervisor import child, jetsam
+from mlx_supervisor.host import jetsam
+from mlx_supervisor.process import child
 
 PID = 53213
 START_S = 1_790_682_201.0

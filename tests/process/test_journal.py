@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mlx_supervisor import journal_file, journal_writer
-from mlx_supervisor.journal import Journal, JournalError, LifeTold, OpenGeneration
-from mlx_supervisor.journal_writer import Retention
+from mlx_supervisor.journal import database
+from mlx_supervisor.journal import writer as journal_writer
+from mlx_supervisor.journal.journal import Journal, JournalError, LifeTold, OpenGeneration
+from mlx_supervisor.journal.writer import Retention
 
 DEADLINE_S = 20.0
 
@@ -263,7 +264,7 @@ def test_a_supervisor_that_restarts_often_still_trims(tmp_path: Path, told: list
 
 
 def test_runs_of_long_ago_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_file, "RUNS_KEPT", 3)
+    monkeypatch.setattr(database, "RUNS_KEPT", 3)
     journal = Journal(tmp_path / "journal.db", print)
     for number in range(5):
         journal.open_generation(f"run{number}", 1, 1, 1.0, "t", "b", None, None, float(number))

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import structlog
 
-from mlx_supervisor import logs
-from mlx_supervisor.logs import RunLog, configure
+from mlx_supervisor.logs import daemon_log
+from mlx_supervisor.logs.daemon_log import configure
+from mlx_supervisor.logs.run_log import LINE_LIMIT, RunLog
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def restore() -> Iterator[None]:
     level = logging.getLogger().level
     yield
     structlog.reset_defaults()
-    logs._install([], level)
+    daemon_log._install([], level)
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_an_unknown_level_names_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_the_supervisors_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "LOG_BYTES", 10_000)
+    monkeypatch.setattr(daemon_log, "LOG_BYTES", 10_000)
     configure(tmp_path / "a.log", console=False, level="info")
     for number in range(1000):
         structlog.get_logger().info("x" * 100, number=number)
@@ -134,7 +135,7 @@ def test_a_line_is_one_line_without_control_characters(run_log: RunLog) -> None:
     run_log.line("x" * 100_000)
     first, second = run_log.stdout_path.read_bytes().splitlines()
     assert first.decode() == "a b  [31m\tc  é?"
-    assert len(second) == logs.LINE_LIMIT
+    assert len(second) == LINE_LIMIT
 
 
 def test_rotation_bounds_every_file_and_keeps_the_end(run_log: RunLog) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_supervisor import notify
+from mlx_supervisor.host import sd_notify
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 
 
 def test_each_word_is_one_datagram(systemd: socket.socket) -> None:
-    assert notify.ready()
-    assert notify.status("step 3 of 10\nREADY=0")
-    assert notify.watchdog()
-    assert notify.stopping()
+    assert sd_notify.ready()
+    assert sd_notify.status("step 3 of 10\nREADY=0")
+    assert sd_notify.watchdog()
+    assert sd_notify.stopping()
     heard = [systemd.recv(4096) for _ in range(4)]
     assert heard == [b"READY=1", b"STATUS=step 3 of 10 READY=0", b"WATCHDOG=1", b"STOPPING=1"]
-    notify.status("x" * 10_000)
+    sd_notify.status("x" * 10_000)
     assert len(systemd.recv(4096)) < 600
 
 
@@ -37,7 +37,7 @@ def test_abstract_address(monkeypatch: pytest.MonkeyPatch) -> None:
         listener.settimeout(5)
         listener.bind(f"\0mlx-supervisor-test-{os.getpid()}")
         monkeypatch.setenv("NOTIFY_SOCKET", f"@mlx-supervisor-test-{os.getpid()}")
-        notify.ready()
+        sd_notify.ready()
         assert listener.recv(64) == b"READY=1"
 
 
@@ -45,20 +45,20 @@ def test_abstract_address(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_to_tell_is_silence(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", value)
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
-    assert not notify.ready()
-    assert notify.watchdog_interval_s() is None
+    assert not sd_notify.ready()
+    assert sd_notify.watchdog_interval_s() is None
     monkeypatch.delenv("NOTIFY_SOCKET")
-    assert not notify.ready()
+    assert not sd_notify.ready()
 
 
 @pytest.mark.parametrize("name", ["none", "long" * 50])
 def test_a_dead_peer_is_told_apart_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / name))
-    assert not notify.ready()
+    assert not sd_notify.ready()
 
 
 def test_a_peer_that_does_not_read_never_blocks(systemd: socket.socket) -> None:
-    assert not all(notify.watchdog() for _ in range(10_000))
+    assert not all(sd_notify.watchdog() for _ in range(10_000))
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_watchdog_interval_is_what_systemd_allows(
         monkeypatch.delenv(key, raising=False)
     for key, value in {"NOTIFY_SOCKET": "/run/none", **variables}.items():
         monkeypatch.setenv(key, value)
-    assert notify.watchdog_interval_s() == expected
+    assert sd_notify.watchdog_interval_s() == expected

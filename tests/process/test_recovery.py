@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 from tests.process import harness
 
-from mlx_supervisor import launch, recovery
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.table import State
-from mlx_supervisor.daemon import Daemon
-from mlx_supervisor.journal import Journal, OpenGeneration
-from mlx_supervisor.journal_file import JournalError
-from mlx_supervisor.ledger import Ledger
-from mlx_supervisor.logs import RunLog
-from mlx_supervisor.settings import read_settings
-from mlx_supervisor.state_dir import StateDir, boot_id
+from mlx_supervisor.core.machine.states import State
+from mlx_supervisor.daemon import recovery
+from mlx_supervisor.daemon.daemon import Daemon
+from mlx_supervisor.daemon.recorder import Ledger
+from mlx_supervisor.host.boot_id import boot_id
+from mlx_supervisor.journal.database import JournalError
+from mlx_supervisor.journal.journal import Journal, OpenGeneration
+from mlx_supervisor.logs.run_log import RunLog
+from mlx_supervisor.process import launch
+from mlx_supervisor.settings.reader import read_settings
+from mlx_supervisor.state_dir import StateDir
 
 
 def _journal(folder: Path) -> Journal:
@@ -106,7 +108,7 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
         await gone.wait()
         return True
 
-    monkeypatch.setattr("mlx_supervisor.supervised_run.end_left", ends)
+    monkeypatch.setattr("mlx_supervisor.daemon.run.end_left", ends)
     monkeypatch.setenv(launch.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
 
     async def scenario() -> None:

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 import pytest
 from tests.process import harness
 
-from mlx_supervisor import footprint, machine_memory, sampler
 from mlx_supervisor.core.events import MemoryPressure, Sample, SampleMissing
-from mlx_supervisor.footprint import Footprint
-from mlx_supervisor.machine_memory import MachineMemory
-from mlx_supervisor.sampler import Sampler
+from mlx_supervisor.host import footprint, memory
+from mlx_supervisor.host.footprint import Footprint
+from mlx_supervisor.host.memory import MachineMemory
+from mlx_supervisor.sampling import worker_sampler
+from mlx_supervisor.sampling.worker_sampler import Sampler
 from mlx_supervisor.wire import TOKEN_VARIABLE
 
 MIB = 2**20
@@ -73,7 +74,7 @@ def holding(code: str = "", **variables: str) -> Iterator["subprocess.Popen[byte
 
 def test_a_sample_tells_the_workers_memory_and_the_machines(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = MachineMemory(5 * MIB, 6 * MIB, MemoryPressure.WARN)
-    monkeypatch.setattr(machine_memory, "read", lambda: machine)
+    monkeypatch.setattr(memory, "read", lambda: machine)
     child = (
         "if os.fork() == 0:\n"
         "    os.setsid(); kept = b'x' * (64 << 20); print(flush=True); sys.stdin.read(); os._exit(0)"
@@ -182,7 +183,7 @@ def test_one_run_that_can_not_be_measured_leaves_the_others_watched(heard: Heard
 
 
 def intervals(headrooms: list[int], limit: int, step_s: float = 0.05) -> list[float]:
-    watch = sampler._Watch("run", 1, None, limit, 0.05, lambda: None)  # type: ignore[arg-type]
+    watch = worker_sampler._Watch("run", 1, None, limit, 0.05, lambda: None)  # type: ignore[arg-type]
     return [
         Sampler._interval_s(None, watch, limit - left, 10.0 + step_s * index)  # type: ignore[arg-type]
         for index, left in enumerate(headrooms)
@@ -192,8 +193,8 @@ def intervals(headrooms: list[int], limit: int, step_s: float = 0.05) -> list[fl
 def test_far_from_the_limit_the_configured_rate_holds_and_near_it_the_fastest() -> None:
     limit = 8192 * MIB
     assert intervals([8000 * MIB, 4000 * MIB], limit)[0] == 0.05
-    assert intervals([1 * MIB], limit) == [sampler.LEAST_INTERVAL_S]
-    assert intervals([0, -100 * MIB], limit) == [sampler.LEAST_INTERVAL_S] * 2
+    assert intervals([1 * MIB], limit) == [worker_sampler.LEAST_INTERVAL_S]
+    assert intervals([0, -100 * MIB], limit) == [worker_sampler.LEAST_INTERVAL_S] * 2
 
 
 def test_growth_once_seen_is_feared_from_then_on() -> None:
@@ -201,6 +202,6 @@ def test_growth_once_seen_is_feared_from_then_on() -> None:
     calm = intervals([400 * MIB, 400 * MIB], limit)[-1]
     grown = intervals([400 * MIB + step, 400 * MIB], limit)[-1]
     assert calm == 0.05
-    assert grown == pytest.approx(400 * MIB / (step / 0.05) / sampler.LOOKS)
+    assert grown == pytest.approx(400 * MIB / (step / 0.05) / worker_sampler.LOOKS)
     after = intervals([400 * MIB + step, *[400 * MIB] * 4], limit)[-1]
     assert grown < after < calm

@@ -15,16 +15,19 @@ import psutil
 import pytest
 from tests.process import harness
 
-from mlx_supervisor import child, daemon, supervised_run
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.table import State
-from mlx_supervisor.daemon import Daemon
-from mlx_supervisor.journal_file import JournalError
-from mlx_supervisor.sampler import Sampler
-from mlx_supervisor.settings import read_settings
-from mlx_supervisor.state_dir import StateDir, boot_id
-from mlx_supervisor.supervised_run import Observer, SupervisedRun
+from mlx_supervisor.core.machine.states import State
+from mlx_supervisor.daemon import daemon
+from mlx_supervisor.daemon import run as supervised_run
+from mlx_supervisor.daemon.daemon import Daemon
+from mlx_supervisor.daemon.run import Observer, SupervisedRun
+from mlx_supervisor.host.boot_id import boot_id
+from mlx_supervisor.journal.database import JournalError
+from mlx_supervisor.process import child
+from mlx_supervisor.sampling.worker_sampler import Sampler
+from mlx_supervisor.settings.reader import read_settings
+from mlx_supervisor.state_dir import StateDir
 
 
 @asynccontextmanager

@@ -12,17 +12,19 @@ from typing import cast
 import pytest
 from tests.process import harness
 
-from mlx_supervisor import control_target, launch, machine_memory
-from mlx_supervisor.control.target import Fault
-from mlx_supervisor.control_target import DaemonTarget
+from mlx_supervisor.control.backend import Fault
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.table import State
-from mlx_supervisor.daemon import Daemon
-from mlx_supervisor.machine_memory import MachineMemory
-from mlx_supervisor.settings import read_settings
+from mlx_supervisor.core.machine.states import State
+from mlx_supervisor.daemon import control_adapter
+from mlx_supervisor.daemon.control_adapter import DaemonTarget
+from mlx_supervisor.daemon.daemon import Daemon
+from mlx_supervisor.daemon.run import Observer, SupervisedRun
+from mlx_supervisor.host import memory
+from mlx_supervisor.host.memory import MachineMemory
+from mlx_supervisor.process import launch
+from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.state_dir import StateDir
-from mlx_supervisor.supervised_run import Observer, SupervisedRun
 
 GIB = 2**30
 
@@ -33,7 +35,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.available_bytes = 8 * GIB
         self.broken = False
-        monkeypatch.setattr(machine_memory, "read", self.read)
+        monkeypatch.setattr(memory, "read", self.read)
 
     def read(self) -> MachineMemory:
         if self.broken:
@@ -152,7 +154,7 @@ def test_a_machine_that_cannot_be_read_holds_nothing_up(tmp_path: Path, machine:
 def test_whoever_starts_a_run_is_told_that_it_waits(
     tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_target, "PAUSE_S", 0.2)
+    monkeypatch.setattr(control_adapter, "PAUSE_S", 0.2)
 
     async def scenario() -> None:
         async with running(tmp_path, Listener()) as run:
@@ -167,7 +169,7 @@ def test_whoever_starts_a_run_is_told_that_it_waits(
             await run.until(lambda: run.machine.state is State.RUNNING)
             await target.stop("run")
             machine.available_bytes = 0
-            monkeypatch.setattr(control_target, "PAUSE_S", harness.PATIENCE_S)
+            monkeypatch.setattr(control_adapter, "PAUSE_S", harness.PATIENCE_S)
             asyncio.get_running_loop().call_later(0.05, lambda: setattr(machine, "available_bytes", 8 * GIB))
             await target.start("run")  # a blink is not worth a word
             assert run.machine.state is State.RUNNING

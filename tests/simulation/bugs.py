@@ -13,11 +13,11 @@ from tests.simulation.seeds import Failure, play_seed
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.causes import Cause
+from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.policy import RunPolicy
-from mlx_supervisor.core.table import State
 
 SEEDS_AT_MOST = 1_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_supervisor.core.causes import Cause
+from mlx_supervisor.core.diagnosis.causes import Cause
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

@@ -11,7 +11,7 @@ from tests.simulation.tally import Tally
 from tests.simulation.timeline import Timeline
 from tests.simulation.world import World
 
-from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.machine.running import RunMachine
 
 EVENTS_AT_LEAST = 1_000
 TROUBLED_EVENTS = (150, 400, 1_000)

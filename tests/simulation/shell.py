@@ -13,8 +13,8 @@ from tests.simulation.worker import Worker
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.machine.states import AT_REST, State
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.table import AT_REST, State
 
 if TYPE_CHECKING:
     from tests.simulation.journal import Left

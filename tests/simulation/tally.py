@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
-from mlx_supervisor.core.causes import Cause
-from mlx_supervisor.core.table import TABLE, State
+from mlx_supervisor.core.diagnosis.causes import Cause
+from mlx_supervisor.core.machine.states import State
+from mlx_supervisor.core.machine.table import TABLE
 
 Arrow = tuple[State, str, State]
 

@@ -14,11 +14,12 @@ from tests.simulation.weight import weight
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.causes import Cause
+from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine import RunMachine
-from mlx_supervisor.core.table import AT_REST, TABLE, State
+from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.states import AT_REST, State
+from mlx_supervisor.core.machine.table import TABLE
 
 if TYPE_CHECKING:
     from tests.simulation.journal import Left

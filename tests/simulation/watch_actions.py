@@ -12,10 +12,10 @@ from tests.simulation.tally import Tally
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.causes import MEMORY_CAUSES, Cause
+from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine import RunMachine
-from mlx_supervisor.core.table import State
+from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.states import State
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

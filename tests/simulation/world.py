@@ -19,9 +19,9 @@ from tests.simulation.weather import Weather
 from tests.simulation.worker import Worker
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.machine import RunMachine
+from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.states import AT_REST
 from mlx_supervisor.core.policy import RunPolicy
-from mlx_supervisor.core.table import AT_REST
 
 HEALING_EVENTS = 6_000
 """More than any run needs to come to its end in a world that is well again."""

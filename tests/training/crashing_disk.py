@@ -15,7 +15,7 @@ from errno import EIO, ENOSPC
 from pathlib import Path
 from typing import TypeVar
 
-from mlx_worker import durable
+from mlx_worker.checkpoint import durable_files
 
 T = TypeVar("T")
 State = dict[str, "bytes | State"]
@@ -146,7 +146,7 @@ FAULTS = {
 }
 
 
-class CrashingDisk(durable.Files):
+class CrashingDisk(durable_files.Files):
     """See the module. `root` is made anew; `calls` are those since the last `install` or `arm`."""
 
     def __init__(self, root: Path) -> None:

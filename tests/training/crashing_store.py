@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 from tests.training.crashing_disk import CrashingDisk, Fault, Killed, State
 
-from mlx_worker.checkpoints import CheckpointError, CheckpointStore, LoadedCheckpoint
+from mlx_worker.checkpoint.store import CheckpointError, CheckpointStore, LoadedCheckpoint
 
 
 @contextlib.contextmanager

@@ -51,8 +51,8 @@ def write(folder, name, **changes):
 
 def ours(llama_dir, config, run_dir, **job):
     """The loop as the worker runs it, with no process around it. May raise RefusedError."""
-    from mlx_worker import loop
-    from mlx_worker.lifeline import StopFlag
+    from mlx_worker.supervision.stop import StopFlag
+    from mlx_worker.training import loop
 
     desk = Desk()
     run_dir.mkdir(exist_ok=True)
@@ -113,7 +113,7 @@ def in_our_order(dataset, sizes, batch_size, accumulation, max_seq_length):
     """Micro-batches as our loop cuts them, padded by mlx_lm."""
     from mlx_lm.tuner.trainer import iterate_batches
 
-    from mlx_worker.stream import EffectiveBatches, Grouping
+    from mlx_worker.data.batches import EffectiveBatches, Grouping
 
     effective = batch_size * accumulation
     stream = EffectiveBatches(len(dataset), 7, grouping=Grouping(sizes, effective))

@@ -13,17 +13,17 @@ import msgspec
 from tests.training import toy_task
 
 from mlx_supervisor import wire
-from mlx_worker import durable, resume
-from mlx_worker.checkpoints import CheckpointStore
-from mlx_worker.control import Control
-from mlx_worker.lifeline import StopFlag
-from mlx_worker.saver import Saver
+from mlx_worker.checkpoint import durable_files, training_state
+from mlx_worker.checkpoint.saver import Saver
+from mlx_worker.checkpoint.store import CheckpointStore
+from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task
+from mlx_worker.training.commands import Control
 
 PATIENCE_S = 30.0
 
 
-class GatedFiles(durable.Files):
+class GatedFiles(durable_files.Files):
     """A disk that stands still while `gate` is closed, and fails while `error` is set."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Bench:
         return sorted(int(path.name[5:]) for path in (self.folder / "c").glob("step-*"))
 
     def save(self, step: int, *, task: Task | None = None, waiting: bool = False) -> bool:
-        progress = resume.Progress(step=step, cursor=8 * step)
+        progress = training_state.Progress(step=step, cursor=8 * step)
         return self.saver.save(progress, 0, {"free": {"batch.size": 8}}, task or TASK, waiting=waiting)
 
     def until_reported(self, count: int) -> None:

@@ -13,8 +13,8 @@ import pytest
 from tests.training import leaky_tasks
 
 from mlx_supervisor import wire
-from mlx_worker import autopsy, census, growth
-from mlx_worker.lifeline import StopFlag
+from mlx_worker.autopsy import autopsy, census, findings
+from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Update
 
 ENDLESS = {"steps": 100_000}
@@ -149,7 +149,7 @@ def test_a_stop_has_the_report_sent_before_the_last_word(desk):
     (finding,) = accusations(report)  # weights are small here, and no suspects
     assert finding.what == "uint8 [1048576]"
     assert finding.count_before == finding.count_now == report.step
-    assert finding.holder.startswith("list `_kept`, attribute of object mlx_worker.drills.Drills")
+    assert finding.holder.startswith("list `_kept`, attribute of object mlx_worker.training.drills.Drills")
     assert "no update came between" in notes(report)
 
 
@@ -359,7 +359,7 @@ def test_near_the_limit_only_what_fits_is_counted():
 
 
 def test_of_very_many_growing_containers_those_that_grow_most_are_told(monkeypatch):
-    monkeypatch.setattr(growth, "CONTAINERS_LIMIT", 20)
+    monkeypatch.setattr(findings, "CONTAINERS_LIMIT", 20)
     many, large = [[0] for _ in range(2000)], []
 
     def update(step):
@@ -404,7 +404,7 @@ def test_any_text_fits_the_frame(monkeypatch):
         kept.append(holder())
         kept[-1].numbers = np.zeros(5000)
 
-    monkeypatch.setattr(growth, "PER_SECTION", 20)
+    monkeypatch.setattr(findings, "PER_SECTION", 20)
     patient = Patient(update)
     report = patient.examine()
     assert len(report.findings) == 24

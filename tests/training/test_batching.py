@@ -7,8 +7,8 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import default_loss, iterate_batches
 
-from mlx_worker import batching
-from mlx_worker.gradients import SHAPES_LIMIT
+from mlx_worker.data import padding
+from mlx_worker.training.gradients import SHAPES_LIMIT
 
 
 def made(lengths, offset=0):
@@ -22,7 +22,7 @@ def made(lengths, offset=0):
 )
 def test_the_same_array_as_mlx_lm(lengths, limit):
     samples = made(lengths, offset=3)
-    ours = batching.pad(samples, limit)
+    ours = padding.pad(samples, limit)
     theirs = next(iterate_batches(samples, len(samples), limit))
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.dtype == other.dtype
@@ -32,12 +32,12 @@ def test_the_same_array_as_mlx_lm(lengths, limit):
 @pytest.mark.parametrize("limit", [32, 500, 768])
 def test_short_limits_pad_as_mlx_lm_at_every_length(limit):
     for longest in range(2, limit + 1):
-        assert batching.width(longest, limit) == min(1 + 32 * ((longest + 31) // 32), limit)
+        assert padding.width(longest, limit) == min(1 + 32 * ((longest + 31) // 32), limit)
 
 
 @pytest.mark.parametrize("limit", [769, 2048, 32_768])
 def test_long_limits_make_few_shapes_for_an_eighth_of_padding(limit):
-    widths = [batching.width(longest, limit) for longest in range(2, limit + 1)]
+    widths = [padding.width(longest, limit) for longest in range(2, limit + 1)]
     assert widths == sorted(widths)
     assert len(set(widths)) <= 16 + 8 * np.log2(limit / 512) + 1
     for longest, width in enumerate(widths, 2):
@@ -57,7 +57,7 @@ def test_more_padding_changes_neither_loss_nor_gradients():
     mx.random.seed(1)
     model = llama.Model(llama.ModelArgs.from_dict(arguments))
     samples = made([1030, 900], offset=4)
-    fine, coarse = next(iterate_batches(samples, 2, 2048)), batching.pad(samples, 2048)
+    fine, coarse = next(iterate_batches(samples, 2, 2048)), padding.pad(samples, 2048)
     assert coarse[0].shape[1] > fine[0].shape[1]
     value_and_grad = nn.value_and_grad(model, default_loss)
     (fine_loss, fine_tokens), fine_gradients = value_and_grad(model, *fine)

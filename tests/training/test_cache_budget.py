@@ -1,7 +1,7 @@
 """The cache may hold what the limits leave, and no more."""
 
-from mlx_worker import cache_budget
-from mlx_worker.cache_budget import CacheBudget
+from mlx_worker.memory import cache_budget
+from mlx_worker.memory.cache_budget import CacheBudget
 
 GIB = 2**30
 

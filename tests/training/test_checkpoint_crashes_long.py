@@ -9,8 +9,8 @@ import pytest
 from tests.training.crashing_disk import FAULTS, FORGETS, NAMES_ONLY, ZEROS, Killed, anything
 from tests.training.crashing_store import Trial, fast_folder
 
-from mlx_worker.checkpoints import CheckpointError
-from mlx_worker.manifest import UnusableError, name_of, verify
+from mlx_worker.checkpoint.manifest import UnusableError, name_of, verify
+from mlx_worker.checkpoint.store import CheckpointError
 
 CHAINS, CRASHES = 500, 20
 """The disk goes on from crash to crash: what one leaves, the next finds."""

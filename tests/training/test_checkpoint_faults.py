@@ -16,8 +16,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_worker import durable
-from mlx_worker.checkpoints import CheckpointError, CheckpointStore, weights_sha256
+from mlx_worker.checkpoint import durable_files
+from mlx_worker.checkpoint.store import CheckpointError, CheckpointStore, weights_sha256
 
 
 def weights(step: int) -> dict[str, mx.array]:
@@ -181,7 +181,7 @@ def test_what_could_not_be_deleted_is_deleted_by_the_next_save(tmp_path: Path) -
 def test_a_folder_above_that_cannot_be_flushed(tmp_path: Path, code: int, opens: bool) -> None:
     """One that may not be opened was made by others, long ago. Else the whole run could vanish in a power loss."""
 
-    class Files(durable.Files):
+    class Files(durable_files.Files):
         def flush_folder(self, folder: Path) -> None:
             if folder == tmp_path:
                 raise OSError(code, os.strerror(code))
@@ -196,14 +196,14 @@ def test_a_folder_above_that_cannot_be_flushed(tmp_path: Path, code: int, opens:
 def test_a_folder_that_is_being_written_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second look at the folder (another process, or a new store) must not tear a save apart."""
     store = CheckpointStore(tmp_path, "run", 2)
-    real = durable.write_file
+    real = durable_files.write_file
 
     def open_meanwhile(*args: Any) -> tuple[int, str]:
         result = real(*args)
         CheckpointStore(tmp_path, "run", 2)
         return result
 
-    monkeypatch.setattr(durable, "write_file", open_meanwhile)
+    monkeypatch.setattr(durable_files, "write_file", open_meanwhile)
     save(store, 1)
     assert newest(tmp_path) == 1
 
@@ -246,7 +246,7 @@ def test_macos_flushes_the_drive_too(
     full_fsync: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("fsync leaves the data in the drive's cache"))
-    durable.flush_to_device(9)
+    durable_files.flush_to_device(9)
     assert full_fsync == [(9, 51)]
 
 
@@ -261,11 +261,11 @@ def test_macos_falls_back_only_where_the_file_system_lacks_it(
     monkeypatch.setattr(fcntl, "fcntl", refuse)
     monkeypatch.setattr(os, "fsync", flushed.append)
     if falls_back:
-        durable.flush_to_device(9)
+        durable_files.flush_to_device(9)
         assert flushed == [9]
     else:
         with pytest.raises(OSError, match="Input/output error"):
-            durable.flush_to_device(9)
+            durable_files.flush_to_device(9)
         assert flushed == []
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from mlx_supervisor import wire
-from mlx_worker import checkpoints, durable, plainjson, rng
-from mlx_worker.checkpoints import CheckpointError, CheckpointStore, weights_sha256
+from mlx_worker.checkpoint import durable_files, exact_json, rng_state
+from mlx_worker.checkpoint import store as checkpoints
+from mlx_worker.checkpoint.store import CheckpointError, CheckpointStore, weights_sha256
 
 FILES = ("model.safetensors", "optimizer.safetensors", "trainer.json")
 
@@ -53,7 +54,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_what_was_saved_comes_back_bit_for_bit(store: CheckpointStore, folder: Path) -> None:
-    trainer = {"cursor": 2**60, "losses": [float("nan"), float("inf"), -0.1], "rng": rng.capture(), "none": None}
+    trainer = {"cursor": 2**60, "losses": [float("nan"), float("inf"), -0.1], "rng": rng_state.capture(), "none": None}
     saved = store.save(7, weights(7), moments(7), trainer)
     loaded = CheckpointStore(folder, "run", 3).load_newest()
     assert loaded is not None
@@ -281,7 +282,7 @@ def test_a_file_that_may_not_be_opened_stops_the_load(store: CheckpointStore, mo
     def refuse(path: Path) -> tuple[int, str]:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(durable, "read_hash", refuse)
+    monkeypatch.setattr(durable_files, "read_hash", refuse)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read: Too many open files \(EMFILE\)"):
         store.load_newest()
 
@@ -318,7 +319,7 @@ def test_the_trainer_state_is_json_that_any_reader_takes() -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    data = plainjson.dumps({"loss": float("nan"), "best": float("-inf"), "pair": (1, 2)})
+    data = exact_json.dumps({"loss": float("nan"), "best": float("-inf"), "pair": (1, 2)})
     assert json.loads(data, parse_constant=refuse)["pair"] == [1, 2]
 
 
@@ -347,18 +348,18 @@ def test_every_generator_goes_on_where_it_stood() -> None:
         return dropout, mx.random.normal((3,)).tolist(), random.random(), random.gauss(), np.random.rand(3).tolist()
 
     draw()
-    state = json.loads(json.dumps(rng.capture()))
+    state = json.loads(json.dumps(rng_state.capture()))
     expected = [draw() for _ in range(3)]
     for _ in range(5):
         draw()
-    rng.restore(state)
+    rng_state.restore(state)
     assert [draw() for _ in range(3)] == expected
 
 
 @pytest.mark.parametrize("state", [{}, {"mlx": [1]}, {"mlx": [1, 2], "python": None, "numpy": {}}])
 def test_a_generator_state_of_another_shape_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the saved state of the random generators cannot be used"):
-        rng.restore(state)
+        rng_state.restore(state)
 
 
 def test_nothing_is_kept_with_keep_0(folder: Path) -> None:

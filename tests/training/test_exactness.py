@@ -102,8 +102,8 @@ def test_across_batch_sizes_the_losses_agree(desk, seed):
 
 def in_process(folder, *, steps, generation=1, size=EFFECTIVE, **args):
     """A life without a process around it. May raise RefusedError."""
-    from mlx_worker import loop
-    from mlx_worker.lifeline import StopFlag
+    from mlx_worker.supervision.stop import StopFlag
+    from mlx_worker.training import loop
 
     desk = Desk()
     task = wire.TaskJob(kind="python", base_dir=str(Path(__file__).parent), entry="toy_task:build", args=args)

@@ -5,7 +5,8 @@ import sys
 
 import mlx.core as mx
 
-from mlx_worker import census, graphs, growth
+from mlx_worker.autopsy import census, lazy_graphs
+from mlx_worker.autopsy import findings as growth
 
 
 def chain(length):
@@ -37,10 +38,10 @@ def test_a_graph_is_found_among_the_arrays_of_a_whole_model():
     arrays = [mx.full((3,), index) for index in range(2500)]
     mx.eval(arrays)
     arrays[1200:1200], arrays[10:10] = [total], [-total]
-    found = graphs.Graphs()
-    graphs.look(found, arrays, graphs.Bounds(2**27, 0, 2**40), float("inf"))
+    found = lazy_graphs.Graphs()
+    lazy_graphs.look(found, arrays, lazy_graphs.Bounds(2**27, 0, 2**40), float("inf"))
     assert (found.operations, found.reason) == (51, "")
-    assert found.by_kind == {graphs.kind_of(total): 51}
+    assert found.by_kind == {lazy_graphs.kind_of(total): 51}
     assert found.ends == {id(total), id(arrays[10])}
 
 
@@ -49,11 +50,11 @@ def test_what_goes_wrong_is_a_reason(monkeypatch, capfd):
         raise TypeError("another MLX")
 
     monkeypatch.setattr(mx, "export_to_dot", refuse)
-    found = graphs.Graphs()
-    graphs.look(found, [chain(2)], graphs.Bounds(2**27, 0, 2**40), float("inf"))
+    found = lazy_graphs.Graphs()
+    lazy_graphs.look(found, [chain(2)], lazy_graphs.Bounds(2**27, 0, 2**40), float("inf"))
     assert (found.operations, found.reason) == (None, "TypeError: another MLX")
-    monkeypatch.setattr(graphs, "_stack_bytes", lambda bounds: 2**62)
-    graphs.look(found, [chain(2)], graphs.Bounds(2**27, 0, 2**40), float("inf"))
+    monkeypatch.setattr(lazy_graphs, "_stack_bytes", lambda bounds: 2**62)
+    lazy_graphs.look(found, [chain(2)], lazy_graphs.Bounds(2**27, 0, 2**40), float("inf"))
     assert found.operations is None
     assert found.reason
     assert capfd.readouterr().err == "", "the end of the log is read for the cause of a death"
@@ -62,13 +63,13 @@ def test_what_goes_wrong_is_a_reason(monkeypatch, capfd):
 def test_a_graph_is_left_alone_where_looking_is_not_safe():
     """No room for the text, no time, or no stack that would be deep enough: nothing is counted, and it says why."""
     total = chain(4)
-    near = graphs.Bounds(native_bytes=2**30, grown_bytes=2**30, room_bytes=2**20)
-    found = graphs.Graphs()
-    graphs.look(found, [total], near, float("inf"))
+    near = lazy_graphs.Bounds(native_bytes=2**30, grown_bytes=2**30, room_bytes=2**20)
+    found = lazy_graphs.Graphs()
+    lazy_graphs.look(found, [total], near, float("inf"))
     assert "limit is too near" in found.reason
-    graphs.look(found, [total], graphs.Bounds(2**30, 2**30, 2**40), 0.0)
+    lazy_graphs.look(found, [total], lazy_graphs.Bounds(2**30, 2**30, 2**40), 0.0)
     assert "time" in found.reason
-    graphs.look(found, [total], graphs.Bounds(2**40, 0, 2**40), float("inf"))
+    lazy_graphs.look(found, [total], lazy_graphs.Bounds(2**40, 0, 2**40), float("inf"))
     assert "too deep" in found.reason
     assert found.operations is None
 
@@ -77,7 +78,7 @@ def test_a_graph_too_large_to_be_seen_growing_is_told():
     """Its first count did not fit in the time; the last one has to do."""
     total, many = chain(6000), [mx.full((2, 91), index) for index in range(9)]
     looks = [census.Census(step=1), census.Census(step=7)]
-    objects = census.take(looks[1], 7, float("inf"), graphs.Bounds(2**27, 0, 2**40))
+    objects = census.take(looks[1], 7, float("inf"), lazy_graphs.Bounds(2**27, 0, 2**40))
     findings, _ = growth.search(looks, objects, float("inf"))
     (finding,) = [finding for finding in findings if finding.kind != "note"]  # the first look counted nothing
     assert finding.what.startswith("float32 [5], not evaluated")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_worker.interval import FIRST_S, LEAST_S, MOST_S, WRITE_FACTOR, Measured, SlowDown, interval_s
+from mlx_worker.checkpoint.interval import FIRST_S, LEAST_S, MOST_S, WRITE_FACTOR, Measured, SlowDown, interval_s
 
 costs = st.floats(0, 3600)
 writes = st.floats(0, 3600)

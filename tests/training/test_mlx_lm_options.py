@@ -27,7 +27,7 @@ def _interpreted():
 def test_every_option_of_mlx_lm_is_known_and_told_of():
     from mlx_lm import lora
 
-    from mlx_worker import mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
 
     options = {action.dest for action in lora.build_parser()._actions} - {"help"} | set(lora.CONFIG_DEFAULTS)
     assert options <= mlx_lm_config.OPTIONS, "mlx_lm has an option that nobody here decided about"
@@ -37,7 +37,7 @@ def test_every_option_of_mlx_lm_is_known_and_told_of():
 
 
 def test_an_option_that_mlx_lm_gains_is_refused_by_name(tmp_path, monkeypatch):
-    from mlx_worker import mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
 
     monkeypatch.setitem(mlx_lm_config.CONFIG_DEFAULTS, "quantum_leap", False)
     mlx_lm_config.load(str(write(tmp_path, "silent")), str(tmp_path))
@@ -65,7 +65,7 @@ def test_the_test_set_is_evaluated_at_the_end(llama_dir, tmp_path, capsys, monke
 
 
 def test_adapters_are_saved_as_often_as_the_file_says(llama_dir, tmp_path, monkeypatch):
-    from mlx_worker import mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
 
     monkeypatch.setitem(mlx_lm_config.CONFIG_DEFAULTS, "save_every", 1)
     ours(llama_dir, write(tmp_path, "silent", iters=2), tmp_path / "silent")
@@ -85,9 +85,9 @@ FINAL = ["adapter_config.json", "adapters.safetensors"]
 
 
 def test_adapters_that_cannot_be_saved_on_the_way_do_not_end_the_run(llama_dir, tmp_path, capsys, monkeypatch):
-    from mlx_worker import tasks_mlx_lm
+    from mlx_worker.tasks.mlx_lm import task
 
-    real, calls = tasks_mlx_lm.export, []
+    real, calls = task.export, []
 
     def export(*arguments):
         calls.append(arguments)
@@ -95,7 +95,7 @@ def test_adapters_that_cannot_be_saved_on_the_way_do_not_end_the_run(llama_dir, 
             raise OSError("no space left")
         real(*arguments)
 
-    monkeypatch.setattr(tasks_mlx_lm, "export", export)
+    monkeypatch.setattr(task, "export", export)
     ours(llama_dir, write(tmp_path, "full_disk", iters=2, save_every=1), tmp_path / "run")
     assert "the adapters of iteration 1 could not be saved" in capsys.readouterr().err
     assert (tmp_path / "adapters-full_disk" / "0000002_adapters.safetensors").exists()

@@ -6,10 +6,10 @@ import pytest
 from tests.training import toy_task
 
 from mlx_supervisor import wire
-from mlx_worker import gradients as module
-from mlx_worker import memory as memory_module
-from mlx_worker.gradients import Gradients
-from mlx_worker.memory import Memory
+from mlx_worker.memory import cache_policy as memory_module
+from mlx_worker.memory.cache_policy import Memory
+from mlx_worker.training import gradients as module
+from mlx_worker.training.gradients import Gradients
 
 GIB = 2**30
 MEMORY = {"limit_bytes": 4 * GIB}

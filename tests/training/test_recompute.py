@@ -7,7 +7,7 @@ import yaml
 from tests.training import toy_task
 
 from mlx_supervisor import wire
-from mlx_worker import recompute
+from mlx_worker.memory import gradient_checkpointing
 
 ON = {"gradient_checkpointing": True, "limit_bytes": 4 * 2**30}
 OFF = {"gradient_checkpointing": False, "limit_bytes": 4 * 2**30}
@@ -123,19 +123,19 @@ def task_of(layers, model=None):
     return task
 
 
-@pytest.mark.parametrize("name", [recompute._MLX_LM_NAME, "another name in mlx_lm's next release"])
+@pytest.mark.parametrize("name", [gradient_checkpointing._MLX_LM_NAME, "another name in mlx_lm's next release"])
 def test_it_is_never_done_twice(block, monkeypatch, name):
     """Twice would be right and cost a forward pass more."""
-    monkeypatch.setattr(recompute, "_MLX_LM_NAME", name)
+    monkeypatch.setattr(gradient_checkpointing, "_MLX_LM_NAME", name)
     task, plain = task_of([block(), block()]), block.__call__
-    assert not recompute.start(task, asked=False)
+    assert not gradient_checkpointing.start(task, asked=False)
     assert block.__call__ is plain
-    assert recompute.start(task, asked=True)
+    assert gradient_checkpointing.start(task, asked=True)
     once = block.__call__
     assert once is not plain
-    assert recompute.start(task, asked=True)
-    assert recompute.start(task, asked=False), "it is on, whoever asked"
-    recompute.checkpoint_layers(task.model)
+    assert gradient_checkpointing.start(task, asked=True)
+    assert gradient_checkpointing.start(task, asked=False), "it is on, whoever asked"
+    gradient_checkpointing.checkpoint_layers(task.model)
     assert block.__call__ is once
 
 
@@ -145,21 +145,21 @@ def test_nor_over_what_the_users_own_code_did(block):
     task = task_of([block(), block()])
     grad_checkpoint(task.model.layers[0])
     theirs = block.__call__
-    assert recompute.start(task, asked=True)
+    assert gradient_checkpointing.start(task, asked=True)
     assert block.__call__ is theirs
 
 
 def test_what_layers_it_can_be_done_for(block):
     for good in ([block()], (block(), block(nn.Dropout(0.0)))):
-        assert recompute.why_not(task_of(good)) == ""
+        assert gradient_checkpointing.why_not(task_of(good)) == ""
     for bad in (None, [], [nn.Linear(2, 2)], [block(), mx.zeros((1,))], "layers", nn.Linear(2, 2)):
-        assert "no list `layers`" in recompute.why_not(task_of(bad))
-    assert "the class of the model" in recompute.why_not(task_of([block()], block()))
-    assert "running statistics" in recompute.why_not(task_of([block(), block(nn.BatchNorm(2))]))
+        assert "no list `layers`" in gradient_checkpointing.why_not(task_of(bad))
+    assert "the class of the model" in gradient_checkpointing.why_not(task_of([block()], block()))
+    assert "running statistics" in gradient_checkpointing.why_not(task_of([block(), block(nn.BatchNorm(2))]))
     for module in (nn.Dropout(0.1), nn.Dropout2d(0.1), nn.Dropout3d(0.1), nn.Sequential(nn.Dropout(0.1))):
-        assert "dropout" in recompute.why_not(task_of([block(), block(module)]))
+        assert "dropout" in gradient_checkpointing.why_not(task_of([block(), block(module)]))
     own_dropout = type("Own", (nn.Module,), {"__call__": lambda self, x: x * mx.random.bernoulli(0.9, x.shape)})
-    assert "dropout" in recompute.why_not(task_of([block(), block(own_dropout())]))
+    assert "dropout" in gradient_checkpointing.why_not(task_of([block(), block(own_dropout())]))
     by_hand = task_of([block(nn.Dropout(0.1))])
     by_hand.checkpoint_gradients = lambda: None
-    assert recompute.why_not(by_hand) == "", "the task says how, and answers for it"
+    assert gradient_checkpointing.why_not(by_hand) == "", "the task says how, and answers for it"

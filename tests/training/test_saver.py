@@ -16,15 +16,15 @@ from tests.training import toy_task
 from tests.training.saver_bench import PATIENCE_S, TASK, Bench
 
 from mlx_supervisor import wire
-from mlx_worker import resume, snapshot
-from mlx_worker import saver as saver_module
-from mlx_worker import writer as writer_module
-from mlx_worker.checkpoints import weights_sha256
-from mlx_worker.gradients import Gradients
-from mlx_worker.interval import FIRST_S, LEAST_S, MOST_S
-from mlx_worker.loop import seed_generators
-from mlx_worker.memory import Counters, Memory
-from mlx_worker.writer import Writer
+from mlx_worker.checkpoint import background_writer as writer_module
+from mlx_worker.checkpoint import saver as saver_module
+from mlx_worker.checkpoint import snapshot, training_state
+from mlx_worker.checkpoint.background_writer import Writer
+from mlx_worker.checkpoint.interval import FIRST_S, LEAST_S, MOST_S
+from mlx_worker.checkpoint.rng_state import seed_generators
+from mlx_worker.checkpoint.store import weights_sha256
+from mlx_worker.memory.cache_policy import Counters, Memory
+from mlx_worker.training.gradients import Gradients
 
 
 class Training:
@@ -46,7 +46,7 @@ class Training:
         self.step += 1
 
     def digest(self) -> str:
-        return weights_sha256(resume.trained_arrays(self.task) | resume.optimizer_arrays(self.task))
+        return weights_sha256(training_state.trained_arrays(self.task) | training_state.optimizer_arrays(self.task))
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -58,7 +58,7 @@ def test_what_is_written_is_the_state_of_its_step_however_long_it_takes(
     states = []
     for _ in range(12):
         calm.update()
-        states.append((calm.digest(), resume.trainer_state(resume.Progress(), 0, {}, calm.task)["rng"]))
+        states.append((calm.digest(), training_state.trainer_state(training_state.Progress(), 0, {}, calm.task)["rng"]))
     bench, run = Bench(tmp_path), Training(compiled=compiled, **build)
     for _ in range(4):
         run.update()
@@ -83,7 +83,7 @@ def test_what_is_assigned_in_place_later_is_not_in_it() -> None:
     task = toy_task.build(0)
     task.model = model
     facts = {"free": {"batch.size": 8}}
-    progress = resume.Progress(step=1)
+    progress = training_state.Progress(step=1)
     before = mx.array(model.weight) + 0
     mx.eval(before)
     taken = snapshot.take(progress, 0, facts, task)
@@ -103,7 +103,7 @@ def test_a_snapshot_copies_nothing_where_memory_is_one() -> None:
     task = toy_task.build(0, hidden=4096, optimizer="SGD", schedule=False)
     mx.eval(task.model.state)
     before_bytes = mx.get_active_memory()
-    taken = snapshot.take(resume.Progress(), 0, {}, task)
+    taken = snapshot.take(training_state.Progress(), 0, {}, task)
     assert mx.get_active_memory() - before_bytes < 4096
     assert sum(array.nbytes for array in taken.trained.values()) > 100_000
 
@@ -138,7 +138,7 @@ def test_half_precision_and_turned_arrays_come_back(tmp_path: Path) -> None:
     bench.saver.settle()
     found = bench.store.load_newest()
     assert found is not None
-    assert weights_sha256(found.trained) == weights_sha256(resume.trained_arrays(task))
+    assert weights_sha256(found.trained) == weights_sha256(training_state.trained_arrays(task))
 
 
 def test_a_disk_that_fails_is_told_by_the_thread_that_trains_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_signals_are_left_to_the_main_thread() -> None:
 def test_what_the_supervisor_has_measured_is_no_change_of_settings(tmp_path: Path) -> None:
     def told(between_s: float) -> Any:
         job = Bench(tmp_path, mean_time_between_failures_s=between_s, keep_best=True).job
-        return resume.recipe(job, TASK, 1, 8, 8)["free"]["checkpoint"]
+        return training_state.recipe(job, TASK, 1, 8, 8)["free"]["checkpoint"]
 
     assert told(60.0) == told(900.0)
     assert told(60.0)["keep_best"] is True
@@ -374,7 +374,7 @@ def test_a_write_that_never_ends_stops_the_training(tmp_path: Path, monkeypatch:
     bench.save(2)
     bench.saver.note_update(0.1)
     assert bench.reports == []
-    monkeypatch.setattr("mlx_worker.saver.CHECKPOINT_BOUND_S", 0.0)
+    monkeypatch.setattr("mlx_worker.checkpoint.saver.CHECKPOINT_BOUND_S", 0.0)
     threading.Timer(0.1, bench.files.gate.set).start()
     bench.saver.note_update(0.1)  # waits, as the watchdog and the supervisor can see
     assert [report.step for report in bench.reports] == [2]

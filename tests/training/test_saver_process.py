@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mlx_supervisor import wire
-from mlx_worker.checkpoints import CheckpointStore
+from mlx_worker.checkpoint.store import CheckpointStore
 
 SLOW = {"entry": "slow_disk:build", "args": {"flush_s": 0.15, "pause_s": 0.01}}
 FAST = {"entry": "slow_disk:build", "args": {"flush_s": 0.0}}

@@ -1,15 +1,15 @@
 """What MLX finds in its environment when it is first used."""
 
-from mlx_worker import tuning
+from mlx_worker.training import determinism
 
 
 def test_a_deterministic_run_is_not_left_to_the_environment() -> None:
     environment = {"MLX_CUDA_USE_CUDNN_SDPA": "1", "MLX_MAX_OPS_PER_BUFFER": "7"}
-    tuning.prepare(deterministic=True, environment=environment)
+    determinism.prepare(deterministic=True, environment=environment)
     assert environment == {"MLX_CUDA_USE_CUDNN_SDPA": "0", "MLX_MAX_OPS_PER_BUFFER": "7"}
 
 
 def test_any_other_run_is() -> None:
     environment = {"MLX_CUDA_USE_CUDNN_SDPA": "1"}
-    tuning.prepare(deterministic=False, environment=environment)
+    determinism.prepare(deterministic=False, environment=environment)
     assert environment == {"MLX_CUDA_USE_CUDNN_SDPA": "1"}

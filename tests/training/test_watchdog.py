@@ -4,7 +4,7 @@ import faulthandler
 
 import pytest
 
-from mlx_worker.lifeline import HangWatchdog
+from mlx_worker.supervision.hang_watchdog import HangWatchdog
 
 
 @pytest.fixture

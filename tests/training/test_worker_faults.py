@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from mlx_supervisor import wire
-from mlx_worker.link import SEND_QUEUE_FRAMES, Link
+from mlx_worker.supervision.link import SEND_QUEUE_FRAMES, Link
 
 MIB = 2**20
 ENDLESS = {"steps": 100_000}

@@ -112,7 +112,7 @@ def test_other_data_or_adapters_are_refused_at_resume(llama_dir, tmp_path):
 
 
 def load_config(folder, text):
-    from mlx_worker import mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
 
     (folder / "c.yaml").write_text(text)
     return mlx_lm_config.load("c.yaml", str(folder))
@@ -151,7 +151,7 @@ def test_wrong_configuration(tmp_path, text, expected):
 
 
 def test_a_configuration_without_a_file(tmp_path):
-    from mlx_worker import mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
 
     with pytest.raises(RefusedError, match=r"none\.yaml: task\.config cannot be read"):
         mlx_lm_config.load("none.yaml", str(tmp_path))
@@ -196,7 +196,7 @@ class Tokenizer:
     ],
 )
 def test_wrong_data(tmp_path, content, expected):
-    from mlx_worker import mlx_lm_data
+    from mlx_worker.tasks.mlx_lm import data as mlx_lm_data
 
     (tmp_path / "train.jsonl").write_bytes(content)
     config = load_config(tmp_path, "model: m")
@@ -207,7 +207,7 @@ def test_wrong_data(tmp_path, content, expected):
 
 
 def test_masking_plain_text_is_refused(tmp_path):
-    from mlx_worker import mlx_lm_data
+    from mlx_worker.tasks.mlx_lm import data as mlx_lm_data
 
     (tmp_path / "train.jsonl").write_text('{"text": "a b"}\n')
     with pytest.raises(RefusedError, match="mask_prompt needs prompts or messages"):
@@ -215,7 +215,7 @@ def test_masking_plain_text_is_refused(tmp_path):
 
 
 def test_sequences_are_cut_and_a_missing_subset_is_no_error(tmp_path):
-    from mlx_worker import mlx_lm_data
+    from mlx_worker.tasks.mlx_lm import data as mlx_lm_data
 
     (tmp_path / "train.jsonl").write_text('{"text": "a b c d e f"}\n')
     config = load_config(tmp_path, "max_seq_length: 4")
@@ -234,7 +234,7 @@ def test_sequences_are_cut_and_a_missing_subset_is_no_error(tmp_path):
     ],
 )
 def test_not_a_model_folder(tmp_path, name, expected):
-    from mlx_worker import tasks_mlx_lm
+    from mlx_worker.tasks.mlx_lm import task as tasks_mlx_lm
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from mlx_supervisor import wire
+from mlx_worker.checkpoint import manifest as manifest_file
 
 ARGS = {"norm": True, "evaluate_every": 5}
 """Dropout, running statistics, a schedule, and an evaluation that draws random numbers: all must come back."""
@@ -248,7 +249,7 @@ def reseal(folder, trainer):
     import msgspec
 
     (folder / "trainer.json").write_bytes(trainer)
-    manifest = wire.load_manifest((folder / "MANIFEST.json").read_bytes())
-    entry = wire.FileEntry("trainer.json", len(trainer), hashlib.sha256(trainer).hexdigest())
+    manifest = manifest_file.load_manifest((folder / "MANIFEST.json").read_bytes())
+    entry = manifest_file.FileEntry("trainer.json", len(trainer), hashlib.sha256(trainer).hexdigest())
     files = [entry if old.name == "trainer.json" else old for old in manifest.files]
     (folder / "MANIFEST.json").write_bytes(wire.dump_json(msgspec.structs.replace(manifest, files=files)))

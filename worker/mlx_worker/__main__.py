@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlx_supervisor import wire
-from mlx_worker import lifeline, tuning
 from mlx_worker.errors import NotFiniteError, RefusedError
-from mlx_worker.link import Link
+from mlx_worker.supervision.lifeline import watch_supervisor
+from mlx_worker.supervision.link import Link
+from mlx_worker.supervision.stop import StopFlag, install_signals
+from mlx_worker.training import determinism
 
 
 def main() -> NoReturn:
     """Parse, run, exit."""
     _forgive_output()
     arguments = _parse()
-    stop = lifeline.StopFlag()
+    stop = StopFlag()
     try:
         if arguments.data_limit_mib is not None:
             _limit_data(arguments.data_limit_mib)
@@ -32,9 +34,9 @@ def main() -> NoReturn:
         _say_refused(str(error))
         sys.exit(wire.EXIT_REFUSED)
     drilled = not job.drill.generations or job.generation in job.drill.generations
-    lifeline.install_signals(stop, ignore_sigterm=job.drill.ignore_sigterm and drilled)
+    install_signals(stop, ignore_sigterm=job.drill.ignore_sigterm and drilled)
     if not arguments.bare:
-        lifeline.watch_supervisor(stop, job.grace_s)
+        watch_supervisor(stop, job.grace_s)
     link = Link(job.run, job.generation, None if arguments.bare else job.telemetry)
     link.hello()
     code = _run(job, link, stop)
@@ -43,10 +45,10 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _run(job: wire.Job, link: Link, stop: lifeline.StopFlag) -> int:
+def _run(job: wire.Job, link: Link, stop: StopFlag) -> int:
     try:
-        tuning.prepare(job.deterministic)
-        from mlx_worker import loop  # not before the hello: MLX takes a while
+        determinism.prepare(job.deterministic)
+        from mlx_worker.training import loop  # not before the hello: MLX takes a while
 
         ending = loop.run(job, link, stop)
     except RefusedError as error:

@@ -9,8 +9,11 @@ from pathlib import Path
 from mlx_supervisor import wire
 from mlx_supervisor.cli.run import EXIT_WRONG_SETTINGS, choose
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.footprint import machine_bytes
-from mlx_supervisor.settings import SettingsError, job_of, limit_bytes, read_settings
+from mlx_supervisor.host.footprint import machine_bytes
+from mlx_supervisor.settings.reader import read_settings
+from mlx_supervisor.settings.schema import SettingsError
+from mlx_supervisor.settings.to_job import job_of
+from mlx_supervisor.settings.to_policy import limit_bytes
 
 
 def run_bare(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, fresh: bool) -> int:

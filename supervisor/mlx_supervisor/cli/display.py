@@ -14,10 +14,10 @@ from rich.text import Text
 
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.table import State
-from mlx_supervisor.supervised_run import Observer, SupervisedRun
-from mlx_supervisor.words import step_line
+from mlx_supervisor.daemon.run import Observer, SupervisedRun
+from mlx_supervisor.daemon.step_line import step_line
 
 PLAIN_INTERVAL_S = 2.0
 REFRESH_INTERVAL_S = 0.25

@@ -9,15 +9,16 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-from mlx_supervisor import logs
 from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
-from mlx_supervisor.cli.patient_stream import PatientStream
+from mlx_supervisor.cli.nonblocking_stream import PatientStream
 from mlx_supervisor.cli.report import print_summary
-from mlx_supervisor.control.socket_file import SocketFileError
+from mlx_supervisor.control.unix_socket import SocketFileError
 from mlx_supervisor.core.events import CommandKind
-from mlx_supervisor.daemon import Daemon
-from mlx_supervisor.journal_file import JournalError
-from mlx_supervisor.settings import Settings, SettingsError, read_settings
+from mlx_supervisor.daemon.daemon import Daemon
+from mlx_supervisor.journal.database import JournalError
+from mlx_supervisor.logs import daemon_log
+from mlx_supervisor.settings.reader import read_settings
+from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.state_dir import StateDir, StateDirError
 
 EXIT_COMPLETED = 0
@@ -41,7 +42,7 @@ def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, 
         print(error, file=sys.stderr)
         return EXIT_WRONG_SETTINGS
     try:
-        logs.configure(state.log, console=False)
+        daemon_log.configure(state.log, console=False)
         summary, interrupted = asyncio.run(_foreground(settings, state, chosen, console, fresh))
     except (SettingsError, StateDirError, JournalError, SocketFileError, OSError) as error:
         print(f"{chosen}: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """`mlx-supervisor serve`: the daemon in the foreground."""
 
-from mlx_supervisor.cli import lean  # isort: skip  # noqa: F401 - before all that it keeps out
+from mlx_supervisor.cli import lean_imports  # isort: skip  # noqa: F401 - before all that it keeps out
 
 import argparse
 import asyncio
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import structlog
 
-from mlx_supervisor import logs
 from mlx_supervisor.cli import DEFAULT_FILE
-from mlx_supervisor.daemon import Daemon
-from mlx_supervisor.settings import Settings, SettingsError, read_settings
+from mlx_supervisor.daemon.daemon import Daemon
+from mlx_supervisor.logs import daemon_log
+from mlx_supervisor.settings.reader import read_settings
+from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.state_dir import StateDir, StateDirError
 
 log = structlog.get_logger()
@@ -33,7 +34,7 @@ def serve(arguments: list[str]) -> int:
     except (SettingsError, StateDirError) as error:
         print(error, file=sys.stderr)
         return 2
-    logs.configure(state.log, console=True, level=options.log_level)
+    daemon_log.configure(state.log, console=True, level=options.log_level)
     try:
         restart = asyncio.run(_serve(settings, state))
     except Exception as error:

@@ -1,8 +1,6 @@
 """The control plane: Supervisord's XML-RPC interface and `training.*`, over a Unix socket of the owner's."""
 
-from mlx_supervisor.control.server import ControlServer
-from mlx_supervisor.control.socket_file import SocketFileError
-from mlx_supervisor.control.target import (
+from mlx_supervisor.control.backend import (
     Channel,
     ConfigChanges,
     ConfigInfo,
@@ -13,6 +11,8 @@ from mlx_supervisor.control.target import (
     RunInfo,
     Target,
 )
+from mlx_supervisor.control.server import ControlServer
+from mlx_supervisor.control.unix_socket import SocketFileError
 
 __all__ = [
     "Channel",

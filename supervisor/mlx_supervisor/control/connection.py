@@ -6,11 +6,11 @@ import urllib.parse
 
 import h11
 
-from mlx_supervisor.control import marshal
-from mlx_supervisor.control.interface import Interface
-from mlx_supervisor.control.logfile import Follower
-from mlx_supervisor.control.methods import Dispatcher
-from mlx_supervisor.control.target import Fault, FaultCode
+from mlx_supervisor.control import xmlrpc_codec
+from mlx_supervisor.control.backend import Fault, FaultCode
+from mlx_supervisor.control.dispatcher import Dispatcher
+from mlx_supervisor.control.handlers import Interface
+from mlx_supervisor.control.log_reader import Follower
 
 BODY_LIMIT_BYTES = 1024 * 1024
 HEADER_LIMIT_BYTES = 16 * 1024
@@ -145,8 +145,8 @@ class Connection:
 
     async def _answer_call(self, body: bytes) -> None:
         try:
-            name, arguments = marshal.load_call(body)
-        except marshal.CallError as error:
+            name, arguments = xmlrpc_codec.load_call(body)
+        except xmlrpc_codec.CallError as error:
             raise _StatusError(400, str(error)) from None
         call: asyncio.Task[object] = asyncio.create_task(self._dispatcher.call(name, arguments))
         self._calls.add(call)
@@ -154,11 +154,11 @@ class Connection:
         call.add_done_callback(_retrieve)
         await self._while_connected(call)
         try:
-            answer = marshal.dump_result(call.result())
+            answer = xmlrpc_codec.dump_result(call.result())
         except Fault as fault:
-            answer = marshal.dump_fault(fault.code, str(fault))
+            answer = xmlrpc_codec.dump_fault(fault.code, str(fault))
         except asyncio.CancelledError:  # the call's, by `ControlServer.close`
-            answer = marshal.dump_fault(FaultCode.SHUTDOWN_STATE, "SHUTDOWN_STATE: the supervisor is gone")
+            answer = xmlrpc_codec.dump_fault(FaultCode.SHUTDOWN_STATE, "SHUTDOWN_STATE: the supervisor is gone")
         headers = [("Content-Type", "text/xml"), ("Content-Length", str(len(answer)))]
         if self._leaving:
             headers.append(("Connection", "close"))
@@ -256,7 +256,7 @@ class Connection:
                 await self._until_gone()
 
     async def _plain(self, status: int, reason: str) -> None:
-        text = marshal.clean(reason).encode() + b"\n"
+        text = xmlrpc_codec.clean(reason).encode() + b"\n"
         headers = [
             ("Content-Type", "text/plain;charset=utf-8"),
             ("Content-Length", str(len(text))),

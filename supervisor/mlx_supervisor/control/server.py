@@ -5,12 +5,12 @@ from pathlib import Path
 
 import structlog
 
+from mlx_supervisor.control.backend import Target
 from mlx_supervisor.control.connection import Connection
-from mlx_supervisor.control.interface import Interface
-from mlx_supervisor.control.methods import Dispatcher
-from mlx_supervisor.control.socket_file import SocketFile
-from mlx_supervisor.control.table import method_table
-from mlx_supervisor.control.target import Target
+from mlx_supervisor.control.dispatcher import Dispatcher
+from mlx_supervisor.control.handlers import Interface
+from mlx_supervisor.control.method_table import method_table
+from mlx_supervisor.control.unix_socket import SocketFile
 
 CONNECTION_LIMIT = 64
 """More are told so (503) and closed."""

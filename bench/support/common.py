@@ -1,0 +1,107 @@
+"""What the benches share: a settings file in a folder of its own, the command line, a table, a result as JSON."""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+SUPPORT = Path(__file__).resolve().parent
+BENCH = SUPPORT.parent
+EXAMPLES = BENCH.parent / "examples"
+SUPERVISOR = [sys.executable, "-m", "mlx_supervisor"]
+MIB = 1024 * 1024
+
+
+def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
+    """A parser that has `--json` already."""
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--json", type=Path, default=BENCH / "results" / f"{name}.json", help="where the result goes")
+    return result
+
+
+@contextlib.contextmanager
+def workplace(settings: str) -> Iterator[Path]:
+    """A temporary folder with `settings.toml`, gone afterwards. Its path is short: it will hold sockets."""
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "settings.toml").write_text(settings)
+        yield folder
+
+
+def llama(steps: int, batch: int, length: int, extra: str = "") -> str:
+    """Settings of the first run's task without its drill, as the run `bench`."""
+    return (
+        f"[runs.bench]\nsteps = {steps}\nautostart = true\n"
+        f'task = {{ kind = "python", entry = "first_run.stdlib_llama:build", args = {{ length = {length} }} }}\n'
+        f"[runs.bench.batch]\nsize = {batch}\n{extra}"
+    )
+
+
+def with_examples(folder: Path) -> None:
+    """Tasks are imported from the settings file's folder."""
+    (folder / "first_run").symlink_to(EXAMPLES / "first_run")
+
+
+def run(folder: Path, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """`mlx-supervisor run` to its end; the summary. Raises RuntimeError when it printed none."""
+    command = [*SUPERVISOR, "run", str(folder / "settings.toml"), "--json", "--state-dir", str(folder / "state")]
+    done = subprocess.run(
+        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
+    )
+    try:
+        summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise RuntimeError(f"no summary, exit code {done.returncode}: {done.stderr[-2000:]}") from None
+    return summary
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print it, numbers to the right."""
+    cells = [list(header), *[[_cell(value) for value in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
+        print(
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
+
+
+def _cell(value: object) -> str:
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Least, median, 95th percentile (nearest rank) and greatest."""
+    ordered = sorted(values)
+    rank = max(0, -(-len(ordered) * 95 // 100) - 1)
+    return {"min": ordered[0], "median": statistics.median(ordered), "p95": ordered[rank], "max": ordered[-1]}
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """The result with the machine that it was measured on."""
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "mlx": version("mlx"),
+        "mlx_supervisor": version("mlx-supervisor"),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine, **result}, indent=2) + "\n")
+    print(f"written to {path}")

@@ -1,0 +1,1 @@
+"""`supervisorctl`: Supervisord's command line, over the same socket."""

@@ -1,0 +1,299 @@
+"""The commands of `supervisorctl`: each takes the daemon and the parsed arguments, prints, and returns an exit code."""
+
+import argparse
+import json
+import re
+import sys
+import urllib.parse
+import xmlrpc.client
+from collections.abc import Callable
+from typing import Any
+
+from mlx_supervisor.cli.ctl import status_line
+from mlx_supervisor.cli.ctl.client import UNKNOWN_METHOD, Daemon
+
+TAIL_BYTES = 1600
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_STATUS_STOPPED = 3
+EXIT_STATUS_UNKNOWN = 4
+EXIT_NOT_RUNNING = 7
+EXIT_INTERRUPTED = 130
+"""Those of Supervisord's client, which are those of an init script (LSB)."""
+
+BAD_NAME, ABNORMAL_TERMINATION, SPAWN_ERROR, ALREADY_STARTED, NOT_RUNNING, SUCCESS = 10, 40, 50, 60, 70, 80
+ALREADY_ADDED = 90
+STOPPED_STATES = {0, 100, 200, 1000}
+_MEANINGS = {
+    BAD_NAME: "no such run",
+    11: "bad signal name",
+    20: "no such file",
+    ALREADY_STARTED: "already started",
+    NOT_RUNNING: "not running",
+    ALREADY_ADDED: "already in use",
+    91: "still running",
+}
+
+
+class UsageError(Exception):
+    """What was typed does not fit the command."""
+
+
+def reason(code: int, text: str) -> str:
+    """What is said of a fault: the daemon's own words where it has any beyond the name of the run."""
+    words = text.partition(": ")[2]
+    meaning = _MEANINGS.get(code)
+    return meaning or words or text
+
+
+def _results(results: list[dict[str, Any]], done: str, harmless: int) -> int:
+    """Print what came of a call on several runs; the exit code of the worst."""
+    worst = 0
+    for result in results:
+        code, name = result["status"], result["name"]
+        if code == SUCCESS:
+            print(f"{name}: {done}")
+            continue
+        print(f"{name}: ERROR ({reason(code, result['description'])})")
+        if code != harmless:
+            dead = code in (ABNORMAL_TERMINATION, SPAWN_ERROR, NOT_RUNNING)
+            worst = max(worst, EXIT_NOT_RUNNING if dead else EXIT_FAILED)
+    return worst
+
+
+def _each(daemon: Daemon, method: str, names: list[str], *arguments: Any, waits: bool = False) -> list[dict[str, Any]]:
+    """One call for each name; what came of them in the form that calls on several runs have."""
+    return [_one(name, lambda name=name: daemon.call(method, name, *arguments, waits=waits)) for name in names]  # type: ignore[misc]
+
+
+def _one(name: str, call: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        call()
+    except xmlrpc.client.Fault as fault:
+        return {"name": name, "status": fault.faultCode, "description": fault.faultString}
+    return {"name": name, "status": SUCCESS, "description": "OK"}
+
+
+def status(daemon: Daemon, options: argparse.Namespace) -> int:
+    """A line for every run named, or for all."""
+    infos = daemon.call("supervisor.getAllProcessInfo")
+    try:
+        extras = {extra["name"]: extra for extra in daemon.call("training.getAllRunInfo")}
+    except xmlrpc.client.Fault as fault:
+        if fault.faultCode != UNKNOWN_METHOD:
+            raise
+        extras = {}  # a Supervisord
+    wanted = set(options.names) - {"all"}
+    shown = infos if "all" in options.names else [info for info in infos if not wanted or info["name"] in wanted]
+    width = max([status_line.NAME_WIDTH, *(len(info["name"]) + status_line.GAP for info in shown)])
+    code = 0
+    for info in shown:
+        print(status_line.line(info, extras.get(info["name"], {}), width))
+        if info["state"] in STOPPED_STATES:
+            code = EXIT_STATUS_STOPPED
+    for name in sorted(wanted - {info["name"] for info in infos}):
+        print(f"{name}: ERROR (no such run)")
+        code = EXIT_STATUS_UNKNOWN
+    return code
+
+
+def start(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Start runs and wait until they are ready."""
+    return _on_runs(daemon, options.names, "start", "started", ALREADY_STARTED)
+
+
+def stop(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Checkpoint and stop runs."""
+    return _on_runs(daemon, options.names, "stop", "stopped", NOT_RUNNING)
+
+
+def _on_runs(daemon: Daemon, names: list[str], verb: str, done: str, harmless: int) -> int:
+    if "all" in names:
+        return _results(daemon.call(f"supervisor.{verb}AllProcesses", waits=True), done, harmless)
+    # printed one by one: each may take minutes
+    return max(
+        _results(_each(daemon, f"supervisor.{verb}Process", [name], waits=True), done, harmless) for name in names
+    )
+
+
+def restart(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Stop runs and start them again."""
+    if "all" in options.names:
+        return max(stop(daemon, options), start(daemon, options))
+    # one call: a client that is interrupted between a stop and a start would leave the run stopped
+    return max(
+        _results(_each(daemon, "training.restartRun", [name], waits=True), "restarted", 0) for name in options.names
+    )
+
+
+def pid(daemon: Daemon, options: argparse.Namespace) -> int:
+    """The daemon's process id, or those of runs."""
+    if not options.names:
+        print(daemon.call("supervisor.getPID"))
+        return 0
+    if "all" in options.names:
+        for info in daemon.call("supervisor.getAllProcessInfo"):
+            print(info["pid"])
+        return 0
+    code = 0
+    for name in options.names:
+        try:
+            pid = daemon.call("supervisor.getProcessInfo", name)["pid"]
+        except xmlrpc.client.Fault as fault:
+            print(f"{name}: ERROR ({reason(fault.faultCode, fault.faultString)})", file=sys.stderr)
+            code = EXIT_FAILED
+            continue
+        print(pid)
+        code = code or (0 if pid else EXIT_NOT_RUNNING)
+    return code
+
+
+def tail(daemon: Daemon, options: argparse.Namespace) -> int:
+    """The end of a run's log, or with -f what is written to it from now on."""
+    words, count = _byte_count(options.words)
+    if not 1 <= len(words) <= 2 or (len(words) == 2 and words[1].lower() not in ("stdout", "stderr")):
+        raise UsageError("tail [-f] [-BYTES] NAME [stdout|stderr]")
+    name, channel = words[0], words[1].lower() if len(words) == 2 else "stdout"
+    if options.follow:
+        return _follow(daemon, f"/logtail/{urllib.parse.quote(name)}/{channel}")
+    method = "supervisor.readProcessStdoutLog" if channel == "stdout" else "supervisor.readProcessStderrLog"
+    try:
+        print(daemon.call(method, name, -count, 0))
+    except xmlrpc.client.Fault as fault:
+        print(f"{name}: ERROR ({reason(fault.faultCode, fault.faultString)})", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def maintail(daemon: Daemon, options: argparse.Namespace) -> int:
+    """The same of the daemon's own log."""
+    words, count = _byte_count(options.words)
+    if words:
+        raise UsageError("maintail [-f] [-BYTES]")
+    if options.follow:
+        return _follow(daemon, "/mainlogtail")
+    print(daemon.call("supervisor.readLog", -count, 0))
+    return 0
+
+
+def _byte_count(words: list[str]) -> tuple[list[str], int]:
+    if words and re.fullmatch(r"-[0-9]{1,9}", words[0]):
+        return words[1:], int(words[0][1:])
+    return words, TAIL_BYTES
+
+
+def _follow(daemon: Daemon, target: str) -> int:
+    try:
+        for data in daemon.follow(target):
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+    except KeyboardInterrupt:
+        return 0
+    print("supervisorctl: the supervisor ended the connection", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def version(daemon: Daemon, options: argparse.Namespace) -> int:
+    """The daemon's version."""
+    print(daemon.call("supervisor.getSupervisorVersion"))
+    return 0
+
+
+def shutdown(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Have every run checkpoint and stop, then the daemon; does not wait for it."""
+    daemon.call("supervisor.shutdown")
+    print("Shutting down: runs checkpoint first")
+    return 0
+
+
+def reload(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Shut the daemon down and have it start again; does not wait for it."""
+    daemon.call("supervisor.restart")
+    print("Restarting: runs checkpoint first")
+    return 0
+
+
+def avail(daemon: Daemon, options: argparse.Namespace) -> int:
+    """The runs of the settings, in use or not."""
+    for info in daemon.call("supervisor.getAllConfigInfo"):
+        used, started = "in use" if info["inuse"] else "avail", "auto" if info["autostart"] else "manual"
+        print(f"{info['name']:<32} {used:<9} {started:<9}".rstrip())
+    return 0
+
+
+def info(daemon: Daemon, options: argparse.Namespace) -> int:
+    """All that is known of runs, one JSON object a line."""
+    if options.names and "all" not in options.names:
+        found = [daemon.call("training.getRunInfo", name) for name in options.names]
+    else:
+        found = daemon.call("training.getAllRunInfo")
+    for each in found:
+        whole = {key: int(value) if key.endswith("_bytes") else value for key, value in each.items()}
+        print(json.dumps(whole, ensure_ascii=False, sort_keys=True))
+    return 0
+
+
+def signal(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Send a signal to runs."""
+    if "all" in options.names:
+        return _results(daemon.call("supervisor.signalAllProcesses", options.signal), "signalled", 0)
+    return _results(_each(daemon, "supervisor.signalProcess", options.names, options.signal), "signalled", 0)
+
+
+def clear(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Empty the logs of runs."""
+    if "all" in options.names:
+        return _results(daemon.call("supervisor.clearAllProcessLogs"), "cleared", 0)
+    return _results(_each(daemon, "supervisor.clearProcessLogs", options.names), "cleared", 0)
+
+
+def reread(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Read the settings again, and say what would change."""
+    added, changed, removed = daemon.call("supervisor.reloadConfig")[0]
+    words = (
+        dict.fromkeys(added, "available") | dict.fromkeys(changed, "changed") | dict.fromkeys(removed, "disappeared")
+    )
+    for name in sorted(words):
+        print(f"{name}: {words[name]}")
+    if not words:
+        print("No config updates to processes")
+    return 0
+
+
+def update(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Read the settings again, and take into use what changed: changed runs are stopped and taken in anew."""
+    added, changed, removed = daemon.call("supervisor.reloadConfig")[0]
+    wanted = set(options.names) - {"all"}
+    if not (added or changed or removed):
+        print("No config updates to processes")
+    code = 0
+    for name in sorted(wanted - {*added, *changed, *removed}):
+        known = {info["name"] for info in daemon.call("supervisor.getAllProcessInfo")}
+        if name not in known:
+            print(f"{name}: ERROR (no such run)")
+            code = EXIT_FAILED
+    for name in (name for name in [*removed, *changed, *added] if not wanted or name in wanted):
+        outcome = _one(name, lambda name=name: _update_one(daemon, name, name in added, name in removed))  # type: ignore[misc]
+        word = "added" if name in added else "removed" if name in removed else "updated"
+        code = max(code, _results([outcome], word, 0))
+    return code
+
+
+def _update_one(daemon: Daemon, name: str, is_new: bool, goes: bool) -> None:
+    if not is_new:
+        for result in daemon.call("supervisor.stopProcessGroup", name, waits=True):
+            if result["status"] != SUCCESS:
+                raise xmlrpc.client.Fault(result["status"], result["description"])
+        daemon.call("supervisor.removeProcessGroup", name)
+    if not goes:
+        daemon.call("supervisor.addProcessGroup", name)
+
+
+def add(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Take runs of the reread settings into use."""
+    return _results(_each(daemon, "supervisor.addProcessGroup", options.names), "added", ALREADY_ADDED)
+
+
+def remove(daemon: Daemon, options: argparse.Namespace) -> int:
+    """Take stopped runs out of use."""
+    return _results(_each(daemon, "supervisor.removeProcessGroup", options.names), "removed", 0)

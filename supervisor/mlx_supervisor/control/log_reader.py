@@ -1,0 +1,152 @@
+"""Reading logs: a piece at an offset, the end of one, and following one that grows, shrinks and is replaced."""
+
+import asyncio
+import codecs
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mlx_supervisor.control.backend import Fault, FaultCode
+
+READ_LIMIT_BYTES = 1024 * 1024
+"""The most that one call returns; what is over it is read with another call, from a later offset."""
+CHUNK_BYTES = 64 * 1024
+FOLLOW_HEAD_BYTES = 1024
+"""How much of the past `tail -f` begins with, as Supervisord has it."""
+POLL_INTERVAL_S = 0.2
+TRUNCATED = "==> File truncated <==\n"
+
+
+def read(path: Path | None, offset: int, length: int) -> str:
+    """Supervisord's `readLog`: `length` bytes from `offset` (0: to the end), or the last `-offset` bytes.
+
+    Raises Fault: NO_FILE, BAD_ARGUMENTS, FAILED.
+    """
+    if length < 0 or (offset < 0 and length):
+        raise Fault(FaultCode.BAD_ARGUMENTS, f"offset {offset} with length {length}")
+    try:
+        with _open(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - min(-offset, READ_LIMIT_BYTES)) if offset < 0 else offset
+            file.seek(start)
+            data = file.read(min(length or READ_LIMIT_BYTES, READ_LIMIT_BYTES))
+    except OSError as error:
+        raise Fault(FaultCode.FAILED, f"{path}: {error.strerror}") from error
+    return decode_piece(data, cut=start > 0)[0]
+
+
+def tail(path: Path | None, offset: int, length: int) -> tuple[str, int, bool]:
+    """Supervisord's `tailProcessLog`: text from `offset`, the offset to go on from, and whether something was left out.
+
+    A log that grew by more than `length` bytes since `offset` gives its last `length` bytes.
+    Raises Fault: BAD_ARGUMENTS. A file that is not there is an empty one.
+    """
+    if offset < 0 or length < 0:
+        raise Fault(FaultCode.BAD_ARGUMENTS, f"offset {offset} with length {length}")
+    length = min(length, READ_LIMIT_BYTES)
+    try:
+        with _open(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            overflow = size > offset + length
+            start = size - length if overflow else min(offset, size)
+            file.seek(start)
+            data = file.read(length)
+    except (Fault, OSError):
+        return "", 0, False
+    text, unfinished_bytes = decode_piece(data, cut=overflow)
+    return text, start + len(data) - unfinished_bytes, overflow
+
+
+def decode_piece(data: bytes, cut: bool) -> tuple[str, int]:
+    """Text of a piece of UTF-8, and how many bytes of an unfinished character were left off at its end.
+
+    `cut`: the piece may begin inside a character, whose rest is left off too.
+    """
+    if cut:
+        skip = 0
+        while skip < min(3, len(data)) and data[skip] & 0xC0 == 0x80:
+            skip += 1
+        data = data[skip:]
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return decoder.decode(data), len(decoder.getstate()[0])
+
+
+def _open(path: Path | None) -> BinaryIO:
+    if path is None:
+        raise Fault(FaultCode.NO_FILE, "no log file")
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise Fault(FaultCode.NO_FILE, str(path)) from None
+
+
+class Follower:
+    """One reader of a growing log. Survives rotation, by renaming or by truncation, and gives whole characters."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises Fault NO_FILE, OSError."""
+        self._path = path
+        self._file = _open(path)
+        size = os.fstat(self._file.fileno()).st_size
+        self._offset = max(0, size - FOLLOW_HEAD_BYTES)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._skip_partial = self._offset > 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    async def texts(self) -> AsyncIterator[str]:
+        """Pieces of text without end, each of at most `CHUNK_BYTES`. Raises OSError when the log cannot be read."""
+        while True:
+            text = self.poll()
+            if text:
+                yield text
+            # a log that never pauses must not keep the daemon from everything else
+            await asyncio.sleep(0 if text else POLL_INTERVAL_S)
+
+    def poll(self) -> str:
+        """What is new, up to `CHUNK_BYTES` of it; "" when nothing is."""
+        if os.fstat(self._file.fileno()).st_size < self._offset:
+            self._begin_again()
+            return TRUNCATED
+        text = self._next()
+        if text:
+            return text
+        if not self._was_replaced():
+            return ""
+        last = self._next()  # written between our reading and the rotation
+        return last or self._reopen()
+
+    def _reopen(self) -> str:
+        try:
+            replacement = self._path.open("rb")
+        except FileNotFoundError:
+            return ""
+        self._file.close()
+        self._file = replacement
+        self._begin_again()
+        return self._next()
+
+    def _next(self) -> str:
+        self._file.seek(self._offset)
+        data = self._file.read(CHUNK_BYTES)
+        self._offset += len(data)
+        if self._skip_partial and data:
+            self._skip_partial = False
+            data = data.lstrip(bytes(range(0x80, 0xC0))) if data[0] & 0xC0 == 0x80 else data
+        return self._decoder.decode(data)
+
+    def _begin_again(self) -> None:
+        self._offset = 0
+        self._skip_partial = False
+        self._decoder.reset()
+
+    def _was_replaced(self) -> bool:
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return False  # between two files of a rotation
+        here = os.fstat(self._file.fileno())
+        return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)

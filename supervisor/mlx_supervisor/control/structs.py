@@ -1,0 +1,100 @@
+"""A run as Supervisord's structs: every key that its clients look for, of the type that they expect."""
+
+import datetime
+import time
+from typing import Any
+
+from mlx_supervisor.control.backend import ConfigInfo, FaultCode, ProcessInfo, ProcessState, Target
+from mlx_supervisor.control.xmlrpc_codec import clip_int
+
+PRIORITY = 999
+"""Supervisord's default; runs have no order among themselves."""
+EXIT_STATUS_LIMIT = 127
+"""Exporters take a larger exit status for an error of the protocol."""
+
+
+def process(target: Target, info: ProcessInfo, now_s: float) -> dict[str, Any]:
+    """The struct that `getProcessInfo` returns. `now_s`: seconds since 1970."""
+    logs = {channel: str(target.log_path(info.name, channel) or "") for channel in ("stdout", "stderr")}
+    return {
+        "name": info.name,
+        "group": info.name,
+        "start": clip_int(info.started_at_s),
+        "stop": clip_int(info.stopped_at_s),
+        "now": clip_int(now_s),
+        "state": int(info.state),
+        "statename": info.state.name,
+        "spawnerr": info.detail if info.state in (ProcessState.FATAL, ProcessState.BACKOFF) else "",
+        "exitstatus": _exit_status(info.exit_status),
+        "logfile": logs["stdout"],
+        "stdout_logfile": logs["stdout"],
+        "stderr_logfile": logs["stderr"],
+        "pid": clip_int(info.pid),
+        "description": description(info, now_s),
+    }
+
+
+def description(info: ProcessInfo, now_s: float) -> str:
+    """The last column of `supervisorctl status`; programs parse it when the run is RUNNING."""
+    if info.state is ProcessState.RUNNING:
+        uptime = datetime.timedelta(seconds=max(0, clip_int(now_s) - clip_int(info.started_at_s)))
+        return f"pid {info.pid}, uptime {uptime}"
+    if info.state in (ProcessState.FATAL, ProcessState.BACKOFF):
+        return info.detail or f'unknown error (try "tail {info.name}")'
+    if info.state in (ProcessState.STOPPED, ProcessState.EXITED):
+        if not info.started_at_s:
+            return "Not started"
+        return time.strftime("%b %d %I:%M %p", time.localtime(clip_int(info.stopped_at_s)))
+    return info.detail
+
+
+def _exit_status(status: int | None) -> int:
+    if status is None:
+        return 0
+    return -1 if status < 0 else min(status, EXIT_STATUS_LIMIT)
+
+
+def config(target: Target, info: ConfigInfo) -> dict[str, Any]:
+    """The struct that `getAllConfigInfo` returns for one run; what has no meaning here has Supervisord's default."""
+    logs = {channel: _config_log(target, info, channel) for channel in ("stdout", "stderr")}
+    of_channels = {
+        f"{channel}_{key}": value
+        for channel, log in logs.items()
+        for key, value in (
+            ("logfile", log),
+            ("logfile_backups", 0),
+            ("logfile_maxbytes", 0),
+            ("capture_maxbytes", 0),
+            ("events_enabled", False),
+            ("syslog", False),
+        )
+    }
+    return of_channels | {
+        "name": info.name,
+        "group": info.name,
+        "inuse": info.in_use,
+        "autostart": info.autostart,
+        "command": info.command,
+        "directory": info.directory or "none",
+        "uid": "none",
+        "exitcodes": [0],
+        "group_prio": PRIORITY,
+        "process_prio": PRIORITY,
+        "killasgroup": True,
+        "redirect_stderr": False,
+        "startretries": 0,
+        "startsecs": 0,
+        "stopsignal": 15,
+        "stopwaitsecs": clip_int(info.stop_wait_s),
+        "serverurl": "none",
+    }
+
+
+def _config_log(target: Target, info: ConfigInfo, channel: Any) -> str:
+    path = target.log_path(info.name, channel) if info.in_use else None
+    return str(path) if path else "none"
+
+
+def result(name: str, code: FaultCode = FaultCode.SUCCESS, text: str = "OK") -> dict[str, Any]:
+    """One element of what the calls on groups and on all return."""
+    return {"name": name, "group": name, "status": int(code), "description": text}

@@ -1,0 +1,1 @@
+"""The state machine of a run: its states, what each event does in each, and the generation in hand."""

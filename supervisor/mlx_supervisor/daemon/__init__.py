@@ -1,0 +1,1 @@
+"""The supervisor process: joins sources, machines and adapters."""

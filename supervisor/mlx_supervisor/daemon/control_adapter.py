@@ -1,0 +1,259 @@
+"""The daemon as the control plane sees it: runs in Supervisord's terms."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_supervisor.control.backend import (
+    Channel,
+    ConfigChanges,
+    ConfigInfo,
+    Fault,
+    FaultCode,
+    ProcessInfo,
+    ProcessState,
+    RunInfo,
+)
+from mlx_supervisor.core.events import CommandKind
+from mlx_supervisor.core.machine.states import AT_REST, State
+from mlx_supervisor.daemon.run import SupervisedRun
+from mlx_supervisor.process.launch import worker_command
+from mlx_supervisor.settings.reader import read_settings
+from mlx_supervisor.settings.schema import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from mlx_supervisor.daemon.daemon import Daemon
+
+LIVE = frozenset(State) - AT_REST
+PAUSED = frozenset({State.BACKOFF, State.WAITING})
+"""Between two lives: no worker, but one to come by itself."""
+PAUSE_S = 5.0
+"""Whoever starts a run is told of a pause before it (for memory, after a restart of the machine) that is longer."""
+RUNNING = frozenset({State.RUNNING, State.RELIEVING})
+
+
+class DaemonTarget:
+    """Implements `control.target.Target`."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+        self._reread: Settings | None = None
+
+    @property
+    def shutting_down(self) -> bool:
+        """See Target."""
+        return self._daemon.shutdown_wanted.is_set()
+
+    def processes(self) -> Sequence[ProcessInfo]:
+        """See Target."""
+        return [_process_info(run) for run in self._daemon.runs.values()]
+
+    def configs(self) -> Sequence[ConfigInfo]:
+        """See Target."""
+        settings = self._reread or self._daemon.settings
+        return [
+            ConfigInfo(
+                name,
+                in_use=name in self._daemon.runs,
+                autostart=run.autostart,
+                command=" ".join(worker_command()),
+                directory=str(settings.path.parent),
+                stop_wait_s=run.restart.stop_grace_s,
+            )
+            for name, run in settings.runs.items()
+        ]
+
+    def run_info(self, name: str) -> RunInfo:
+        """See Target."""
+        return run_info(self._run(name))
+
+    async def start(self, name: str) -> None:
+        """See Target."""
+        run = self._run(name)
+        await run.until(lambda: not run.recovering)
+        if self.shutting_down:
+            raise Fault(FaultCode.SHUTDOWN_STATE, name)
+        if run.machine.state in LIVE and not run.machine.stopping:
+            raise Fault(FaultCode.ALREADY_STARTED, name)
+        generation = run.machine.history.generation
+        run.command(CommandKind.START)
+
+        def begun() -> bool:
+            return run.machine.history.generation > generation or run.at_rest
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PAUSE_S):
+                await run.until(begun)
+        await run.until(lambda: begun() or run.machine.state in PAUSED)
+        await run.until(lambda: run.machine.state in RUNNING | PAUSED or run.at_rest)
+        if run.machine.state is State.COMPLETED or run.machine.state in RUNNING:
+            return
+        reason = run.machine.reason or "see the run's log"
+        code = FaultCode.SPAWN_ERROR if run.pid is None and run.exit_status is None else FaultCode.ABNORMAL_TERMINATION
+        raise Fault(code, f"{name}: {reason}")
+
+    async def stop(self, name: str) -> None:
+        """See Target."""
+        run = self._run(name)
+        if run.at_rest:
+            raise Fault(FaultCode.NOT_RUNNING, name)
+        run.command(CommandKind.STOP, "supervisorctl")
+        await run.until(lambda: run.at_rest)
+
+    async def restart(self, name: str) -> None:
+        """See Target."""
+        run = self._run(name)
+        if not run.at_rest:
+            await self.stop(name)
+        await self.start(name)
+
+    def signal(self, name: str, signum: int) -> None:
+        """See Target."""
+        try:
+            self._run(name).signal(signum)
+        except ProcessLookupError:
+            raise Fault(FaultCode.NOT_RUNNING, name) from None
+        except OSError as error:
+            raise Fault(FaultCode.FAILED, f"{name}: {error.strerror}") from None
+
+    def log_path(self, name: str, channel: Channel) -> Path | None:
+        """See Target."""
+        log = self._run(name).log
+        return log.stdout_path if channel == "stdout" else log.stderr_path
+
+    def main_log_path(self) -> Path | None:
+        """See Target."""
+        return self._daemon.state.log
+
+    def clear_logs(self, name: str) -> None:
+        """See Target."""
+        try:
+            self._run(name).log.clear()
+        except OSError as error:
+            raise Fault(FaultCode.FAILED, f"{name}: {error.strerror}") from None
+
+    def clear_main_log(self) -> None:
+        """See Target."""
+        path = self._daemon.state.log
+        if not path.exists():
+            raise Fault(FaultCode.NO_FILE, str(path))
+        try:
+            path.open("w").close()
+        except OSError as error:
+            raise Fault(FaultCode.FAILED, f"{path}: {error.strerror}") from None
+
+    def shutdown(self, restart: bool = False) -> None:
+        """See Target."""
+        self._daemon.restart_wanted = restart
+        self._daemon.shutdown_wanted.set()
+
+    def reload_config(self) -> ConfigChanges:
+        """See Target."""
+        now = self._daemon.settings
+        try:
+            self._reread = read_settings(now.path, now.state_dir)
+        except SettingsError as error:
+            raise Fault(FaultCode.CANT_REREAD, str(error)) from None
+        runs, used = self._reread.runs, self._daemon.runs
+        changed = [name for name in runs if name in used and used[name].settings.runs[name] != runs[name]]
+        return ConfigChanges(
+            added=[name for name in runs if name not in used],
+            changed=changed,
+            removed=[name for name in used if name not in runs],
+        )
+
+    async def add(self, name: str) -> None:
+        """See Target."""
+        settings = self._reread or self._daemon.settings
+        if name in self._daemon.runs:
+            raise Fault(FaultCode.ALREADY_ADDED, name)
+        if name not in settings.runs:
+            raise Fault(FaultCode.BAD_NAME, name)
+        self._daemon.settings = settings
+        try:
+            run = await self._daemon.take_up(name)
+        except Exception as error:
+            raise Fault(FaultCode.FAILED, f"{name}: {error}") from error
+        if settings.runs[name].autostart and not self.shutting_down:
+            run.command(CommandKind.START, "autostart")
+
+    async def remove(self, name: str) -> None:
+        """See Target."""
+        run = self._run(name)
+        if run.recovering or not run.at_rest:
+            raise Fault(FaultCode.STILL_RUNNING, name)
+        await self._daemon.remove(name)
+
+    def _run(self, name: str) -> SupervisedRun:
+        run = self._daemon.runs.get(name)
+        if run is None:
+            raise Fault(FaultCode.BAD_NAME, name)
+        return run
+
+
+def run_info(run: SupervisedRun) -> RunInfo:
+    """All that is known of a run, for `status` and the display."""
+    machine = run.machine
+    history, step, sample = machine.history, machine.last_step, machine.last_sample
+    info = RunInfo(
+        generation=history.generation,
+        step=history.highest_step if step is None else step.step,
+        target_steps=history.target_steps,
+        loss=history.loss,
+        batch_size=machine.batch.size,
+        effective_batch=machine.batch.effective,
+        limit_bytes=machine.policy.memory.limit_bytes,
+        leak_bytes_per_step=machine.breaker.leak_bytes_per_step,
+        leak="leaking" if machine.breaker.leaking else "",
+        breaker=machine.breaker.state.value,
+        trips=history.trips,
+        restarts=max(history.generation - 1, 0),
+        checkpoint_step=history.durable_step,
+        outcome=history.outcome,
+        reason=machine.reason,
+        phase=machine.state.value,
+        gradient_checkpointing=machine.checkpoints_gradients,
+        error=history.error,
+        autopsy=list(history.autopsy),
+    )
+    if sample is not None:
+        info["footprint_bytes"] = sample.footprint_bytes
+    if step is not None:
+        info["accumulation"] = step.accumulation
+        info["active_bytes"], info["cache_bytes"] = step.active_bytes, step.cache_bytes
+        if step.seconds > 0:
+            info["tokens_per_s"] = step.tokens / step.seconds
+            info["eta_s"] = max(history.target_steps - step.step, 0) * step.seconds
+    return info
+
+
+def _process_info(run: SupervisedRun) -> ProcessInfo:
+    state = run.machine.state
+    return ProcessInfo(
+        name=run.name,
+        state=_process_state(run),
+        pid=run.pid or 0,
+        started_at_s=run.started_wall_s,
+        stopped_at_s=run.stopped_wall_s,
+        exit_status=run.exit_status,
+        detail=run.machine.reason if state in PAUSED | {State.FATAL} else "",
+    )
+
+
+def _process_state(run: SupervisedRun) -> ProcessState:
+    """A worker that is being ended to be started again counts as running: nobody has to do anything about it."""
+    state = run.machine.state
+    match state:
+        case State.STOPPED:
+            return ProcessState.STOPPED
+        case State.STARTING:
+            return ProcessState.STARTING
+        case State.BACKOFF | State.WAITING:
+            return ProcessState.BACKOFF
+        case State.COMPLETED:
+            return ProcessState.EXITED
+        case State.FATAL:
+            return ProcessState.FATAL
+    return ProcessState.STOPPING if run.machine.stopping else ProcessState.RUNNING

@@ -1,0 +1,30 @@
+"""What people read of a run while it goes on: a line a step, and what its drill breaks."""
+
+import time
+
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.settings.schema import DrillSettings
+
+
+def drill_text(drill: DrillSettings) -> str:
+    """What the settings break on purpose."""
+    default = DrillSettings()
+    names = [name for name in drill.__struct_fields__ if getattr(drill, name) != getattr(default, name)]
+    return "Fire drill: " + ", ".join(f"{name} = {getattr(drill, name)}" for name in names) + "."
+
+
+def step_line(machine: RunMachine, step: ev.StepReport) -> str:
+    """One update in one line, with the supervisor's view of memory."""
+    mib = 1024 * 1024
+    sample = machine.last_sample
+    leak = machine.breaker.leak_bytes_per_step
+    used = "?" if sample is None else f"{sample.footprint_bytes / mib:,.0f}"
+    unit, count = ("tokens", step.tokens) if step.tokens else ("samples", step.samples)
+    rate = count / step.seconds if step.seconds > 0 else 0.0
+    return (
+        f"{time.strftime('%H:%M:%S')} step {step.step}/{machine.history.target_steps} loss={step.loss:.4f} "
+        f"lr={step.learning_rate:.3g} {unit}/s={rate:,.0f} batch={step.batch_size}x{step.accumulation} "
+        f"memory={used}/{machine.policy.memory.limit_bytes / mib:,.0f} MiB "
+        f"leak={'?' if leak is None else f'{leak / 1e6:.1f}'} MB/step"
+    )

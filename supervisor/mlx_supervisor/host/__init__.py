@@ -1,0 +1,1 @@
+"""What the operating system says: memory, processes, control groups, reports. One subject a file."""

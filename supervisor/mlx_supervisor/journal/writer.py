@@ -1,0 +1,280 @@
+"""The journal's one writing thread, and the bounded queue before it."""
+
+import sqlite3
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlx_supervisor.journal import database
+from mlx_supervisor.journal.database import JournalError
+
+QUEUE_LIMIT_ROWS = 10_000
+BATCH_ROWS = 2_000
+COMMIT_INTERVAL_S = 0.5
+RETRY_INTERVAL_S = 2.0
+REPORT_INTERVAL_S = 60.0
+WAIT_LIMIT_S = 20.0
+"""How long a caller waits for durability; far over the busy timeout of the file."""
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Work = Callable[[sqlite3.Connection], T]
+
+_INSERTS = {
+    "events": "INSERT INTO events (run, generation, kind, level, text, fields, wall_s) VALUES (?,?,?,?,?,?,?)",
+    "steps": "INSERT INTO steps (run, generation, step, loss, tokens, seconds, batch_size, accumulation,"
+    " footprint_bytes, active_bytes, cache_bytes, learning_rate, wall_s) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+    "samples": "INSERT INTO samples (run, generation, footprint_bytes, available_bytes, processes, wall_s)"
+    " VALUES (?,?,?,?,?,?)",
+}
+_NEVER_STORABLE = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError, ValueError, OverflowError)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Rows kept of each run; a tenth more may stand until the next trimming."""
+
+    events: int = 100_000
+    steps: int = 200_000
+    samples: int = 50_000
+    generations: int = 10_000
+
+
+class Writer:
+    """Owns the connection. `on_error` is called from this thread, and from the constructor."""
+
+    def __init__(self, path: Path, on_error: Callable[[str], None], retention: Retention, queue_limit: int) -> None:
+        self.dropped = 0
+        self.failures = 0
+        self._path = path
+        self._on_error = on_error
+        self._retention = retention
+        self._queue_limit = queue_limit
+        self._wake = threading.Condition()
+        self._rows: deque[tuple[str, Row]] = deque()
+        self._requests: deque[tuple[Work[Any], Future[Any]]] = deque()
+        self._closing = False
+        self._failing = False
+        self._failure_told = False
+        self._retry_at_s = 0.0
+        self._reported_at_s: float | None = None
+        self._untrimmed: Counter[tuple[str, str]] = Counter()
+        self._connection, aside = database.connect(path)
+        self._say_moved(aside)
+        self._trim_soon()
+        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread.start()
+
+    # For callers, on any thread.
+
+    def enqueue(self, table: str, row: Row) -> None:
+        """Queue a row; drop and count it when the queue is full or closed."""
+        with self._wake:
+            if self._closing or len(self._rows) >= self._queue_limit:
+                self.dropped += 1
+                return
+            self._rows.append((table, row))
+            if len(self._rows) in (1, BATCH_ROWS):
+                self._wake.notify_all()
+
+    def durably(self, write: Work[object]) -> None:
+        """Run `write` in a transaction that is on the disk when this returns, after all that was queued before.
+
+        Raises JournalError.
+        """
+
+        def transaction(connection: sqlite3.Connection) -> None:
+            connection.execute("PRAGMA synchronous = FULL")
+            try:
+                self._commit(connection, write)
+            finally:
+                connection.execute("PRAGMA synchronous = NORMAL")
+
+        self._call(transaction)
+
+    def select(self, sql: str, parameters: Row) -> list[dict[str, Any]]:
+        """The rows of a query, which sees all that was queued before. Raises JournalError."""
+
+        def read(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+            cursor = connection.execute(sql, parameters)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+
+        return self._call(read)
+
+    def count_inserted(self, table: str, run: str) -> None:
+        """Note a row that a `durably` inserted, so that it is trimmed in its time."""
+        self._untrimmed[table, run] += 1
+
+    def tell(self, text: str, urgent: bool = False) -> bool:
+        """Report a fault; one that is not urgent at most once a minute. Whether it was told."""
+        now_s = time.monotonic()
+        if not urgent and self._reported_at_s is not None and now_s - self._reported_at_s < REPORT_INTERVAL_S:
+            return False
+        self._reported_at_s = now_s
+        try:
+            self._on_error(text)
+        except Exception:
+            self.failures += 1
+        return True
+
+    def close(self) -> None:
+        """Store what is queued and end the thread; again: nothing."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        self._thread.join(WAIT_LIMIT_S)
+
+    def _call(self, work: Work[T]) -> T:
+        future: Future[T] = Future()
+        with self._wake:
+            if self._closing:
+                raise JournalError(f"{self._path}: the journal is closed")
+            self._requests.append((work, future))
+            self._wake.notify_all()
+        try:
+            return future.result(WAIT_LIMIT_S)
+        except TimeoutError:
+            raise JournalError(f"{self._path}: no answer within {WAIT_LIMIT_S:g} s") from None
+        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
+            raise JournalError(f"{self._path}: {error}") from error
+
+    # The thread.
+
+    def _work(self) -> None:
+        done = False
+        while not done:
+            try:
+                done = self._work_once()
+            except Exception as error:  # the writer must outlive anything
+                self.failures += 1
+                self.tell(f"{self._path}: {type(error).__name__}: {error}")
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._connection.close()
+        except sqlite3.Error as error:
+            self.tell(f"{self._path}: {error}")
+
+    def _work_once(self) -> bool:
+        """Wait for work and do it; True when closing and nothing is left to do."""
+        with self._wake:
+            self._wake.wait_for(lambda: bool(self._rows or self._requests or self._closing))
+            self._wake.wait_for(lambda: self._is_urgent() or len(self._rows) >= BATCH_ROWS, COMMIT_INTERVAL_S)
+            if self._failing:
+                self._wake.wait_for(self._is_urgent, max(0.0, self._retry_at_s - time.monotonic()))
+            requests, self._requests = self._requests, deque()
+            batch, self._rows = self._rows, deque()
+            closing = self._closing
+        if batch:
+            self._store(batch, last_try=closing)
+        for work, future in requests:
+            self._answer(work, future)
+        with self._wake:
+            return closing and not self._rows and not self._requests
+
+    def _is_urgent(self) -> bool:
+        return bool(self._requests or self._closing)
+
+    def _store(self, batch: deque[tuple[str, Row]], last_try: bool) -> None:
+        try:
+            self._commit(self._connection, lambda connection: self._insert(connection, batch))
+        except sqlite3.Error as error:
+            self._put_back(batch, last_try)
+            self._failed(error)
+            return
+        self._failing = False
+        if self._failure_told:
+            self._failure_told = False
+            self.tell(f"{self._path} can be written again; rows lost so far: {self.dropped}", urgent=True)
+
+    def _put_back(self, batch: deque[tuple[str, Row]], last_try: bool) -> None:
+        """Keep for the next try the newest rows that fit."""
+        with self._wake:
+            room = 0 if last_try else self._queue_limit - len(self._rows)
+            while len(batch) > max(0, room):
+                batch.popleft()
+                self.dropped += 1
+            self._rows.extendleft(reversed(batch))
+
+    def _answer(self, work: Work[Any], future: "Future[Any]") -> None:
+        for attempt in (1, 2):
+            try:
+                future.set_result(work(self._connection))
+                return
+            except sqlite3.Error as error:
+                if self._failed(error) and attempt == 1:
+                    continue
+                future.set_exception(error)
+                return
+            except Exception as error:
+                future.set_exception(error)
+                return
+
+    def _failed(self, error: sqlite3.Error) -> bool:
+        """Report; reopen the file where that may help. True when a new try is worth it at once."""
+        self.failures += 1
+        self._failing = True
+        self._retry_at_s = time.monotonic() + RETRY_INTERVAL_S
+        text = f"{self._path} cannot be written: {error}; what cannot wait is lost ({self.dropped} rows so far)"
+        self._failure_told = self.tell(text) or self._failure_told
+        damaged = database.is_damage(error)
+        if not damaged and not database.wants_reopening(error):
+            return False
+        try:
+            self._connection.close()
+            aside = database.move_aside(self._path) if damaged else None
+            self._connection, found = database.connect(self._path)
+        except (OSError, JournalError, sqlite3.Error) as again:
+            self.tell(f"{self._path} cannot be opened again: {again}", urgent=True)
+            return False
+        self._say_moved(aside or found)
+        return True
+
+    def _say_moved(self, aside: Path | None) -> None:
+        if aside is not None:
+            text = f"{self._path} was damaged: moved to {aside.name}, a new journal begun without the runs' histories"
+            self.tell(text, urgent=True)
+
+    def _commit(self, connection: sqlite3.Connection, write: Work[object]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            write(connection)
+            self._trim(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:  # a full disk has rolled back already
+                connection.execute("ROLLBACK")
+            raise
+
+    def _insert(self, connection: sqlite3.Connection, batch: deque[tuple[str, Row]]) -> None:
+        for table, row in batch:
+            try:
+                connection.execute(_INSERTS[table], row)
+            except _NEVER_STORABLE:
+                self.dropped += 1  # this row can never be stored; the others can
+            else:
+                self._untrimmed[table, row[0]] += 1
+
+    def _trim_soon(self) -> None:
+        """Have all runs trimmed at the first commit: a supervisor that restarts often would never count far enough."""
+        for table in _INSERTS:
+            for (run,) in self._connection.execute(f"SELECT DISTINCT run FROM {table}"):  # noqa: S608 - names of our own
+                self._untrimmed[table, run] = getattr(self._retention, table)
+
+    def _trim(self, connection: sqlite3.Connection) -> None:
+        for (table, run), count in list(self._untrimmed.items()):
+            kept = getattr(self._retention, table)
+            if count < max(1, kept // 10):
+                continue
+            key = "generation" if table == "generations" else "id"
+            connection.execute(
+                f"DELETE FROM {table} WHERE run = ?1 AND {key} <="  # noqa: S608 - names of our own
+                f" (SELECT {key} FROM {table} WHERE run = ?1 ORDER BY {key} DESC LIMIT 1 OFFSET ?2)",
+                (run, kept),
+            )
+            del self._untrimmed[table, run]

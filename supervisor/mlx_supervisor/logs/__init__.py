@@ -1,0 +1,1 @@
+"""Bounded log files: the daemon's own, and each run's."""

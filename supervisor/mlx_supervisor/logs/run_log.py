@@ -1,0 +1,140 @@
+"""The two log files of one run: worker and supervisor append, and rotation keeps their descriptors good."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from mlx_supervisor.logs.daemon_log import _MODE, LOG_BACKUPS, LOG_BYTES
+
+LINE_LIMIT = 8192
+TAIL_LIMIT_BYTES = 16 * 1024
+_COPY_BYTES = 1024 * 1024
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+
+
+class RunLog:
+    """`stdout.log` and `stderr.log` of one run. A worker inherits the descriptors; both sides append.
+
+    Rotation copies and truncates, so a worker's descriptor stays good: every writer must append (O_APPEND). What a
+    worker writes between the copy and the truncation is lost; that is a moment in 10 MiB. A file that grew past twice
+    `max_bytes` between two looks leaves only its last `max_bytes` behind.
+    Raises OSError when the files cannot be opened.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = LOG_BYTES, backups: int = LOG_BACKUPS) -> None:
+        self.folder = folder
+        self.stdout_path = folder / "stdout.log"
+        self.stderr_path = folder / "stderr.log"
+        self.lost = 0
+        """Lines and rotations that the disk refused."""
+        self._max_bytes = max_bytes
+        self._backups = backups
+        self._stderr_gone = 0
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._stdout = os.open(self.stdout_path, flags, _MODE)
+        try:
+            self._stderr = os.open(self.stderr_path, flags, _MODE)
+        except OSError:
+            os.close(self._stdout)
+            raise
+
+    def descriptors(self) -> tuple[int, int]:
+        """For a worker's stdout and stderr; they stay ours to close."""
+        return self._stdout, self._stderr
+
+    def line(self, text: str) -> None:
+        """Append one whole line to stdout.log; control characters other than tab become spaces. Never raises."""
+        data = _CONTROL.sub(" ", text)[:LINE_LIMIT].encode("utf-8", "replace") + b"\n"
+        try:
+            if os.write(self._stdout, data) != len(data):
+                self.lost += 1
+        except OSError:
+            self.lost += 1
+
+    def stderr_offset(self) -> int:
+        """Where stderr ends now, with what was rotated away: take it before a life, give it to `tail_since` after."""
+        try:
+            return self._stderr_gone + os.fstat(self._stderr).st_size
+        except OSError:
+            return self._stderr_gone
+
+    def tail_since(self, offset: int, limit_bytes: int = TAIL_LIMIT_BYTES) -> str:
+        """The end of stderr, from `offset` at the earliest, also where the rotation has just taken it away.
+
+        A file that somebody else cut short is read from its start.
+        """
+        try:
+            size = os.fstat(self._stderr).st_size
+            start = offset - self._stderr_gone
+            data = os.pread(self._stderr, limit_bytes, max(start if start <= size else 0, size - limit_bytes, 0))
+            if start < 0 and len(data) < limit_bytes:
+                data = self._end_of_copy(min(-start, limit_bytes - len(data))) + data
+        except OSError as error:
+            return f"(stderr.log cannot be read: {error})"
+        return data.decode("utf-8", "replace")
+
+    def _end_of_copy(self, size_bytes: int) -> bytes:
+        try:
+            with _backup(self.stderr_path, 1).open("rb") as file:
+                file.seek(max(os.fstat(file.fileno()).st_size - size_bytes, 0))
+                return file.read(size_bytes)
+        except OSError:  # no copies are kept, or the disk had no room for it
+            return b""
+
+    def rotate_if_needed(self) -> bool:
+        """Rotate a file over its limit; True when one was. A failure is counted, and tried again the next time."""
+        rotated = False
+        for descriptor, path in ((self._stdout, self.stdout_path), (self._stderr, self.stderr_path)):
+            try:
+                if os.fstat(descriptor).st_size > self._max_bytes:
+                    self._rotate(descriptor, path)
+                    rotated = True
+            except OSError:
+                self.lost += 1
+        return rotated
+
+    def _rotate(self, descriptor: int, path: Path) -> None:
+        try:
+            for number in range(self._backups - 1, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    _backup(path, number).rename(_backup(path, number + 1))
+            if self._backups:
+                self._copy_end(descriptor, _backup(path, 1))
+        finally:
+            # a disk too full for the copy needs the room all the more
+            self._empty(descriptor)
+
+    def _empty(self, descriptor: int) -> None:
+        if descriptor == self._stderr:
+            self._stderr_gone += os.fstat(descriptor).st_size
+        os.ftruncate(descriptor, 0)
+
+    def _copy_end(self, descriptor: int, target: Path) -> None:
+        size = os.fstat(descriptor).st_size
+        position = 0 if size <= 2 * self._max_bytes else size - self._max_bytes
+        out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
+        try:
+            while position < size and (data := os.pread(descriptor, min(_COPY_BYTES, size - position), position)):
+                position += os.write(out, data)
+        finally:
+            os.close(out)
+
+    def clear(self) -> None:
+        """Empty both files and remove their older copies. Raises OSError."""
+        for descriptor, path in ((self._stdout, self.stdout_path), (self._stderr, self.stderr_path)):
+            self._empty(descriptor)
+            for number in range(1, self._backups + 1):
+                _backup(path, number).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close both files; again: nothing."""
+        descriptors, self._stdout, self._stderr = (self._stdout, self._stderr), -1, -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _backup(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")

@@ -1,0 +1,1 @@
+"""Worker processes: how they start, end, and are found after a supervisor died."""

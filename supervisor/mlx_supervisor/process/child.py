@@ -1,0 +1,161 @@
+"""Worker processes: started in a session of their own, signalled as a group, and nothing of them left behind."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from mlx_supervisor.host import jetsam
+from mlx_supervisor.host.cgroup import OomKills
+from mlx_supervisor.process.orphans import POLL_S, end_remains, kill_group
+from mlx_supervisor.wire import LIFELINE_VARIABLE, TOKEN_VARIABLE
+
+FOLLOW_INTERVAL_S = 2.0
+"""How often a worker's control group is looked at; more often in the first seconds, when a wrapper may move it."""
+
+JETSAM_WAIT_S = 2.0
+"""How long macOS' report of a kill for memory may be on its way to the disk."""
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How the leader ended; both None when it was not ours to reap. `oom_killed`: None where the kernel can't tell."""
+
+    exit_code: int | None
+    signal: int | None
+    oom_killed: bool | None
+
+
+class Child:
+    """One worker process. Its pid is also the id of its session and of its process group.
+
+    The write end of the lifeline pipe is held by this process alone: when it dies, however it dies, the worker reads
+    end of file.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
+        self._process = process
+        self._lifeline = lifeline
+        self._oom_kills = OomKills(process.pid)
+        self._killed = False
+        self.token = token
+        self.pid = process.pid
+        self.started_s = time.monotonic()
+        self.create_time_s = _create_time_s(process.pid)
+
+    @classmethod
+    def spawn(cls, command: Sequence[str], cwd: Path, token: str, stdout: int, stderr: int) -> "Child":
+        """Start `command`. `token` goes into its environment. Raises OSError when that fails."""
+        read_end, write_end = os.pipe()
+        environment = os.environ | {TOKEN_VARIABLE: token, LIFELINE_VARIABLE: str(read_end)}
+        environment.pop("NOTIFY_SOCKET", None)  # the service manager's socket is the supervisor's alone
+        try:
+            process = subprocess.Popen(
+                list(command),
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=[read_end],
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(write_end)
+            raise
+        finally:
+            os.close(read_end)
+        return cls(process, token, write_end)
+
+    def terminate(self) -> None:
+        """SIGTERM to the leader, who checkpoints; its helpers are its own to end."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def dump_stacks(self) -> None:
+        """Have the leader write its stacks to its stderr."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGUSR1)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group."""
+        self._killed = True
+        kill_group(self.pid)
+
+    def brake(self) -> None:
+        """As `kill`, from another thread, and only while the leader is not reaped: then its number may be free."""
+        if self._process.returncode is None:
+            self._killed = True
+            kill_group(self.pid)
+
+    def signal(self, number: int) -> None:
+        """Any other signal, to the leader. Raises ProcessLookupError when it is gone."""
+        if self._process.returncode is not None:
+            raise ProcessLookupError(self.pid)
+        self._process.send_signal(number)
+
+    async def wait(self) -> ExitStatus:
+        """Reap the leader, kill what is left of its group, and say how it ended once nothing is there any more."""
+        await self._ended()
+        code = self._process.wait()
+        await end_remains(self.pid, self.token)
+        os.close(self._lifeline)
+        oom_killed = await self._oom_killed(code)
+        if code < 0:
+            return ExitStatus(None, -code, oom_killed)
+        return ExitStatus(code, None, oom_killed)
+
+    async def _oom_killed(self, code: int) -> bool | None:
+        """By the kernel's count. macOS keeps none: there its report tells, which is not always written."""
+        counted = self._oom_kills.happened()
+        if counted is not None or code != -signal.SIGKILL or self._killed:
+            return counted
+        return await jetsam.killed_within(self.pid, self.create_time_s, JETSAM_WAIT_S) or None
+
+    async def _ended(self) -> None:
+        """Until the leader has ended. Its control group is followed meanwhile: the dead no longer say theirs."""
+        ended = asyncio.ensure_future(_readable(_pidfd(self.pid), self._process))
+        interval_s = POLL_S
+        try:
+            while not (await asyncio.wait({ended}, timeout=interval_s))[0]:
+                self._oom_kills.follow()
+                interval_s = min(2 * interval_s, FOLLOW_INTERVAL_S)
+            await ended
+        finally:
+            ended.cancel()
+
+
+def _create_time_s(pid: int) -> float:
+    try:
+        return psutil.Process(pid).create_time()
+    except (psutil.Error, OSError):  # then only the token tells an orphan from a stranger
+        return 0.0
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # macOS, old kernels
+        return None
+
+
+async def _readable(pidfd: int | None, process: subprocess.Popen[bytes]) -> None:
+    """Until the process has ended: by its pidfd where there is one, else by looking."""
+    if pidfd is None:
+        while process.poll() is None:
+            await asyncio.sleep(POLL_S)
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)

@@ -1,0 +1,46 @@
+"""How a worker is started: its command line, and the job file that tells it everything."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from mlx_supervisor import wire
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.settings.schema import Settings
+from mlx_supervisor.settings.to_job import job_of
+
+WORKER_VARIABLE = "MLX_SUPERVISOR_WORKER"
+"""Environment variable with another worker's command line, for tests and benches; the job's path is appended."""
+
+
+def worker_command() -> list[str]:
+    """The worker's command line, without the job."""
+    replaced = os.environ.get(WORKER_VARIABLE)
+    return shlex.split(replaced) if replaced else [sys.executable, "-P", "-m", "mlx_worker"]
+
+
+def write_job(
+    settings: Settings, run: str, folder: Path, telemetry: str, spawn: act.Spawn, memory_limit_bytes: int
+) -> Path:
+    """Write `job.json` into the run's folder, in one go, for its owner only. Raises OSError."""
+    job = job_of(
+        settings,
+        run,
+        spawn.generation,
+        folder,
+        telemetry,
+        spawn.batch_size,
+        spawn.effective_batch,
+        spawn.checkpoint_every_steps,
+        spawn.mean_time_between_failures_s,
+        memory_limit_bytes,
+        spawn.gradient_checkpointing,
+    )
+    path = folder / "job.json"
+    temporary = path.with_suffix(".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(wire.dump_json(job))
+    temporary.replace(path)
+    return path

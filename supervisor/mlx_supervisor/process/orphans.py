@@ -1,0 +1,102 @@
+"""Ends what a dead worker or a dead supervisor left running."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+from mlx_supervisor.wire import TOKEN_VARIABLE
+
+REMAINS_WAIT_S = 5.0
+"""How long to wait for killed members of the group to vanish."""
+POLL_S = 0.02
+
+
+def _never() -> bool:
+    return False
+
+
+async def end_orphan(
+    pid: int, create_time_s: float, token: str, grace_s: float, hurried: Callable[[], bool] = _never
+) -> bool:
+    """Make sure that a dead supervisor's worker is gone: it is given `grace_s` to checkpoint and leave, then killed.
+
+    `hurried` ends the grace. True when it had to be killed. The pid alone proves nothing: the start time or the token
+    has to match. `pid` 0: the supervisor died before it could note it.
+    """
+    if pid == 0:
+        return await _end_by_token(token, grace_s, hurried)
+    deadline_s = time.monotonic() + grace_s
+    while _is_ours(pid, create_time_s):
+        if hurried() or time.monotonic() >= deadline_s:
+            kill_group(pid)
+            await end_remains(pid, token)
+            return True
+        await asyncio.sleep(POLL_S)
+    return await end_remains(pid, token, group=False)
+
+
+async def _end_by_token(token: str, grace_s: float, hurried: Callable[[], bool]) -> bool:
+    deadline_s = time.monotonic() + grace_s
+    while await _remains(0, token, group=False) and not hurried() and time.monotonic() < deadline_s:
+        await asyncio.sleep(10 * POLL_S)
+    return await end_remains(0, token, group=False)
+
+
+async def end_remains(pid: int, token: str, group: bool = True) -> bool:
+    """SIGKILL all that still carries the worker's token or is in its group; True when there was something.
+
+    `group` False: the leader died long ago and its number may be another's by now, so only the token counts.
+    """
+    deadline_s = time.monotonic() + REMAINS_WAIT_S
+    found = False
+    while remains := await _remains(pid, token, group):
+        found = True
+        for each in remains:
+            _kill_one(each)
+        if time.monotonic() >= deadline_s:
+            break
+        await asyncio.sleep(POLL_S)
+    return found
+
+
+async def _remains(pid: int, token: str, group: bool) -> list[psutil.Process]:
+    """In a thread: with thousands of processes on the machine it takes a while, and other runs have to be watched."""
+    return await asyncio.to_thread(_look_for_remains, pid, token, group)
+
+
+def _look_for_remains(pid: int, token: str, group: bool) -> list[psutil.Process]:
+    mark = (TOKEN_VARIABLE, token)
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            in_group = group and os.getpgid(process.pid) == pid
+            if in_group or (process.uids().real == os.getuid() and mark in process.environ().items()):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def _is_ours(pid: int, create_time_s: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - create_time_s) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # macOS refuses permission for a group of zombies
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _kill_one(process: psutil.Process) -> None:
+    with suppress(psutil.Error):
+        process.kill()

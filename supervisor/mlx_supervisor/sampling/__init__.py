@@ -1,0 +1,1 @@
+"""When memory is read: each worker's, and the machine's."""

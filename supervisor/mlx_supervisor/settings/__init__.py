@@ -1,0 +1,1 @@
+"""The settings file: its keys, its rules, and what becomes of it (policy for the core, job for the worker)."""

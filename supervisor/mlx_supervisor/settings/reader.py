@@ -1,0 +1,108 @@
+"""The TOML file as frozen, validated types. Units are in the names; sizes are bytes once parsed."""
+
+import os
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from mlx_supervisor.settings import validation
+from mlx_supervisor.settings.paths import resolve
+from mlx_supervisor.settings.rules import check_name, check_run
+from mlx_supervisor.settings.schema import RunSettings, Settings, SettingsError
+from mlx_supervisor.settings.sizes import parse_bytes as parse_bytes
+
+FILE_LIMIT_BYTES = 1024 * 1024
+RUNS_LIMIT = 64
+STATE_DIR_VARIABLE = "MLX_SUPERVISOR_STATE_DIR"
+
+
+def read_settings(path: Path, state_dir: Path | None = None) -> Settings:
+    """The settings in a TOML file.
+
+    The state folder is `state_dir`, else the file's key `state_dir`, else the environment's MLX_SUPERVISOR_STATE_DIR,
+    else the user's state folder. Raises SettingsError with every problem of the file.
+    """
+    path = path.expanduser().absolute()
+    document = _parse(path, _read(path))
+    problems = validation.Problems()
+    base = path.parent
+    for key, value in document.items():
+        if key not in ("runs", "state_dir"):
+            hint = f"did you mean [{validation.join('runs', key)}]?" if isinstance(value, dict) else ""
+            problems.add(validation.join("", key), "an unknown key", "runs, state_dir", hint)
+    runs = _read_runs(document.get("runs"), base, problems)
+    folder = _state_dir(document.get("state_dir"), base, state_dir, problems)
+    if problems.count:
+        raise SettingsError(problems.listed(), path)
+    return Settings(path=path, state_dir=folder, runs=runs)
+
+
+def _read(path: Path) -> str:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise SettingsError([f"found {what}; allowed: a TOML file"], path)
+        with path.open("rb") as file:
+            data = file.read(FILE_LIMIT_BYTES + 1)
+    except FileNotFoundError:
+        raise SettingsError(["found nothing; allowed: a TOML file (there is no such file)"], path) from None
+    except (OSError, ValueError) as error:
+        raise SettingsError([f"cannot be read: {error}"], path) from None
+    if len(data) > FILE_LIMIT_BYTES:
+        raise SettingsError([f"found more than {FILE_LIMIT_BYTES} bytes; allowed: at most that"], path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found = f"line {line}: found the byte 0x{data[error.start]:02x}; allowed: UTF-8"
+        raise SettingsError([found], path) from None
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: 5,000 digits, deep nesting
+        raise SettingsError([f"not TOML: {error!s:.200}"], path) from None
+
+
+def _read_runs(table: object, base: Path, problems: validation.Problems) -> dict[str, RunSettings]:
+    if table is None or table == {}:
+        problems.add("runs", "no run", "at least one table [runs.NAME]")
+        return {}
+    if not validation.is_table(table):
+        problems.add("runs", validation.show(table), "tables [runs.NAME]")
+        return {}
+    if len(table) > RUNS_LIMIT:
+        problems.add("runs", f"{len(table)} runs", f"at most {RUNS_LIMIT}")
+        return {}
+    runs: dict[str, RunSettings] = {}
+    folded: dict[str, str] = {}
+    for name, run_table in table.items():
+        path = validation.join("runs", name)
+        check_name(name, path, folded, problems)
+        run = validation.convert(run_table, RunSettings, path, problems)
+        if run is not None:
+            check_run(run, path, base, problems)
+            runs[name] = run
+    return runs
+
+
+def _state_dir(value: object, base: Path, argument: Path | None, problems: validation.Problems) -> Path:
+    chosen: Path | None = None
+    if value is not None:
+        if isinstance(value, str) and value and value.isprintable():
+            chosen = resolve(value, base)
+        if chosen is None:
+            problems.add("state_dir", validation.show(value), "the path of a folder")
+    if argument is not None:
+        return argument.expanduser().absolute()
+    from_environment = os.environ.get(STATE_DIR_VARIABLE)
+    if chosen is None and from_environment:
+        chosen = resolve(from_environment, Path.cwd())
+        if chosen is None:
+            problems.add(f"${STATE_DIR_VARIABLE}", validation.show(from_environment), "the path of a folder")
+    return chosen or platformdirs.user_state_path("mlx-supervisor")

@@ -1,0 +1,149 @@
+"""The keys of the settings file: frozen, validated types. Units are in the names; sizes are bytes once parsed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from mlx_supervisor.settings.sizes import parse_bytes as parse_bytes
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Whole = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
+
+
+class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is trained: an mlx_lm configuration file, or a Python function that builds the task."""
+
+    kind: Literal["mlx_lm", "python"]
+    config: str | None = None
+    entry: str | None = None
+    args: dict[str, Any] = {}
+
+
+class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Samples in memory at once, and how they may shrink and grow."""
+
+    size: Positive | None = None
+    accumulation: Positive = 1
+    preserve_effective: bool = True
+    minimum: Positive = 1
+    start: Positive | None = None
+    grow_after_steps: Positive = 200
+    halve_on_leak: bool = True
+    sample_log: bool = False
+
+
+class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The limits, and what becomes of MLX's cache.
+
+    `limit`: bytes (int), a size ("18 GiB"), or a share of the machine's memory ("80%", or a float up to 1).
+    `device_limit`: likewise, of the memory that a device has of its own.
+    """
+
+    limit: int | float | str = "80%"
+    device_limit: int | float | str = "80%"
+    policy: Literal["adaptive", "always", "never"] = "adaptive"
+    confirm_samples: Positive = 2
+    missing_samples: Positive = 20
+    clear_first: bool = True
+    gradient_checkpointing: Literal["never", "last_resort", "always"] = "last_resort"
+    autopsy: bool = True
+    autopsy_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
+    soft_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.97
+    leak_mib_per_step: Annotated[float, msgspec.Meta(gt=0, le=1_048_576)] = 0.25
+    relief_wait_s: Seconds = 4.0
+    sample_interval_s: Annotated[float, msgspec.Meta(ge=0.005, le=10)] = 0.05
+    clear_before_gradients: bool = False
+    clear_after_gradients: bool = False
+    clear_after_update: bool = True
+    release_pause_s: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
+    cache_limit: int | str | None = None
+
+
+class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a checkpoint is taken, and how many stay. Without an `every_…`, `overhead` decides (see `wire`)."""
+
+    overhead: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.01
+    every_steps: Whole | None = None
+    every_seconds: Seconds | None = None
+    keep: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    keep_best: bool = False
+
+    @property
+    def automatic(self) -> bool:
+        """Whether no interval was named."""
+        return self.every_steps is None and self.every_seconds is None
+
+
+class RestartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long to wait, and when to give up."""
+
+    max_without_progress: Positive = 3
+    max_memory_without_progress: Positive = 5
+    max_same_error: Positive = 2
+    max_reboots: Positive = 3
+    backoff_s: Seconds = 1.0
+    backoff_max_s: Seconds = 60.0
+    jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    healthy_s: Seconds = 600.0
+    wait_for_memory_s: Seconds = 600.0
+    reboot_cooldown_s: Seconds = 60.0
+    start_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=31_536_000)] = 600.0
+    stop_grace_s: Seconds = 60.0
+    term_grace_s: Seconds = 10.0
+    hang_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=31_536_000)] | None = None
+    close_after_steps: Positive = 20
+
+
+class DrillSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Deliberate faults; see `wire.DrillJob`, which has the same fields."""
+
+    generations: list[Positive] = []
+    leak_mib_per_step: Seconds = 0.0
+    leak_kind: Literal["arrays", "native"] = "arrays"
+    leak_from_step: Whole = 0
+    allocate_mib: Whole = 0
+    allocate_at_step: Whole | None = None
+    crash_at_step: Whole | None = None
+    hang_at_step: Whole | None = None
+    hang_kind: Literal["python", "native"] = "python"
+    ignore_sigterm: bool = False
+    slow_start_s: Seconds = 0.0
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run."""
+
+    task: TaskSettings
+    seed: Whole = 0
+    steps: Positive | None = None
+    autostart: bool = False
+    stop_on_not_finite: bool = True
+    deterministic: bool = False
+    batch: BatchSettings = BatchSettings()
+    memory: MemorySettings = MemorySettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    restart: RestartSettings = RestartSettings()
+    drill: DrillSettings = DrillSettings()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole file. `path` is where it was read; relative paths in it start at its folder."""
+
+    path: Path
+    state_dir: Path
+    runs: dict[str, RunSettings]
+
+
+class SettingsError(ValueError):
+    """A settings file that cannot be used. `problems`: all that was found, a sentence each, at most 51."""
+
+    def __init__(self, problems: list[str], path: Path | None = None) -> None:
+        self.problems = problems
+        self.path = path
+        lines = [f"{path}: {problem}" if path else problem for problem in problems]
+        super().__init__("\n".join(lines))

@@ -1,0 +1,26 @@
+"""The types of fields that messages and files share, and the error of what does not fit them."""
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+VERSION = 1
+RunName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+ShortText = Annotated[str, msgspec.Meta(max_length=512)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+PhaseName = Literal["load", "train", "eval", "checkpoint"]
+
+
+class WireError(ValueError):
+    """A frame or a file that is not what it should be. `kind`: oversized, malformed, version or type."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+
+
+M = TypeVar("M")

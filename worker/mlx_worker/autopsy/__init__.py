@@ -1,0 +1,1 @@
+"""What grew in this process, and what refers to it."""

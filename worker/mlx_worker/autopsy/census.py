@@ -1,0 +1,164 @@
+"""How many of what this process holds: MLX arrays by shape and type, Python objects by type, containers by length.
+
+No code of the user's runs: objects are asked by the methods of built-in types only, and nothing is hashed or compared
+but numbers. What is kept are numbers and names, never an object.
+"""
+
+import gc
+import sys
+import time
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import psutil
+
+from mlx_worker.autopsy import introspection
+from mlx_worker.autopsy import lazy_graphs as graphs
+from mlx_worker.autopsy.lazy_graphs import ArrayKind, Graphs
+from mlx_worker.training.gradients import Gradients
+
+CHUNK = 8192
+"""Objects looked at between two looks at the clock."""
+OBJECT_BYTES = 120
+"""What counting takes for each object, at the highest: 90 measured for a million lists."""
+ENTRY_BYTES = 8
+"""What it takes to list one."""
+TOO_NEAR = "the memory limit is too near for counting"
+_LENGTHS: tuple[tuple[type, Any], ...] = (
+    (list, list.__len__),
+    (dict, dict.__len__),
+    (set, set.__len__),
+    (deque, deque.__len__),
+)
+
+
+@dataclass
+class Census:
+    """The counts at one moment. `parts`: what there was time enough for, of arrays and objects.
+
+    `array_ids`, `container_ids`: addresses; `lengths` are of the containers, in the same order. An address may come to
+    mean another object later. `unseen_bytes`: of MLX's active memory, what no evaluated array accounts for.
+    `garbage_bytes`: what a garbage collection freed of MLX's memory just before. `reason`: why something was not
+    counted, where that was not for want of time.
+    """
+
+    step: int = 0
+    parts: set[str] = field(default_factory=set)
+    objects: int = 0
+    arrays: "Counter[ArrayKind]" = field(default_factory=Counter)
+    array_ids: "array[int]" = field(default_factory=lambda: array("Q"))
+    container_ids: "array[int]" = field(default_factory=lambda: array("Q"))
+    lengths: "array[int]" = field(default_factory=lambda: array("Q"))
+    types: "Counter[str]" = field(default_factory=Counter)
+    graphs: Graphs = field(default_factory=Graphs)
+    shapes: int = 0
+    active_bytes: int = 0
+    unseen_bytes: int = 0
+    native_bytes: int = 0
+    garbage: int = 0
+    garbage_bytes: int = 0
+    reason: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was counted."""
+        return self.parts == {"arrays", "objects"}
+
+    def forget_addresses(self) -> None:
+        """They mean nothing any more after some time."""
+        self.array_ids, self.container_ids, self.lengths = array("Q"), array("Q"), array("Q")
+        self.graphs.ends.clear()
+
+
+def take(census: Census, step: int, until_s: float, bounds: graphs.Bounds) -> list[Any]:
+    """Count everything, until `time.monotonic()` is `until_s`. Returns the objects that there are, oldest first.
+
+    They are to be dropped soon. `census` is filled rather than made, so that it is there at every look and none counts
+    it as growth.
+    """
+    before_bytes = mx.get_active_memory()
+    census.garbage = gc.collect()  # else what only waits for the collector passes for what is held
+    census.step, census.active_bytes, census.native_bytes = step, mx.get_active_memory(), bounds.native_bytes
+    census.garbage_bytes = max(0, before_bytes - census.active_bytes)
+    if sys.getallocatedblocks() * ENTRY_BYTES > bounds.room_bytes:  # each object is one block at least
+        census.reason = census.graphs.reason = TOO_NEAR
+        return []
+    objects: list[Any] = gc.get_objects()
+    arrays: list[Any] = [each for each in objects if type(each) is mx.array]
+    census.objects = len(objects)
+    _count_arrays(census, arrays, until_s)
+    if len(objects) * OBJECT_BYTES > bounds.room_bytes:
+        census.reason = f"{TOO_NEAR} more than the arrays: there are {len(objects)} objects"
+    else:
+        _count_objects(census, objects, until_s)
+    graphs.look(census.graphs, arrays, bounds, until_s)
+    evaluated_bytes = sum(kind.size_bytes * count for kind, count in census.arrays.items())
+    evaluated_bytes -= census.graphs.unevaluated_bytes
+    census.unseen_bytes = max(0, census.active_bytes - evaluated_bytes)
+    return objects
+
+
+def native_bytes() -> int:
+    """The resident memory of this process that MLX's allocator does not account for."""
+    try:
+        resident_bytes = int(psutil.Process().memory_info().rss)
+    except psutil.Error:
+        return 0
+    if mx.default_device() == mx.Device(mx.cpu):
+        resident_bytes -= mx.get_active_memory() + mx.get_cache_memory()
+    return max(0, resident_bytes)
+
+
+def length_method(kind: type) -> Any:
+    """What gives the length of a list, dictionary, set or deque, subclasses included; None for any other class."""
+    for ancestor in introspection.mro(kind):
+        for base, method in _LENGTHS:
+            if ancestor is base:
+                return method
+    return None
+
+
+def chunks(objects: list[Any]) -> Iterator[list[Any]]:
+    """Some at a time, so that the clock can be looked at between them."""
+    for start in range(0, len(objects), CHUNK):
+        yield objects[start : start + CHUNK]
+
+
+def _count_arrays(census: Census, arrays: list[Any], until_s: float) -> None:
+    for chunk in chunks(arrays):
+        if time.monotonic() > until_s:
+            census.arrays.clear()
+            return
+        census.arrays.update(map(graphs.kind_of, chunk))
+        census.array_ids.extend(map(id, chunk))
+    census.parts.add("arrays")
+
+
+def _count_objects(census: Census, objects: list[Any], until_s: float) -> None:
+    counts: Counter[int] = Counter()  # by address: a class whose metaclass defines a hash would be asked for it
+    classes: dict[int, type] = {}
+    methods: dict[int, Any] = {}
+    for chunk in chunks(objects):
+        if time.monotonic() > until_s:
+            return
+        kinds = list(map(type, chunk))
+        numbers = list(map(id, kinds))
+        counts.update(numbers)
+        for number, kind in dict(zip(numbers, kinds, strict=True)).items():
+            if number not in classes:
+                classes[number] = kind
+                if (method := length_method(kind)) is not None:
+                    methods[number] = method
+        containers = [each for each in chunk if id(type(each)) in methods]
+        census.container_ids.extend(map(id, containers))
+        census.lengths.extend([methods[id(type(each))](each) for each in containers])
+    for number, count in counts.items():
+        if classes[number] is not mx.array:
+            census.types[introspection.type_name(classes[number])] += count
+    if id(Gradients) in counts:
+        census.shapes = sum(each.shapes for each in objects if type(each) is Gradients)
+    census.parts.add("objects")

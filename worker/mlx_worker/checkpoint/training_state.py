@@ -1,0 +1,213 @@
+"""What a checkpoint holds of a run besides files: taking it, and bringing it back."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import msgspec
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_supervisor import wire
+from mlx_worker.checkpoint import rng_state
+from mlx_worker.checkpoint.store import LoadedCheckpoint
+from mlx_worker.data import order
+from mlx_worker.errors import RefusedError
+from mlx_worker.supervision.link import version_of
+from mlx_worker.task import Task
+
+TRAINER_VERSION = 1
+_LIST_SHOWN = 4
+
+
+@dataclass
+class Progress:
+    """How far the run is, over all its lives."""
+
+    step: int = 0
+    cursor: int = 0
+    samples: int = 0
+    tokens: int = 0
+    loss: float | None = None
+
+
+def trained_arrays(task: Task) -> dict[str, mx.array]:
+    """What training changes: the trainable parameters, and running statistics, by name."""
+    arrays = dict(_flat(task.model.trainable_parameters()))
+    for path, module in task.model.named_modules():
+        if isinstance(module, nn.BatchNorm) and "running_mean" in module:
+            prefix = f"{path}." if path else ""
+            arrays |= {f"{prefix}{name}": module[name] for name in ("running_mean", "running_var")}
+    return arrays
+
+
+def optimizer_arrays(task: Task) -> dict[str, mx.array]:
+    """The optimizer's state by name; its `step` drives the learning rate's schedule."""
+    return {name: value for name, value in _flat(task.optimizer.state) if isinstance(value, mx.array)}
+
+
+def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> dict[str, Any]:
+    """The facts that make the run what it is, ready for JSON. See `Task.fixed`, `Task.free` and `order`."""
+    fixed = {
+        "seed": job.seed,
+        "task.kind": job.task.kind,
+        "optimizer": type(task.optimizer).__name__,
+        "dataset": {"samples": len(task.dataset), "fingerprint": task.fingerprint},
+        **task.fixed,
+    }
+    free = {
+        "steps": steps,
+        "batch.size": size,
+        "batch.effective": effective,
+        "batch.preserve_effective": job.batch.preserve_effective,
+        "learning_rate": learning_rates(task),
+        "checkpoint": _wanted(job.checkpoint),
+        "memory": msgspec.to_builtins(job.memory),
+        **task.free,
+    }
+    facts = {"fixed": fixed, "free": free, "order": order.decide(task, effective)}
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(facts, enc_hook=str))
+    return plain
+
+
+def _wanted(checkpoint: wire.CheckpointJob) -> dict[str, Any]:
+    """Without what the supervisor has measured: no person changed that."""
+    chosen: dict[str, Any] = msgspec.to_builtins(checkpoint)
+    del chosen["mean_time_between_failures_s"]
+    return chosen
+
+
+def learning_rates(task: Task) -> dict[str, Any]:
+    """Every learning rate that the optimizer was built with, and whether it follows a schedule."""
+    rates = {name: value for name, value in optimizer_arrays(task).items() if name.endswith("learning_rate")}
+    scheduled = bool(getattr(task.optimizer, "_schedulers", None))
+    return {name: {"initial": _number(value), "scheduled": scheduled} for name, value in rates.items()}
+
+
+def trainer_state(progress: Progress, epoch: int, facts: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The content of `trainer.json`."""
+    return {
+        "v": TRAINER_VERSION,
+        "progress": asdict(progress),
+        "epoch": epoch,
+        "rng": rng_state.capture(),
+        "schedule_step": _schedule_step(task),
+        "recipe": facts,
+        "versions": {name: version_of(name) for name in ("mlx", "mlx-lm", "numpy")},
+    }
+
+
+def restore(checkpoint: LoadedCheckpoint, task: Task, facts: dict[str, Any]) -> tuple[Progress, list[str]]:
+    """Bring the checkpoint's state into the task and the random generators; the progress, and notes on changes.
+
+    `facts["order"]` becomes the checkpoint's.
+
+    Raises RefusedError when the job is not the one that the checkpoint was made by.
+    """
+    trainer = checkpoint.trainer
+    if trainer.get("v") != TRAINER_VERSION:
+        found = trainer.get("v")
+        raise RefusedError(f"{checkpoint.path}: trainer.json has version {found!r}, this side reads {TRAINER_VERSION}")
+    try:
+        old, progress = trainer["recipe"], Progress(**trainer["progress"])
+        notes = compare(old, facts, str(checkpoint.path))
+        facts["order"] = order.keep(old.get("order"), facts["order"], str(checkpoint.path))
+        _restore_weights(checkpoint, task)
+        changed_rates = old["free"]["learning_rate"] != facts["free"]["learning_rate"]
+        _restore_optimizer(checkpoint, task, keep_rates=changed_rates)
+        rng_state.restore(trainer["rng"])
+    except (KeyError, TypeError, ValueError) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise RefusedError(f"{checkpoint.path}: trainer.json cannot be used: {text}") from error
+    if progress.step != checkpoint.step:
+        raise RefusedError(f"{checkpoint.path}: trainer.json is of step {progress.step}")
+    return progress, notes
+
+
+def compare(old: dict[str, Any], new: dict[str, Any], where: str) -> list[str]:
+    """Notes on what changed and may. Raises RefusedError that names every change that may not."""
+    refused = _changes(old["fixed"], new["fixed"])
+    if refused:
+        raise RefusedError(
+            f"the checkpoint {where} was made with other settings: "
+            + "; ".join(refused)
+            + ". Undo the change, or start under a new name"
+        )
+    return [f"changed since the checkpoint: {change}" for change in _changes(_told(old["free"]), _told(new["free"]))]
+
+
+def _told(free: dict[str, Any]) -> dict[str, Any]:
+    """Without the batch size, which the supervisor changes all the time and tells of itself."""
+    return {name: value for name, value in free.items() if name != "batch.size"}
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    names = [*old, *(name for name in new if name not in old)]
+    return [
+        f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _restore_weights(checkpoint: LoadedCheckpoint, task: Task) -> None:
+    _require_same("trained tensors", trained_arrays(task), checkpoint.trained, checkpoint)
+    task.model.update(tree_unflatten(list(checkpoint.trained.items())))
+    mx.eval(task.model.state)
+
+
+def _restore_optimizer(checkpoint: LoadedCheckpoint, task: Task, *, keep_rates: bool) -> None:
+    _require_same("optimizer state", optimizer_arrays(task), checkpoint.optimizer, checkpoint)
+    saved = {
+        name: value
+        for name, value in checkpoint.optimizer.items()
+        if not (keep_rates and name.endswith("learning_rate"))
+    }
+    _assign(task.optimizer.state, "", saved)  # in place: what MLX compiles refers to these very dictionaries
+    mx.eval(task.optimizer.state)
+
+
+def _assign(tree: Any, prefix: str, saved: dict[str, mx.array]) -> None:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in list(items):
+        name = f"{prefix}{key}"
+        if isinstance(value, dict | list):
+            _assign(value, f"{name}.", saved)
+        elif name in saved:
+            tree[key] = saved[name]
+
+
+def _require_same(
+    what: str, have: dict[str, mx.array], saved: dict[str, mx.array], checkpoint: LoadedCheckpoint
+) -> None:
+    new, old = _shapes(have), _shapes(saved)
+    if new == old:
+        return
+    names = sorted(name for name in {*new, *old} if new.get(name) != old.get(name))
+    parts = [f"{name} was {old.get(name, 'absent')}, is {new.get(name, 'absent')}" for name in names[:_LIST_SHOWN]]
+    more = f" and {len(names) - _LIST_SHOWN} more" if len(names) > _LIST_SHOWN else ""
+    raise RefusedError(f"the {what} of {checkpoint.path} are not the task's: {'; '.join(parts)}{more}")
+
+
+def _shapes(arrays: dict[str, mx.array]) -> dict[str, str]:
+    return {name: f"{str(array.dtype).rpartition('.')[2]}{list(array.shape)}" for name, array in arrays.items()}
+
+
+def _flat(tree: Any) -> list[tuple[str, Any]]:
+    pairs: Any = tree_flatten(tree)
+    return list(pairs)
+
+
+def _number(value: mx.array) -> float:
+    number: Any = value.item()
+    return float(number)
+
+
+def _schedule_step(task: Task) -> int:
+    steps = [int(_number(value)) for name, value in optimizer_arrays(task).items() if name.rpartition(".")[2] == "step"]
+    return max(steps, default=0)

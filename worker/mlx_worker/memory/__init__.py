@@ -1,0 +1,1 @@
+"""What becomes of MLX's cache, and gradient checkpointing."""

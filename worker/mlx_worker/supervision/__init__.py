@@ -1,0 +1,1 @@
+"""The worker's side of being supervised: telemetry, commands, stops, watchdogs."""

@@ -1,0 +1,1 @@
+"""Fine-tuning with an unchanged `mlx_lm.lora` configuration file."""

@@ -1,0 +1,280 @@
+"""Fine-tuning with mlx_lm: its configuration file, loader, datasets, adapters, optimizers, schedules and loss."""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.trainer import default_loss, evaluate, iterate_batches
+from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, print_trainable_parameters
+from mlx_lm.utils import load as load_mlx_lm
+from mlx_lm.utils import save_config
+
+from mlx_supervisor import wire
+from mlx_worker.data import padding
+from mlx_worker.memory import gradient_checkpointing
+from mlx_worker.task import EvaluationContext, Task
+from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
+from mlx_worker.tasks.mlx_lm import data as mlx_lm_data
+from mlx_worker.tasks.mlx_lm import reports as mlx_lm_reports
+from mlx_worker.tasks.mlx_lm.config import LoraConfig
+
+_OPTIMIZERS: dict[str, Any] = {
+    "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor,
+}  # fmt: skip
+NEVER_BYTES = 2**62
+"""A threshold that no cache reaches: mlx_lm clears it after every batch of an evaluation unless told otherwise."""
+assert set(_OPTIMIZERS) == set(mlx_lm_config.OPTIMIZERS)
+
+
+def build(job: wire.Job) -> Task:
+    """Everything that `mlx_lm.lora --train` would load. Raises RefusedError."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # as mlx_lm.lora does
+    config = mlx_lm_config.load(job.task.config, job.task.base_dir)
+    values = config.values
+    optimizer = _optimizer(config)
+    source = _model_source(config)
+    print(f"loading {source}", flush=True)
+    model, tokenizer = _load_model(config, source)
+    data = mlx_lm_data.load_all(config, tokenizer)
+    steps = values.iters // values.grad_accumulation_steps
+    reports = mlx_lm_reports.start(config, Path(job.run_dir), job.steps or steps)
+    mx.random.seed(job.seed)
+    _prepare_layers(config, model)
+    print_trainable_parameters(model)
+    if values.grad_checkpoint:
+        gradient_checkpointing.checkpoint_layers(model)
+    return Task(
+        model=model,
+        optimizer=optimizer,
+        loss=default_loss,
+        dataset=data.train,
+        lengths=data.train.sizes(),
+        collate=lambda samples: padding.pad(samples, values.max_seq_length),
+        evaluate=_evaluation(config, data.valid, values.val_batches),
+        test=_test(config, data.test),
+        milestone=_save_on_the_way(config, model),
+        milestone_every_steps=_updates(values, config.given.get("save_every") or 0),  # its default is about lost work
+        after_update=reports.update,
+        after_evaluation=reports.evaluation,
+        evaluate_every_steps=_updates(values, values.steps_per_eval),
+        export=lambda folder: export(folder, model, values),
+        export_dir=config.resolve(values.adapter_path),
+        batch_size=values.batch_size,
+        accumulation=values.grad_accumulation_steps,
+        steps=steps,
+        fingerprint=data.digest,
+        fixed=_fixed(config, source),
+        free=_free(config),
+        notes=[*_notes(config, job, data.valid is not None), *reports.notes],
+    )
+
+
+def export(folder: Path, model: Any, values: Any) -> None:
+    """`adapters.safetensors` and `adapter_config.json`, as `mlx_lm.load_adapters` wants them; whole or not at all."""
+    temporary = folder / ".adapters.tmp.safetensors"
+    mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())))
+    settings = dict(vars(values))
+    if values.fine_tune_type == "full":
+        settings["lora_parameters"] = None
+    temporary_config = folder / ".adapter_config.tmp.json"
+    save_config(settings, temporary_config)
+    temporary.replace(folder / "adapters.safetensors")
+    temporary_config.replace(folder / "adapter_config.json")
+
+
+def _updates(values: Any, iterations: int) -> int:
+    """As many updates, at least one; 0 stays 0."""
+    return max(1, iterations // values.grad_accumulation_steps) if iterations else 0
+
+
+def _save_on_the_way(config: LoraConfig, model: Any) -> Callable[[int], None]:
+    """Saves the adapters as mlx_lm does at `save_every`: as the newest, and under the iteration's number."""
+    values = config.values
+    folder = config.resolve(values.adapter_path)
+
+    def save(step: int) -> None:
+        iteration = step * values.grad_accumulation_steps
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            export(folder, model, values)
+            copy = shutil.copyfile(folder / "adapters.safetensors", folder / ".copy.tmp.safetensors")
+            copy.replace(folder / f"{iteration:07d}_adapters.safetensors")
+        except (OSError, RuntimeError) as error:  # MLX's word for a full disk is the latter
+            print(f"the adapters of iteration {iteration} could not be saved to {folder}: {error}", file=sys.stderr)
+
+    return save
+
+
+def _optimizer(config: LoraConfig) -> Any:
+    values = config.values
+    name = values.optimizer.lower()
+    try:
+        rate = build_schedule(values.lr_schedule) if values.lr_schedule else values.learning_rate
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+        raise config.refuse("lr_schedule", f"{type(error).__name__}: {error}") from error
+    try:
+        return _OPTIMIZERS[name](learning_rate=rate, **(values.optimizer_config.get(name) or {}))
+    except (TypeError, ValueError) as error:
+        raise config.refuse(f"optimizer_config.{name}", str(error)) from error
+
+
+def _model_source(config: LoraConfig) -> str:
+    """A local folder that holds a model, or a name for mlx_lm to find on the hub."""
+    name = config.values.model
+    folder = config.resolve(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise config.refuse("model", f"{folder} is no model folder: it has no config.json")
+        if not list(folder.glob("model*.safetensors")):
+            raise config.refuse("model", f"{folder} is no model folder: it has no model*.safetensors")
+        return str(folder)
+    if folder.exists():
+        raise config.refuse("model", f"{folder} is a file; a folder with config.json and model*.safetensors is needed")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise config.refuse("model", f"no such folder: {folder}")
+    return str(name)
+
+
+def _load_model(config: LoraConfig, source: str) -> tuple[Any, Any]:
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    trust = {"trust_remote_code": config.values.trust_remote_code}
+    try:
+        model, tokenizer = load_mlx_lm(source, tokenizer_config=trust, **trust)[:2]
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise config.refuse("model", f"{source} is neither a folder nor a model of the hub: {error}") from error
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        raise config.refuse("model", f"{source} cannot be loaded: {type(error).__name__}: {error}") from error
+    except RuntimeError as error:
+        if "safetensors" not in str(error):  # a device out of memory, say, is not the folder's fault
+            raise
+        raise config.refuse("model", f"{source} cannot be loaded: {error}") from error
+    return model, tokenizer
+
+
+def _prepare_layers(config: LoraConfig, model: Any) -> None:
+    values = config.values
+    model.freeze()
+    layers = len(model.layers)
+    if values.num_layers > layers:
+        raise config.refuse("num_layers", f"the model has {layers} layers, found {values.num_layers}")
+    if values.fine_tune_type == "full":
+        for layer in model.layers[-max(values.num_layers, 0) :]:
+            layer.unfreeze()
+    else:
+        try:
+            linear_to_lora_layers(
+                model, values.num_layers, values.lora_parameters, use_dora=values.fine_tune_type == "dora"
+            )
+        except (KeyError, ValueError) as error:
+            raise config.refuse("lora_parameters", str(error)) from error
+    if not tree_flatten(model.trainable_parameters()):
+        key = "num_layers" if values.fine_tune_type == "full" else "lora_parameters.keys"
+        raise config.refuse(key, "leaves nothing to train")
+    if values.resume_adapter_file is not None:
+        path = config.resolve(values.resume_adapter_file)
+        if not path.is_file():
+            raise config.refuse("resume_adapter_file", f"no such file: {path}")
+        model.load_weights(str(path), strict=False)
+
+
+def _evaluation(
+    config: LoraConfig, samples: mlx_lm_data.TokenizedSamples | None, count: int
+) -> Callable[[Any, EvaluationContext], float] | None:
+    """The mean loss over `count` batches of the samples (-1: all); None where there is nothing to evaluate."""
+    if samples is None or count == 0:
+        return None
+    values = config.values
+    whole = min(values.batch_size, len(samples))
+
+    def run(model: Any, context: EvaluationContext) -> float:
+        def batches(dataset: Any, **_options: Any) -> Iterator[tuple[mx.array, mx.array]]:
+            # The batches are those of the file, whatever fits in memory now: the losses of a run stay comparable.
+            chosen_batches = iterate_batches(dataset, whole, values.max_seq_length)
+            for batch, lengths in itertools.islice(chosen_batches, None if count == -1 else count):
+                for start in range(0, whole, context.batch_size):
+                    chosen = slice(start, start + context.batch_size)
+                    yield batch[chosen], lengths[chosen]
+
+        loss = evaluate(
+            model, samples, whole, -1, values.max_seq_length, loss=_loss_of_any, iterate_batches=batches,
+            clear_cache_threshold=0 if context.clears_cache else NEVER_BYTES, progress_callback=context.progress,
+        )  # fmt: skip
+        return float(loss)
+
+    return run
+
+
+def _test(
+    config: LoraConfig, samples: mlx_lm_data.TokenizedSamples | None
+) -> Callable[[Any, EvaluationContext], str] | None:
+    loss_of = _evaluation(config, samples, config.values.test_batches)
+    if loss_of is None:
+        return None
+
+    def run(model: Any, context: EvaluationContext) -> str:
+        loss = loss_of(model, context)
+        perplexity = math.exp(loss) if loss < 700 else math.inf  # exp overflows there
+        return f"Test loss {loss:.3f}, Test ppl {perplexity:.3f}."  # as mlx_lm words it
+
+    return run
+
+
+def _loss_of_any(model: Any, batch: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
+    loss, tokens = default_loss(model, batch, lengths)
+    return mx.where(tokens > 0, loss, 0.0), tokens  # where every token is masked, the mean is NaN
+
+
+def _fixed(config: LoraConfig, source: str) -> dict[str, Any]:
+    values = config.values
+    description = Path(source) / "config.json"
+    full = values.fine_tune_type == "full"
+    return {
+        "model": values.model,
+        "model.config_sha256": hashlib.sha256(description.read_bytes()).hexdigest() if description.is_file() else "",
+        "fine_tune_type": values.fine_tune_type,
+        "lora_parameters": None if full else json.loads(json.dumps(values.lora_parameters)),
+        "num_layers": values.num_layers,
+        "resume_adapter_file": values.resume_adapter_file,
+        "mask_prompt": values.mask_prompt,
+        "max_seq_length": values.max_seq_length,
+    }
+
+
+def _free(config: LoraConfig) -> dict[str, Any]:
+    values = config.values
+    return {
+        "lr_schedule": values.lr_schedule,
+        "optimizer_config": values.optimizer_config.get(values.optimizer.lower()) or {},
+        "grad_checkpoint": values.grad_checkpoint,
+    }
+
+
+def _notes(config: LoraConfig, job: wire.Job, validates: bool) -> list[str]:
+    notes, values = [], config.values
+    seed = config.given.get("seed")
+    if seed is not None and seed != job.seed:
+        notes.append(f"{config.path.name}: seed {seed} is not used, the run's own seed is {job.seed}")
+    if values.clear_cache_threshold:
+        notes.append(
+            f"{config.path.name}: clear_cache_threshold is not used, and mlx_lm.lora does not use it either: the "
+            " [memory] settings say when MLX's cache is cleared"
+        )
+    if values.grad_checkpoint and values.fine_tune_type != "full" and values.lora_parameters.get("dropout"):
+        notes.append(
+            f"{config.path.name}: grad_checkpoint with lora_parameters.dropout: MLX's backward pass drops out others "
+            "than its forward pass, so the gradients are not those of the loss"
+        )
+    if not validates:
+        notes.append("there are no validation samples (valid.jsonl): there is no validation")
+    return notes

@@ -1,0 +1,388 @@
+"""The training loop, and what stands around it: building the task, resuming, the end."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_supervisor import wire
+from mlx_worker.checkpoint import rng_state, training_state
+from mlx_worker.checkpoint.rng_state import seed_generators
+from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
+from mlx_worker.checkpoint.store import CheckpointStore, LoadedCheckpoint, weights_sha256
+from mlx_worker.data import order
+from mlx_worker.data.batches import EffectiveBatches
+from mlx_worker.data.sample_log import SampleLog
+from mlx_worker.errors import NotFiniteError, RefusedError
+from mlx_worker.memory import gradient_checkpointing
+from mlx_worker.memory.cache_policy import Memory
+from mlx_worker.supervision.hang_watchdog import HangWatchdog
+from mlx_worker.supervision.link import Link
+from mlx_worker.supervision.stop import StopFlag
+from mlx_worker.task import EvaluationContext, Task, Update
+from mlx_worker.training.commands import Control
+from mlx_worker.training.drills import Drills
+from mlx_worker.training.gradients import Applied, Gradients
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a life ended. `steps` and `seconds` are those of the loop in this life."""
+
+    completed: bool
+    reason: str
+    progress: training_state.Progress
+    weights_sha256: str
+    steps: int
+    seconds: float
+
+
+class SaveError(RuntimeError):
+    """The last checkpoint could not be written, so the run cannot be called completed."""
+
+
+class _StopEvaluationError(Exception):
+    """Raised inside an evaluation when a stop was asked for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`size`: samples in memory at once; `effective`: samples of one update; `steps`: updates in total."""
+
+    size: int
+    effective: int
+    steps: int
+
+
+def run(job: wire.Job, link: Link, stop: StopFlag) -> Ending:
+    """Load, train until the last step or a stop, save, say how it went.
+
+    Raises RefusedError, NotFiniteError, and whatever happens.
+    """
+    memory = Memory(job.memory)
+    control = Control(link, stop, memory)
+    control.phase("load")
+    drills = Drills(job.drill, job.generation)
+    drills.slow_start(stop)
+    seed_generators(job.seed)
+    task = build_task(job)
+    if not tree_flatten(task.model.trainable_parameters()):
+        raise RefusedError("the task has no trainable parameters: there is nothing to train")
+    mx.eval(task.model.state)
+    task.optimizer.init(task.model.trainable_parameters())
+    plan = plan_of(job, task)
+    return Trainer(job, task, plan, memory, control, drills).run()
+
+
+def build_task(job: wire.Job) -> Task:
+    """The job's task. Raises RefusedError."""
+    if job.task.kind == "python":
+        from mlx_worker.tasks import python
+
+        return python.build(job)
+    from mlx_worker.tasks.mlx_lm import task as tasks_mlx_lm
+
+    return tasks_mlx_lm.build(job)
+
+
+def plan_of(job: wire.Job, task: Task) -> Plan:
+    """Batch and steps: the job's word first, the task's where it has none. Raises RefusedError."""
+    size = job.batch.size or task.batch_size
+    if size is None:
+        raise RefusedError("batch.size is missing: neither the settings nor the task name a batch size")
+    effective = job.batch.effective or size * task.accumulation
+    size = min(size, effective)
+    steps = job.steps or task.steps
+    if steps is None:
+        raise RefusedError("steps is missing: neither the settings nor the task say how long to train")
+    samples = len(task.dataset)
+    if samples == 0:
+        raise RefusedError("the dataset is empty: there is no sample to train on")
+    if effective > samples:
+        raise RefusedError(
+            f"a batch of {effective} samples (batch.size {size}) is larger than the dataset, which has {samples}"
+        )
+    return Plan(size, effective, steps)
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """An update that the device is computing. `cursor`: samples taken once it is done; `size`: as in the plan."""
+
+    step: int
+    epoch: int
+    ids: list[int]
+    cursor: int
+    size: int
+    accumulation: int
+    started_s: float
+    applied: Applied
+    counts_tokens: bool
+
+
+class Trainer:
+    """One life of a run, from its newest checkpoint on."""
+
+    def __init__(self, job: wire.Job, task: Task, plan: Plan, memory: Memory, control: Control, drills: Drills) -> None:
+        self.job, self.task, self.plan = job, task, plan
+        self.memory, self.control, self.drills = memory, control, drills
+        self.link, self.stop = control.link, control.stop
+        self.recomputes = gradient_checkpointing.start(task, asked=job.memory.gradient_checkpointing)
+        self.facts = training_state.recipe(job, task, plan.steps, plan.size, plan.effective)
+        store = CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
+        newest = store.load_newest()
+        self.progress, changes = self._restore(newest)
+        self.checkpoint = None if newest is None else newest.path.name
+        self.passed_over, self.notes = store.passed_over, [*task.notes, *changes]
+        grouping = order.grouping(self.facts["order"], task)
+        self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor, grouping)
+        self.watchdog = HangWatchdog(job.hang_timeout_s)
+        self.saver = Saver(job, store, newest, control, memory, self.watchdog)
+        self.sample_log = SampleLog(job)
+        self._finished_s = float("-inf")
+
+    def _restore(self, newest: LoadedCheckpoint | None) -> tuple[training_state.Progress, list[str]]:
+        return (
+            (training_state.Progress(), []) if newest is None else training_state.restore(newest, self.task, self.facts)
+        )
+
+    def run(self) -> Ending:
+        """Train, save, export."""
+        self.link.send(
+            wire.Ready,
+            step=self.progress.step, target_steps=self.plan.steps, batch_size=self.plan.size,
+            effective_batch=self.plan.effective, checkpoint=self.checkpoint,
+            passed_over=self.passed_over, notes=self.notes,
+            gradient_checkpointing=self.recomputes,
+            can_checkpoint_gradients=self.recomputes or not gradient_checkpointing.why_not(self.task),
+        )  # fmt: skip
+        for note in [*self.passed_over, *self.notes]:
+            print(f"note: {note}")
+        first_step, started_s = self.progress.step, time.perf_counter()
+        self.control.phase("train")
+        try:
+            self._train()
+        except BaseException:
+            with contextlib.suppress(Exception):  # what was begun is worth more than a quick death
+                self.saver.settle()
+            raise
+        seconds = time.perf_counter() - started_s
+        saved = self._save(waiting=True)
+        completed = self.progress.step >= self.plan.steps
+        if completed and not saved:
+            raise SaveError(f"the last checkpoint could not be written: {self.saver.error}")
+        if completed:
+            self._export()
+            self._test()
+        self.watchdog.disarm()
+        reason = "all steps done" if completed else self.stop.reason or ""
+        if not saved:
+            reason += f"; its last checkpoint failed: {self.saver.error}"
+        digest = weights_sha256(training_state.trained_arrays(self.task))
+        return Ending(completed, reason, self.progress, digest, self.progress.step - first_step, seconds)
+
+    def _train(self) -> None:
+        task, progress = self.task, self.progress
+        gradients = Gradients(task, splits=self.memory.splits_update)
+        task.model.train()
+        if progress.step == 0 and task.evaluate_every_steps and not self.stop.asked:
+            self._evaluate()
+        self.watchdog.arm()
+        self.memory.start_peak()
+        launched: _Launched | None = None  # what the device computes while the next update is prepared
+        while True:
+            self.control.poll()
+            if launched is not None and self._is_looked_at(launched.step):
+                self._finish(launched)
+                launched = None
+                self._between_updates()
+                continue
+            self._resize()
+            step = progress.step + 1 if launched is None else launched.step + 1
+            if self.stop.asked or step > self.plan.steps:
+                break
+            before, launched = launched, self._launch(gradients, step)
+            if before is not None:
+                self._finish(before)
+        if launched is not None:
+            self._finish(launched)
+            self._between_updates()
+        self._look(more_updates=False)
+
+    def _is_looked_at(self, step: int) -> bool:
+        """Whether the state after this update is needed as it is, so that the next must not have begun."""
+        waits = self.memory.waits or self.drills.within_updates or self.control.autopsy.waits(step)
+        saves = self.control.checkpoint_asked or self.saver.is_due(step)
+        return waits or saves or self._evaluation_is_due(step) or self._milestone_is_due(step)
+
+    def _launch(self, gradients: Gradients, step: int) -> _Launched:
+        """Let the device begin with the next update."""
+        started_s = time.perf_counter()
+        epoch, ids = self.batches.epoch, self.batches.next(self.plan.effective)
+        micro_batches = [ids[i : i + self.plan.size] for i in range(0, len(ids), self.plan.size)]
+        alone = len(micro_batches) == 1
+
+        self.memory.before_gradients()
+        for chosen in micro_batches:
+            gradients.add(self._collate(chosen), len(chosen), alone=alone)
+            if not alone or self.memory.splits_update:
+                gradients.evaluate(waiting=self.memory.waits)
+                self.memory.after_gradients()
+                self.control.poll()
+                self.watchdog.arm()
+        self.drills.within_update(step)
+        applied = gradients.apply()
+        return _Launched(
+            step, epoch, ids, self.batches.cursor, self.plan.size, len(micro_batches), started_s, applied,
+            gradients.counts_tokens,
+        )  # fmt: skip
+
+    def _finish(self, launched: _Launched) -> None:
+        """Wait until the update is done, and tell of it. Raises NotFiniteError, where the job says so."""
+        progress, loss_before = self.progress, self.progress.loss
+        loss, weight, rate = launched.applied.wait()
+        self.memory.after_update()
+        now_s = time.perf_counter()
+        seconds = now_s - max(launched.started_s, self._finished_s)
+        self._finished_s = now_s
+        tokens = int(weight) if launched.counts_tokens and math.isfinite(weight) else 0
+        progress.step = launched.step
+        progress.cursor = launched.cursor
+        progress.samples += len(launched.ids)
+        progress.tokens += tokens
+        progress.loss = loss
+        self.watchdog.note_update(seconds)
+        self.saver.note_update(seconds)
+        self.sample_log.write(progress.step, launched.epoch, launched.ids)
+        self._report(launched, tokens, rate, seconds)
+        if self.task.after_update is not None:
+            self.task.after_update(Update(progress.step, loss, rate, tokens, progress.tokens, seconds))
+        if self.job.stop_on_not_finite and weight != 0 and not math.isfinite(loss):  # without weight nothing changed
+            before = "there is none before" if loss_before is None else f"loss of the step before: {loss_before:.6g}"
+            raise NotFiniteError(f"the loss is {loss} at step {progress.step} ({before}; learning rate {rate:.6g})")
+
+    def _between_updates(self) -> None:
+        """What needs the state of the last update, when the next has not begun."""
+        self._look()
+        if self._evaluation_is_due(self.progress.step) and not self.stop.asked:
+            self._evaluate()
+        if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.asked:
+            self.watchdog.arm(CHECKPOINT_BOUND_S)
+            self.task.milestone(self.progress.step)
+            self.watchdog.arm()
+        self.control.poll()
+        if self.saver.is_due(self.progress.step) or self.control.checkpoint_asked:
+            self._save(waiting=self.control.checkpoint_asked)
+        self.memory.start_peak()
+
+    def _look(self, *, more_updates: bool = True) -> None:
+        """What the supervisor asked about what grew. A stop then is for memory: first of all the work is saved."""
+        autopsy = self.control.autopsy
+        if autopsy.asked and self.stop.asked:
+            self._save(waiting=True)
+        self.watchdog.arm(autopsy.bound_s)
+        (autopsy.look if more_updates else autopsy.finish)(self.progress.step)
+
+    def _collate(self, ids: list[int]) -> tuple[Any, ...]:
+        arrays = self.task.collate([self.task.dataset[i] for i in ids])
+        arrays = arrays if isinstance(arrays, tuple | list) else (arrays,)
+        return tuple(array if isinstance(array, mx.array) else mx.array(array) for array in arrays)
+
+    def _resize(self) -> None:
+        resize = self.control.take_resize()
+        if resize is None:
+            return
+        if resize.effective_batch > len(self.task.dataset):
+            print(f"note: a batch of {resize.effective_batch} is larger than the dataset; it stays as it is")
+            return
+        size = min(resize.batch_size, resize.effective_batch)
+        self.plan = Plan(size, resize.effective_batch, self.plan.steps)
+        self.facts["free"] |= {"batch.size": size, "batch.effective": resize.effective_batch}
+
+    def _report(self, launched: _Launched, tokens: int, rate: float, seconds: float) -> None:
+        """Tell of an update. `active_bytes` holds a part of the next one too, but once in any 16 in a row: their lowest
+        is what is held between updates, to 23 kB where most readings are 6 MB above it.
+        """
+        counters = self.memory.note_update()
+        self.link.send(
+            wire.Step,
+            step=self.progress.step, loss=self.progress.loss, tokens=tokens, samples=len(launched.ids),
+            learning_rate=rate, seconds=seconds,
+            batch_size=launched.size, accumulation=launched.accumulation,
+            active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes, peak_bytes=counters.peak_bytes,
+            resident_bytes=counters.resident_bytes, dropped=self.link.dropped,
+        )  # fmt: skip
+
+    def _save(self, *, waiting: bool) -> bool:
+        self.control.checkpoint_asked = False
+        saved = self.saver.save(self.progress, self.batches.epoch, self.facts, self.task, waiting=waiting)
+        if self.control.present != "train":
+            self.control.phase("train")
+        return saved
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        every = self.task.evaluate_every_steps
+        return every > 0 and (step % every == 0 or step == self.plan.steps)
+
+    def _milestone_is_due(self, step: int) -> bool:
+        every = self.task.milestone_every_steps
+        return every > 0 and step % every == 0
+
+    def _evaluate(self) -> None:
+        if self.task.evaluate is None:
+            return
+        started_s, step = time.perf_counter(), self.progress.step
+        loss = self._apart(self.task.evaluate)
+        if loss is None and self.stop.asked:
+            detail = "evaluation cut short by a stop"
+        else:
+            detail = f"validation loss {float(loss):.4f} at step {step}"
+            print(detail)
+            self.saver.note_evaluation(step, float(loss))
+            if self.task.after_evaluation is not None:
+                self.task.after_evaluation(step, float(loss), time.perf_counter() - started_s)
+        self.control.phase("train", detail)
+        self.watchdog.arm()
+
+    def _test(self) -> None:
+        if self.task.test is not None:
+            print(self._apart(self.task.test) or "the test was cut short by a stop")
+
+    def _apart(self, evaluate: Callable[[Any, EvaluationContext], Any]) -> Any:
+        """What it returns, None after a stop. Training draws the same random numbers whether or not this ran."""
+        state = rng_state.capture()
+        seed_generators(self.job.seed)
+        self.control.phase("eval", f"step {self.progress.step}")
+        self.watchdog.arm(CHECKPOINT_BOUND_S)
+        self.task.model.eval()
+        try:
+            result = evaluate(self.task.model, EvaluationContext(self.plan.size, self._progress, self.memory.clears))
+        except _StopEvaluationError:
+            result = None
+        self.task.model.train()
+        rng_state.restore(state)
+        self.memory.after_update()
+        return result
+
+    def _progress(self) -> None:
+        self.control.poll()
+        self.memory.note_evaluated()
+        self.control.phase("eval", f"step {self.progress.step}")
+        self.watchdog.arm(CHECKPOINT_BOUND_S)
+        if self.stop.asked:
+            raise _StopEvaluationError
+
+    def _export(self) -> None:
+        if self.task.export is None:
+            return
+        folder = self.task.export_dir or Path(self.job.run_dir) / "export"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.watchdog.arm(CHECKPOINT_BOUND_S)
+        self.task.export(folder)
+        print(f"exported to {folder}")
