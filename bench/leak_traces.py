@@ -1,7 +1,7 @@
 """How well leaks are told from life: the breaker on simulated traces, wanted and measured.
 
-By default the traces of tests/core/traces.py with seeds of the bench's own. `--traces FOLDER` takes those of another
-generator instead: files .npz or .json, each a group of runs, with `footprint`, `cache`, `active` (runs x steps, MB, at
+By default the traces of tests/core/memory/traces.py with seeds of the bench's own. `--traces FOLDER` takes those of
+another generator instead: files .npz or .json, each a group of runs, with `footprint`, `cache`, `active` (runs x steps, MB, at
 the ends of steps), `peak` (MB, what each run's healthy peak is taken to be), `onset` (step, each run), `leak` (MB a
 step, 0 for healthy runs), and `harsh` (with a bounded ramp that is no leak).
 """
@@ -20,7 +20,7 @@ from support import common
 
 sys.path.insert(0, str(common.BENCH.parent))
 
-from tests.core.traces import Trace, replay, training
+from tests.core.memory.traces import Trace, replay, training
 
 LEAKS_MB = {0.5: 450, 1.0: 280, 5.0: 60, 50.0: 30, 100.0: 30}
 """Steps after which each is to be recognised, in the median."""

@@ -25,7 +25,7 @@ from mlx_supervisor.logs import daemon_log
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.state_dir import StateDir
 
-FIXTURES = common.BENCH.parent / "tests" / "core" / "fixtures"
+FIXTURES = common.BENCH.parent / "tests" / "core" / "memory" / "fixtures"
 LIMIT_BYTES = 200 * 1024
 TASKS = {"lora": 2, "full": 4}
 """Batch sizes."""

@@ -7,10 +7,10 @@ import argparse
 import os
 import sys
 
+from tests.simulation.checks.timeline import Timeline
 from tests.simulation.many import find_bugs, play, print_failures
 from tests.simulation.seeds import play_seed, seeds_of
-from tests.simulation.timeline import Timeline
-from tests.simulation.world import World
+from tests.simulation.world.world import World
 
 LINES_SHOWN = 80
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 
 from tests.simulation.bugs import BUGS, seed_that_finds
+from tests.simulation.checks.tally import Tally
 from tests.simulation.seeds import Failure, play_seed
-from tests.simulation.tally import Tally
 
 CHUNK_SEEDS = 50
 PROGRESS_S = 30.0

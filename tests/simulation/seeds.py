@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from tests.simulation.invariant import InvariantError
-from tests.simulation.tally import Tally
-from tests.simulation.timeline import Timeline
-from tests.simulation.world import World
+from tests.simulation.checks.invariant import InvariantError
+from tests.simulation.checks.tally import Tally
+from tests.simulation.checks.timeline import Timeline
+from tests.simulation.world.world import World
 
 from mlx_supervisor.core.machine.running import RunMachine
 

@@ -3,12 +3,12 @@
 from random import Random
 
 import pytest
-from tests.simulation.faults import LIMIT_MIB, Faults, steady_policy
+from tests.simulation.checks.tally import Tally
+from tests.simulation.checks.timeline import Timeline
 from tests.simulation.many import play_chunk
 from tests.simulation.seeds import EVENTS_AT_LEAST, play_seed, seeds_of
-from tests.simulation.tally import Tally
-from tests.simulation.timeline import Timeline
-from tests.simulation.world import World
+from tests.simulation.world.faults import LIMIT_MIB, Faults, steady_policy
+from tests.simulation.world.world import World
 
 CHUNK = 40
 

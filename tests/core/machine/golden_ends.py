@@ -1,0 +1,404 @@
+"""Golden timelines of everything that is not memory: commands, crashes, hangs, timeouts, giving up."""
+
+from tests.core.machine.timeline import policy
+
+RUNNING = """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        spawned                     -> starting
+        ready                       -> running
+        steps 3                     -> running
+"""
+STOPPED = "stopped: close asked for, save, finish stopped"
+
+ENDS = {
+    "from the start to the end": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        spawned                     -> starting
+        early                       -> starting
+        ready target=6              -> running
+        steps 3                     -> running
+        phase eval                  -> running
+        phase train                 -> running
+        steps 3                     -> running
+        saved                       -> running: save
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+        start                       -> starting: save, spawn 2 batch 8 of 8
+        ready target=6              -> running
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+    """),
+    "done before it was ready": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        bye completed               -> starting
+        exit 0                      -> completed: close completed, save, finish completed
+    """),
+    "a status of 0 before the last step is no completion": (policy(), RUNNING + """
+        exit 0                      -> backoff: close crash, save
+    """),
+    "a status of 0 at the last step, which is not saved, is no completion": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        saved error=full            -> running
+        exit 0                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
+    """),
+    "a last word without a status of 0 is no completion": (policy(), RUNNING + """
+        bye completed               -> running
+        exit 1                      -> backoff: close crash, save
+    """),
+    "crashes wait longer each time, and the end comes": (policy(max_same_error=9), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        exit 1 RuntimeError         -> backoff: close crash, save
+        early                       -> backoff
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        exit 1 RuntimeError         -> backoff: close crash, save
+        early after=1.5             -> backoff
+        tick                        -> starting: save, spawn 3 batch 8 of 8
+        ready                       -> running
+        exit 1 RuntimeError         -> fatal: close crash, save, finish failed
+    """),
+    "progress wipes the slate": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        ready                       -> running
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 3 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        saved                       -> running: save
+        exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8  # it got on: at once
+        ready                       -> running
+        saved 4                     -> running: save  # again, not beyond
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 5 batch 8 of 8
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 6 batch 8 of 8
+        exit 1                      -> fatal: close crash, save, finish failed
+        start                       -> starting: save, spawn 7 batch 8 of 8
+        exit 1                      -> backoff: close crash, save
+    """),
+    "a checkpoint that failed is no progress, and the run goes on": (policy(max_without_progress=1), RUNNING + """
+        saved error=full            -> running
+        exit 1                      -> fatal: close crash, save, finish failed
+    """),
+    "lives that save nothing save sooner": (policy(backoff_s=0.0, max_without_progress=9), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 9                     -> running
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 4
+        ready                       -> running
+        steps 5                     -> running
+        exit 1                      -> starting: close crash, save, spawn 3 batch 8 of 8 save 2
+        exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8 save 2
+    """),
+    "longer lives that save widen it again": (policy(backoff_s=0.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 3                     -> running
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1
+        ready                       -> running
+        steps 50                    -> running
+        saved                       -> running: save
+        exit 1                      -> starting: close crash, save, spawn 3 batch 8 of 8 save 25
+        ready                       -> running
+        steps 10                    -> running
+        saved                       -> running: save
+        exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8 save 25
+    """),
+    "killed from outside keeps the batch": (policy(), RUNNING + """
+        saved                       -> running: save
+        exit signal=9 oom=no        -> starting: close killed by somebody else, save, spawn 2 batch 8 of 8
+        exit signal=15              -> backoff: close told to stop by somebody else, save
+        tick                        -> starting: save, spawn 3 batch 8 of 8
+        ready                       -> running
+        exit 75                     -> backoff: close told to stop by somebody else, save
+    """),
+    "refused: at once": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        bye refused no such model   -> starting
+        exit 78                     -> fatal: close refused its job, save, finish failed
+    """),
+    "refused while running": (policy(), RUNNING + """
+        exit 78                     -> fatal: close refused its job, save, finish failed
+    """),
+    "another batch than ordered is our bug: no endless loop": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready batch=4               -> killing: kill
+        exit signal=9               -> fatal: close refused its job, save, finish failed
+    """),
+    "another batch than ordered, said by a step": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        steps 1 batch=4             -> killing: kill
+        exit signal=9               -> fatal: close refused its job, save, finish failed
+    """),
+    "hang: stacks, SIGTERM, SIGKILL": (policy(hang_timeout_s=30.0), RUNNING + """
+        early after=29              -> running
+        sample 500                  -> running   # alive is not getting anywhere
+        tick                        -> terminating: dump, term
+        tick                        -> killing: kill
+        exit signal=9               -> backoff: close hang, save
+    """),
+    "hang that heeds SIGTERM and saves": (policy(hang_timeout_s=30.0, backoff_s=0.0), RUNNING + """
+        tick                        -> terminating: dump, term
+        saved                       -> terminating: save
+        exit 75                     -> starting: close hang, save, spawn 2 batch 8 of 8
+    """),
+    "hangs for ever": (policy(hang_timeout_s=30.0, max_without_progress=1), RUNNING + """
+        tick                        -> terminating: dump, term
+        exit 75                     -> fatal: close hang, save, finish failed
+    """),
+    "a long evaluation is no hang, a checkpoint beside it changes nothing": (policy(), RUNNING + """
+        phase eval                  -> running
+        saved after=200             -> running: save
+        early after=500             -> running
+        tick                        -> terminating: dump, term
+    """),
+    "a worker that is never ready": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        phase load after=500        -> starting
+        tick                        -> terminating: term
+        exit signal=15              -> backoff: close not ready in time, save
+    """),
+    "a worker that nobody could stop is found gone": (policy(), RUNNING + """
+        kill                        -> killing: kill
+        tick                        -> killing: kill
+        tick                        -> killing: kill
+        tick                        -> fatal: close asked for but alive, save, finish failed
+        recovered                   -> fatal: close the supervisor died, save
+        start                       -> starting: save, spawn 2 batch 8 of 8
+    """),
+    "a program that is not there": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        fails other                 -> starting
+        fails spawn                 -> backoff: close could not be started, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        fails spawn                 -> backoff: close could not be started, save
+        tick                        -> starting: save, spawn 3 batch 8 of 8
+        fails spawn                 -> fatal: close could not be started, save, finish failed
+    """),
+    "a program that is not there, without waiting": (policy(backoff_s=0.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        fails spawn                 -> starting: close could not be started, save, spawn 2 batch 8 of 8
+        spawned                     -> starting
+        fails spawn                 -> starting   # it was there: a second one must not be started
+    """),
+    "a disk that is full for a while is waited for, and not held against the run": (policy(max_without_progress=1), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        fails spawn passing         -> backoff: close could not be started
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        fails spawn passing         -> backoff: close could not be started
+        tick                        -> starting: save, spawn 3 batch 8 of 8
+        spawned                     -> starting
+        ready                       -> running
+    """),
+    "a worker that says completed too early is not believed": (policy(), RUNNING + """
+        steps 3                     -> running
+        saved                       -> running: save
+        bye completed step=3        -> running
+        exit 0                      -> starting: close crash, save, spawn 2 batch 8 of 8
+    """),
+    "a checkpoint that was under way gives a stop more time, once": (policy(), RUNNING + """
+        stop                        -> draining: ask stop
+        saved                       -> draining: save
+        steps 1                     -> draining
+        saved                       -> draining: save
+        tick                        -> terminating: term
+    """),
+    "nobody can stop it": (policy(), RUNNING + """
+        stop                        -> draining: ask stop
+        tick                        -> terminating: term
+        tick                        -> killing: kill
+        stop                        -> killing
+        tick                        -> killing: kill
+        kill                        -> killing
+        tick                        -> killing: kill
+        tick                        -> fatal: close asked for but alive, save, finish failed
+        start                       -> fatal   # it is still there
+        exit signal=9               -> fatal: close asked for
+        exit signal=9               -> fatal
+        start                       -> starting: save, spawn 2 batch 8 of 8
+    """),
+    "memory can't be seen": (policy(), RUNNING + """
+        saved                       -> running: save
+        missing 19                  -> running
+        sample 500                  -> running
+        missing 20                  -> draining: ask stop
+        missing 20                  -> draining
+        saved                       -> draining: save
+        exit 75                     -> backoff: close memory could not be measured, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        missing 20                  -> terminating: term
+        exit signal=15              -> backoff: close memory could not be measured, save
+        tick                        -> starting: save, spawn 3 batch 8 of 8
+        missing 20                  -> terminating: term
+        exit 1                      -> fatal: close memory could not be measured, save, finish failed
+    """),
+    "drains to a give-up": (policy(max_without_progress=1), RUNNING + """
+        missing 20                  -> draining: ask stop
+        exit 75                     -> fatal: close memory could not be measured, save, finish failed
+    """),
+    "stop: saved first": (policy(), RUNNING + f"""
+        stop                        -> draining: ask stop
+        start                       -> draining
+        stop                        -> draining
+        saved                       -> draining: save
+        exit 75                     -> {STOPPED}
+        stop                        -> stopped
+        kill                        -> stopped
+        restart                     -> starting: save, spawn 2 batch 8 of 8
+    """),
+    "an interrupt, and another one": (policy(), RUNNING + f"""
+        stop                        -> draining: ask stop
+        kill                        -> killing: kill
+        exit signal=9               -> {STOPPED}
+    """),
+    "stop, then start again before it is over": (policy(), RUNNING + """
+        stop                        -> draining: ask stop
+        start                       -> draining
+        exit 75                     -> starting: close asked for, save, spawn 2 batch 8 of 8 save 1
+    """),
+    "stop, but it was done": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        saved                       -> running: save
+        stop                        -> draining: ask stop
+        exit 0                      -> completed: close completed, save, finish completed
+        """),
+    "killed, but it was done": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        saved                       -> running: save
+        kill                        -> killing: kill
+        exit 0                      -> completed: close completed, save, finish completed
+        """),
+    "terminated, but it was done": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        saved                       -> running: save
+        tick                        -> terminating: dump, term
+        exit 0                      -> completed: close completed, save, finish completed
+        """),
+    "restart": (policy(), RUNNING + """
+        restart                     -> draining: ask stop
+        exit 75                     -> starting: close asked for, save, spawn 2 batch 8 of 8 save 1
+        restart                     -> terminating: term
+        exit 75                     -> starting: close asked for, save, spawn 3 batch 8 of 8 save 1
+    """),
+    "over the limit while it stops: the person's wish stays the cause": (
+        policy(),
+        RUNNING
+        + f"""
+        stop                        -> draining: ask stop
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> {STOPPED}
+    """,
+    ),
+    "a restart that a person asked for wipes the slate": (
+        policy(max_without_progress=2),
+        RUNNING
+        + """
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
+        ready                       -> running
+        restart                     -> draining: ask stop
+        exit 75                     -> starting: close asked for, save, spawn 3 batch 8 of 8 save 1
+        exit 1                      -> backoff: close crash, save
+    """,
+    ),
+    "stop before it is ready": (policy(), f"""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        start                       -> starting
+        stop                        -> terminating: term
+        exit signal=15              -> {STOPPED}
+    """),
+    "kill before it is ready": (policy(), f"""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        kill                        -> killing: kill
+        exit signal=9               -> {STOPPED}
+    """),
+    "kill while running": (policy(), RUNNING + f"""
+        start                       -> running
+        kill                        -> killing: kill
+        restart                     -> killing
+        stop                        -> killing
+        exit signal=9               -> {STOPPED}
+    """),
+    "kill while terminating": (policy(), f"""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        stop                        -> terminating: term
+        kill                        -> killing: kill
+        exit signal=9               -> {STOPPED}
+    """),
+    "stop and kill while the caches are cleared": (policy(), f"""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        stop                        -> draining: ask stop
+        exit 75                     -> {STOPPED}
+        start                       -> starting: save, spawn 2 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        kill                        -> killing: kill
+        exit signal=9               -> {STOPPED}
+    """),
+    "refused while the caches are cleared": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        exit 78                     -> fatal: close refused its job, save, finish failed
+    """),
+    "a stop during a trip still halves": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        stop                        -> draining
+        exit 75                     -> stopped: close memory leak, save, finish stopped
+        start                       -> starting: save, spawn 2 batch 4 of 8
+    """),
+    "commands while waiting to restart": (policy(), RUNNING + """
+        exit 1                      -> backoff: close crash, save
+        stop                        -> stopped: save, finish stopped
+        start                       -> starting: save, spawn 2 batch 8 of 8 save 1
+        exit 1                      -> backoff: close crash, save
+        start                       -> starting: save, spawn 3 batch 8 of 8 save 1
+    """),
+    "the request to stop can't be sent": (policy(), RUNNING + f"""
+        stop                        -> draining: ask stop
+        fails SaveHistory           -> draining   # a full disk is not the worker's fault
+        fails RequestStop           -> terminating: term
+        exit 75                     -> {STOPPED}
+    """),
+    "the request to clear the caches can't be sent": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        fails RequestClearCache     -> terminating: term
+        exit 75                     -> starting: close memory pressure, save, spawn 2 batch 4 of 8 save 4
+    """),
+    "the supervisor died": (policy(), """
+        recovered step=7            -> stopped: close the supervisor died, save
+        start                       -> starting: save, spawn 1 batch 8 of 8
+    """),
+    "a machine that dies of this run": (policy(max_reboots=1, max_without_progress=1), """
+        recovered host              -> fatal: close the machine restarted, save, finish failed
+    """),
+    "a machine that died after a run": (policy(max_reboots=1, max_without_progress=1), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        exit 1                      -> fatal: close crash, save, finish failed
+        recovered host              -> fatal: close the machine restarted, save, finish failed
+    """),
+    "a machine that died after a complete run": (policy(max_reboots=1, max_without_progress=1), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        bye completed               -> starting
+        exit 0                      -> completed: close completed, save, finish completed
+        recovered host              -> fatal: close the machine restarted, save, finish failed
+    """),
+}  # fmt: skip

@@ -1,0 +1,253 @@
+"""Golden timelines of the ladder: what each cause of a death changes about the next life, and when it is the end."""
+
+from tests.core.machine.golden_memory import FULL
+from tests.core.machine.timeline import policy
+
+ABORT = "exit signal=6 libc++abi: terminating due to uncaught exception of type std::runtime_error:"
+WATCHDOG = f"{ABORT} [METAL] Command buffer execution failed: Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"  # noqa: E501
+BUFFERS = "exit 1 RuntimeError: [metal::malloc] Resource limit (499000) exceeded."
+
+LADDER = {
+    "a leak halves the batch once, then restarts at that size": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
+        ready                       -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 3 batch 4 of 8
+        ready                       -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 4 batch 4 of 8
+    """),
+    "grown back after a leak, the next leak halves again": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
+        ready                       -> running
+        steps 60 mib=500            -> running: save, resize 8 of 8
+        steps 200 grow=50           -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 3 batch 4 of 8
+    """),
+    "a leak that leaves no time to save halves on, and turns on gradient checkpointing before the end": (
+        policy(size=4, max_memory_without_progress=1, backoff_s=0.0), """
+        start                       -> starting: save, spawn 1 batch 4 of 4
+        ready can=yes               -> running
+        steps 1                     -> running
+        exit 1                      -> starting: close crash, save, spawn 2 batch 4 of 4 save 1
+        ready can=yes               -> running
+        steps 40 grow=50            -> draining: ask stop
+        exit 75                     -> starting: close memory leak, save, spawn 3 batch 2 of 4 save 1
+        ready can=yes               -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        exit 75                     -> starting: close memory leak, save, spawn 4 batch 1 of 4 save 1
+        ready can=yes               -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        exit 75                     -> starting: close memory leak, save, spawn 5 batch 1 of 4 save 1 recompute
+        ready can=yes               -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        exit 75                     -> fatal: close memory leak, save, finish failed
+    """),
+    "a leak, and no halving wanted": (policy(halve_on_leak=False), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 8 of 8
+    """),
+    "pressure at a size that a leak had halved still halves": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
+        ready                       -> running
+        steps 12 mib=2180           -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory pressure, save, spawn 3 batch 2 of 8
+    """),
+    "the caches are not cleared first where that is not wanted": (policy(clear_first=False), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> draining: ask stop
+    """),
+    "gradient checkpointing is the last resort at the smallest batch": (policy(size=2), f"""
+        start                       -> starting: save, spawn 1 batch 2 of 2
+        ready can=yes               -> running
+        {FULL}                      -> starting: close device out of memory, save, spawn 2 batch 1 of 2
+        ready can=yes               -> running
+        {FULL}                      -> starting: close device out of memory, save, spawn 3 batch 1 of 2 recompute
+        ready can=yes               -> running
+        steps 2                     -> running
+        saved                       -> running: save
+        exit 1 ValueError: x        -> starting: close crash, save, spawn 4 batch 1 of 2 recompute
+        {FULL}                      -> backoff: close device out of memory, save
+    """),
+    "a limit below the need: gradient checkpointing before the end": (policy(size=1), """
+        start                       -> starting: save, spawn 1 batch 1 of 1
+        ready can=yes               -> running
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 1 of 1 recompute
+        ready can=yes               -> running
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> fatal: close memory pressure, save, finish failed
+    """),
+    "gradient checkpointing never": (policy(size=1, gradient_checkpointing="never"), f"""
+        start                       -> starting: save, spawn 1 batch 1 of 1
+        ready can=yes               -> running
+        {FULL}                      -> backoff: close device out of memory, save
+    """),
+    "gradient checkpointing always": (policy(size=1, gradient_checkpointing="always"), f"""
+        start                       -> starting: save, spawn 1 batch 1 of 1 recompute
+        ready can=yes               -> running
+        {FULL}                      -> backoff: close device out of memory, save
+    """),
+    "a task that can't checkpoint gradients is not asked to": (policy(size=1), f"""
+        start                       -> starting: save, spawn 1 batch 1 of 1
+        ready                       -> running
+        {FULL}                      -> backoff: close device out of memory, save
+        tick                        -> starting: save, spawn 2 batch 1 of 1
+    """),
+    "Metal's buffers run out: the same batch": (policy(), f"""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        saved                       -> running: save
+        {BUFFERS}                   -> starting: close Metal resource limit, save, spawn 2 batch 8 of 8
+    """),
+    "the GPU watchdog: the same batch": (policy(), f"""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        {WATCHDOG}                  -> backoff: close GPU watchdog, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 2
+    """),
+    "memory and crashes have budgets of their own": (
+        policy(size=1, backoff_s=0.0, max_without_progress=2, max_memory_without_progress=3), f"""
+        start                       -> starting: save, spawn 1 batch 1 of 1
+        exit 1                      -> starting: close crash, save, spawn 2 batch 1 of 1
+        {FULL}                      -> starting: close device out of memory, save, spawn 3 batch 1 of 1
+        {FULL}                      -> starting: close device out of memory, save, spawn 4 batch 1 of 1
+        {BUFFERS}                   -> fatal: close Metal resource limit, save, finish failed
+    """),
+    "the same error at the same step will come every time": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        saved 2                     -> running: save
+        exit 1 ValueError: bad      -> starting: close crash, save, spawn 2 batch 8 of 8
+        ready step=2                -> running
+        steps 2                     -> running
+        saved 3                     -> running: save
+        exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
+    """),
+    "the same error, though its steps and its first word were lost": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        bye failed step=4           -> running
+        exit 1 ValueError: bad      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 2
+        bye failed step=4           -> starting
+        exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
+    """),
+    "the same error before the first step, but further on": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        exit 1 ValueError: bad      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        ready step=5                -> running
+        exit 1 ValueError: bad      -> starting: close crash, save, spawn 3 batch 8 of 8
+    """),
+    "the same error after a person asked to try again": (policy(max_without_progress=9, backoff_s=0.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        exit 1 ValueError: bad      -> starting: close crash, save, spawn 2 batch 8 of 8
+        restart                     -> terminating: term
+        exit 75                     -> starting: close asked for, save, spawn 3 batch 8 of 8
+        exit 1 ValueError: bad      -> starting: close crash, save, spawn 4 batch 8 of 8
+        exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
+    """),
+    "the same error elsewhere, or another one here, is another": (policy(max_without_progress=9, backoff_s=0.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        exit 1 ValueError: bad      -> starting: close crash, save, spawn 2 batch 8 of 8 save 2
+        ready                       -> running
+        steps 5                     -> running
+        exit 1 ValueError: bad      -> starting: close crash, save, spawn 3 batch 8 of 8 save 2
+        ready                       -> running
+        steps 5                     -> running
+        exit 1 KeyError: 5          -> starting: close crash, save, spawn 4 batch 8 of 8 save 2
+        ready                       -> running
+        steps 5                     -> running
+        exit signal=9 oom=no        -> starting: close killed by somebody else, save, spawn 5 batch 8 of 8 save 2
+        ready                       -> running
+        steps 5                     -> running
+        exit 1 KeyError: 5          -> starting: close crash, save, spawn 6 batch 8 of 8 save 2
+        ready                       -> running
+        steps 5                     -> running
+        exit 1 KeyError: 5          -> fatal: close crash, save, finish failed
+    """),
+    "a loss that is not finite: once more, then the end": (policy(max_same_error=9), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        saved 2                     -> running: save
+        bye failed                  -> running
+        exit 65 nan                 -> starting: close the loss is not a finite number, save, spawn 2 batch 8 of 8
+        ready step=2                -> running
+        steps 2                     -> running
+        bye failed                  -> running
+        exit 65 nan                 -> fatal: close the loss is not a finite number, save, finish failed
+    """),
+    "a loss that is not finite at other steps each time": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        saved                       -> running: save
+        exit 65 nan                 -> starting: close the loss is not a finite number, save, spawn 2 batch 8 of 8
+        ready                       -> running
+        steps 4                     -> running
+        saved                       -> running: save
+        exit 65 nan                 -> starting: close the loss is not a finite number, save, spawn 3 batch 8 of 8
+    """),
+    "a leak is looked into once it is sure, and once a life": (policy(autopsy=True), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 11 grow=50            -> running
+        steps 7 grow=50             -> running: ask autopsy
+        autopsied a list, a dict    -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        autopsied again             -> draining
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
+        ready                       -> running
+        steps 18 mib=500 grow=50    -> running: ask autopsy
+        autopsied                   -> running
+    """),
+    "a trip without a leak is looked into as it drains, asked for before it stops listening": (policy(autopsy=True), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180           -> draining: ask autopsy, ask stop
+    """),
+    "no time to look into it": (policy(autopsy=True, stop_grace_s=9.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180           -> draining: ask stop
+    """),
+    "looked into while the caches are cleared": (policy(autopsy=True), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear, ask autopsy
+        autopsied a list            -> relieving
+        fails RequestAutopsy        -> relieving
+        tick                        -> draining: ask stop
+        fails RequestAutopsy        -> draining
+    """),
+}  # fmt: skip

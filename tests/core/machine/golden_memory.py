@@ -1,0 +1,249 @@
+"""Golden timelines of memory: trips, relief, halving, growth, limits that can't be kept."""
+
+from tests.core.machine.timeline import policy
+
+FULL = "exit 1 RuntimeError: [malloc] Unable to allocate 9 bytes."
+
+MEMORY = {
+    "a leak stops the worker in time and goes on with half the batch": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        spawned                     -> starting
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
+        ready                       -> running
+        steps 9 mib=500             -> running
+        steps 19                    -> running
+        steps 1                     -> running: save, resize 8 of 8
+        saved                       -> running: save
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+    """),
+    "a soft trip leaves time for the checkpoint that it was told takes long": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 1                     -> running
+        saved seconds=1             -> running: save
+        steps 20 grow=50            -> running
+        steps 6 grow=50             -> draining: ask stop
+    """),
+    "clearing the caches makes room and the life goes on": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        early                       -> relieving
+        steps 1 mib=2180 cache=900  -> relieving
+        cleared                     -> relieving
+        sample 1300                 -> running
+        steps 30 mib=1300 cache=0   -> running
+    """),
+    "clearing the caches does not help": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        cleared                     -> relieving
+        sample 2150                 -> relieving
+        saved                       -> relieving: save
+        tick                        -> draining: ask stop
+        exit 75                     -> starting: close memory pressure, save, spawn 2 batch 4 of 8
+    """),
+    "the answer to the clearing is lost": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        sample 1300                 -> relieving
+        tick                        -> draining: ask stop
+    """),
+    "over the limit while the caches are cleared": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8 save 4
+    """),
+    "deaths while the caches are cleared": (policy(backoff_s=0.0, max_without_progress=2), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 4
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        exit 1                      -> fatal: close crash, save, finish failed
+    """),
+    "a crash while the caches are cleared waits like any other": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        exit 1                      -> backoff: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 4
+    """),
+    "the end while the caches are cleared": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=9              -> running
+        steps 9 mib=2180 cache=900  -> relieving: ask clear
+        saved                       -> relieving: save
+        exit 0                      -> completed: close completed, save, finish completed
+    """),
+    "over the limit: killed at once, at two samples": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 5                     -> running
+        saved                       -> running: save
+        sample 2300                 -> running
+        sample 2100                 -> running
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8
+    """),
+    "over the limit while it checkpoints": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 14
+    """),
+    "over the limit while it is being terminated": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        tick                        -> terminating: term
+        steps 1 mib=2100            -> terminating
+        sample 2300 2               -> killing: kill
+        steps 1                     -> killing
+        exit signal=9               -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 15
+    """),
+    "the kernel kills for memory: half, once per kill": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 5                     -> running
+        exit signal=9 oom=yes     -> starting: close killed by the kernel for memory, save, spawn 2 batch 4 of 8 save 2
+        ready                       -> running
+        steps 1 mib=2100            -> running
+        exit signal=9               -> starting: close memory pressure, save, spawn 3 batch 2 of 8 save 1
+    """),
+    "the device is out of memory before the model is loaded: not our limit's doing": (policy(size=2), f"""
+        start                       -> starting: save, spawn 1 batch 2 of 2
+        {FULL}                      -> starting: close device out of memory, save, spawn 2 batch 1 of 2
+        {FULL}                      -> backoff: close device out of memory, save
+    """),
+    "a limit that the model itself breaks": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8  # its word was lost?
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> fatal: close memory pressure, save, finish failed
+    """),
+    "a limit that the model itself breaks, at the smallest batch": (policy(size=1), """
+        start                       -> starting: save, spawn 1 batch 1 of 1
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> fatal: close memory pressure, save, finish failed
+    """),
+    "a limit that the first step breaks at every size": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8
+        ready                       -> running
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory pressure, save, spawn 3 batch 2 of 8
+        ready                       -> running
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory pressure, save, spawn 4 batch 1 of 8
+        ready                       -> running
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> fatal: close memory pressure, save, finish failed
+    """),
+    "never again onto a size that tripped for pressure": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180           -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory pressure, save, spawn 2 batch 4 of 8
+        ready                       -> running
+        steps 12 mib=2180           -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory pressure, save, spawn 3 batch 2 of 8
+        ready                       -> running
+        steps 300 mib=500           -> running
+    """),
+    "a smaller start doubles up to what was asked": (policy(start=2, size=12), """
+        start                       -> starting: save, spawn 1 batch 2 of 12
+        ready                       -> running
+        steps 20                    -> running: save, resize 4 of 12
+        steps 20                    -> running: save, resize 8 of 12
+        steps 20                    -> running: save, resize 12 of 12
+        steps 60                    -> running
+    """),
+    "without preserve_effective an update shrinks too": (policy(preserve_effective=False, accumulation=2), """
+        start                       -> starting: save, spawn 1 batch 8 of 16
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
+        ready                       -> running
+        steps 30 mib=500            -> running: save, resize 8 of 16
+    """),
+    "the worker chose the batch": (policy(size=None), """
+        start                       -> starting: save, spawn 1 batch None
+        ready batch=6 effective=12  -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 3 of 12
+        ready                       -> running
+        steps 30 mib=500            -> running: save, resize 6 of 12
+    """),
+    "a leak at the smallest batch restarts for as long as it gets anywhere": (
+        policy(size=1, max_memory_without_progress=3), """
+        start                       -> starting: save, spawn 1 batch 1 of 1
+        ready                       -> running
+        steps 40 grow=50            -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 1 of 1
+        ready                       -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 3 batch 1 of 1
+        ready                       -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        saved                       -> draining: save
+        exit 75                     -> starting: close memory leak, save, spawn 4 batch 1 of 1
+        ready                       -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        exit 75                     -> backoff: close memory leak, save
+        tick                        -> starting: save, spawn 5 batch 1 of 1 save 13
+        ready                       -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        exit 75                     -> backoff: close memory leak, save
+        tick                        -> starting: save, spawn 6 batch 1 of 1 save 13
+        ready                       -> running
+        steps 40 mib=500 grow=50    -> draining: ask stop
+        exit 75                     -> fatal: close memory leak, save, finish failed
+    """),
+    "near the limit at the smallest batch, but steady: left alone": (policy(size=1), """
+        start                       -> starting: save, spawn 1 batch 1 of 1
+        ready                       -> running
+        steps 2000 mib=2190         -> running
+    """),
+    "grown towards the limit at the smallest batch: a fresh process stands lower": (policy(size=1), """
+        start                       -> starting: save, spawn 1 batch 1 of 1
+        ready                       -> running
+        steps 20 mib=1500           -> running
+        steps 20 mib=2190           -> draining: ask stop
+    """),
+    "no growth while it leaks": (
+        policy(start=4),
+        """
+        start                       -> starting: save, spawn 1 batch 4 of 8
+        ready                       -> running
+        steps 60 grow=20            -> running
+    """,
+    ),
+    "telemetry lost the worker's first word": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        steps 1                     -> running
+        steps 10                    -> running
+        saved                       -> running: save
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+    """),
+}  # fmt: skip

@@ -1,0 +1,181 @@
+"""Golden timelines of starts that wait: for the machine's memory, and after the machine restarted."""
+
+from tests.core.machine.timeline import policy
+
+NEEDS_2000 = """
+        machine 9000                -> stopped
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        spawned                     -> starting
+        machine 7000                -> starting
+        ready                       -> running
+        steps 3 mib=2000            -> running
+"""
+"""A run that has 9000 MiB before its first start and uses 2000: 1800 have to be there again."""
+
+WAITING = {
+    "memory that comes back at once costs nothing": (policy(backoff_s=0.0), NEEDS_2000 + """
+        machine 1800                -> running
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1
+    """),
+    "memory that was not looked at is not waited for": (policy(backoff_s=0.0), """
+        machine 9000                -> stopped
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 3 mib=2000            -> running
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1
+    """),
+    "memory that comes back late": (policy(backoff_s=0.0), NEEDS_2000 + """
+        machine 1700                -> running
+        exit 1                      -> waiting: close crash, save
+        early after=5               -> waiting
+        machine 1799                -> waiting
+        machine 1800                -> starting: save, spawn 2 batch 8 of 8 save 1
+    """),
+    "a busy machine is waited for once": (policy(backoff_s=0.0, wait_for_memory_s=100.0), NEEDS_2000 + """
+        machine 1500                -> running
+        saved                       -> running: save
+        exit 1                      -> waiting: close crash, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8
+        ready                       -> running
+        steps 3                     -> running
+        saved                       -> running: save
+        machine 1201                -> running
+        exit 1                      -> starting: close crash, save, spawn 3 batch 8 of 8  # 80 % of the 1500
+        ready                       -> running
+        steps 3                     -> running
+        machine 1199                -> running
+        exit 1                      -> waiting: close crash, save
+    """),
+    "a small machine: 80 % of what there was": (policy(backoff_s=0.0), """
+        machine 2000                -> stopped
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 3 mib=2100            -> running
+        machine 1599                -> running
+        exit 1                      -> waiting: close crash, save
+        machine 1600                -> starting: save, spawn 2 batch 8 of 8 save 1
+    """),
+    "never for more than the limit": (policy(backoff_s=0.0, limit_bytes=2 * 2**30), """
+        machine 9000                -> stopped
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 3                     -> running
+        sample 4000 2               -> killing: kill
+        machine 2047                -> killing
+        exit signal=9               -> waiting: close memory pressure, save
+        machine 2048                -> starting: save, spawn 2 batch 4 of 8 save 1
+    """),
+    "no waiting where none is wanted": (policy(backoff_s=0.0, wait_for_memory_s=0.0), NEEDS_2000 + """
+        machine 0                   -> running
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1
+    """),
+    "an old reading is no reading": (policy(backoff_s=0.0), """
+        machine 9000 critical       -> stopped
+        start                       -> waiting: save
+        tick                        -> starting: save, spawn 1 batch 8 of 8
+        exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8
+    """),
+    "a program that is not there leaves no memory to wait for": (policy(backoff_s=0.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        machine 1 critical          -> starting
+        fails spawn                 -> starting: close could not be started, save, spawn 2 batch 8 of 8
+    """),
+    "a machine in distress is waited for even before the first start": (policy(), """
+        machine 9000 critical       -> stopped
+        start                       -> waiting: save
+        machine 9000 critical       -> waiting
+        machine 9000 warn           -> starting: save, spawn 1 batch 8 of 8
+    """),
+    "commands while it waits for memory": (policy(backoff_s=0.0, max_without_progress=9), NEEDS_2000 + """
+        machine 1500                -> running
+        exit 1                      -> waiting: close crash, save
+        restart                     -> starting: save, spawn 2 batch 8 of 8 save 1
+        machine 1000                -> starting
+        exit 1                      -> waiting: close crash, save
+        stop                        -> stopped: save, finish stopped
+        start                       -> starting: save, spawn 3 batch 8 of 8 save 1  # somebody is there, who knows
+    """),
+    "a suspended run waits again": (policy(backoff_s=0.0), NEEDS_2000 + """
+        machine 1500                -> running
+        exit 1                      -> waiting: close crash, save
+        suspend                     -> stopped: save, finish stopped
+        start                       -> waiting: save
+    """),
+    "after a backoff": (policy(), NEEDS_2000 + """
+        machine 1500                -> running
+        exit 1                      -> backoff: close crash, save
+        machine 1900                -> backoff
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
+        machine 1500                -> starting
+        exit 1                      -> backoff: close crash, save
+        tick                        -> waiting: save
+    """),
+    "in every way to die: relieving": (policy(backoff_s=0.0), """
+        machine 9000                -> stopped
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 12 mib=2180 cache=900 -> relieving: ask clear
+        machine 9                   -> relieving
+        exit 1                      -> waiting: close crash, save
+    """),
+    "in every way to die: draining, terminating": (policy(), NEEDS_2000 + """
+        restart                     -> draining: ask stop
+        machine 9                   -> draining
+        exit 75                     -> waiting: close asked for, save
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
+        restart                     -> terminating: term
+        machine 1                   -> terminating
+        exit 75                     -> waiting: close asked for, save
+    """),
+    "waiting at the start, after the end and after a failure": (policy(max_without_progress=1), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        bye completed               -> starting
+        exit 0                      -> completed: close completed, save, finish completed
+        machine 9000 critical       -> completed
+        start                       -> waiting: save
+        start                       -> starting: save, spawn 2 batch 8 of 8
+        exit 1                      -> fatal: close crash, save, finish failed
+        machine 9000 critical       -> fatal
+        start                       -> waiting: save
+    """),
+    "the machine restarted: not at once": (policy(reboot_cooldown_s=60.0), """
+        recovered host              -> stopped: close the machine restarted, save
+        start                       -> backoff: save
+        early after=59              -> backoff
+        tick                        -> starting: save, spawn 1 batch 8 of 8
+        exit 1                      -> backoff: close crash, save
+        stop                        -> stopped: save, finish stopped
+        start                       -> starting: save, spawn 2 batch 8 of 8
+    """),
+    "the machine restarted long before the start": (policy(reboot_cooldown_s=60.0), """
+        recovered host              -> stopped: close the machine restarted, save
+        start after=60              -> starting: save, spawn 1 batch 8 of 8
+    """),
+    "the machine restarted, and somebody is there": (policy(), """
+        recovered host              -> stopped: close the machine restarted, save
+        start                       -> backoff: save
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        exit 1                      -> backoff: close crash, save
+        stop                        -> stopped: save, finish stopped
+        recovered host              -> stopped: close the machine restarted, save
+        start                       -> backoff: save
+        stop                        -> stopped: save, finish stopped
+        start                       -> starting: save, spawn 2 batch 8 of 8
+    """),
+    "the machine restarted after the end and after a failure": (policy(max_without_progress=1), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        bye completed               -> starting
+        exit 0                      -> completed: close completed, save, finish completed
+        recovered host              -> completed: close the machine restarted, save
+        start                       -> backoff: save
+        start                       -> starting: save, spawn 2 batch 8 of 8
+        exit 1                      -> fatal: close crash, save, finish failed
+        recovered host              -> fatal: close the machine restarted, save
+        start                       -> backoff: save
+    """),
+    "a machine that restarts whenever the run runs": (policy(max_reboots=3, max_without_progress=1), """
+        recovered host              -> stopped: close the machine restarted, save
+        recovered host              -> stopped: close the machine restarted, save
+        recovered host              -> fatal: close the machine restarted, save, finish failed
+    """),
+}  # fmt: skip

@@ -1,0 +1,72 @@
+"""The breaker's judgement on made-up runs, some seeds of each; bench/leak_traces.py measures it on many."""
+
+from functools import cache
+from statistics import median
+
+import pytest
+from tests.core.memory.traces import Replay, Trace, replay, training
+
+NO_LIMIT_MB = 1e7
+NULL_SEEDS = range(40)
+LEAK_SEEDS = range(1000, 1012)
+DELAYS = {0.5: 450, 1.0: 280, 5.0: 60, 50.0: 30, 100.0: 30}
+"""Steps after which a leak of so many MB a step is to be recognised, in the median."""
+
+
+@cache
+def _healthy(seed: int) -> Trace:
+    return training(seed)
+
+
+@cache
+def _judged(leak_mb: float, seed: int) -> tuple[Trace, Replay]:
+    trace = training(seed, leak_mb, 400 + seed % 200, 500 + seed % 200 + DELAYS[leak_mb])
+    return trace, replay(trace, NO_LIMIT_MB, to_the_trip=False)
+
+
+@pytest.mark.parametrize("leak_mb", DELAYS)
+def test_a_leak_is_recognised_in_time(leak_mb: float) -> None:
+    delays = []
+    for seed in LEAK_SEEDS:
+        trace, seen = _judged(leak_mb, seed)
+        delays.append(next((step - trace.onset + 1 for step in seen.verdicts if step >= trace.onset), 10_000))
+    assert median(delays) <= DELAYS[leak_mb]
+
+
+@pytest.mark.parametrize("leak_mb", DELAYS)
+def test_its_slope_is_known_by_then(leak_mb: float) -> None:
+    slopes = [seen.slope_mb for _, seen in (_judged(leak_mb, seed) for seed in LEAK_SEEDS) if seen.slope_mb is not None]
+    assert median(abs(slope - leak_mb) / leak_mb for slope in slopes) <= 0.3
+
+
+def test_a_healthy_run_with_half_as_much_again_never_trips() -> None:
+    for seed in NULL_SEEDS:
+        trace = _healthy(seed)
+        assert replay(trace, 1.5 * trace.peak_mb).trip is None, f"seed {seed}"
+
+
+def test_a_healthy_run_with_a_quarter_more_hardly_ever_does() -> None:
+    trips = sum(replay(trace, 1.25 * trace.peak_mb).trip is not None for trace in map(_healthy, NULL_SEEDS))
+    assert trips <= 1
+
+
+def test_a_healthy_run_is_hardly_ever_called_a_leak() -> None:
+    """Native memory does wander and fragment: some rises are a leak by any measure until they end."""
+    accused = [seed for seed in NULL_SEEDS if replay(_healthy(seed), NO_LIMIT_MB, to_the_trip=False).verdicts]
+    assert len(accused) <= 2
+
+
+@pytest.mark.parametrize("headroom", [1.25, 1.5])
+@pytest.mark.parametrize("onset", [0, 450])
+def test_trips_come_ahead_of_the_limit(headroom: float, onset: int) -> None:
+    late = crossings = 0
+    for leak_mb in (5.0, 50.0, 100.0):
+        for seed in LEAK_SEEDS:
+            trace = training(seed, leak_mb, onset, onset + int(4000 / leak_mb) + 50)
+            crossing = trace.crossing(headroom * trace.peak_mb)
+            if crossing is not None:
+                crossings += 1
+                trip = replay(trace, headroom * trace.peak_mb).soft_step
+                late += trip is None or crossing - trip < 3
+    assert crossings >= 20
+    assert late <= 0.1 * crossings

@@ -1,0 +1,43 @@
+"""The way from the worker to its supervisor: frames are late, lost, in another order, twice, or from older lives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mlx_supervisor.core import events as ev
+
+if TYPE_CHECKING:
+    from tests.simulation.world.world import World
+
+LATE_S = 8.0
+
+
+class Channel:
+    """Each frame draws its own delay, so that late ones are overtaken.
+
+    An "ancient" one bears another generation: of an older life, or one that never was; not the next life's, which no
+    worker can know.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def delay_s(self) -> float | None:
+        """Of the next frame; None: it is lost."""
+        world, faults = self._world, self._world.faults
+        if faults.lost and world.chance.random() < faults.lost:
+            return None
+        if faults.late and world.chance.random() < faults.late:
+            return world.chance.uniform(0, LATE_S)
+        return 0.01 * world.chance.random()
+
+    def send(self, delay_s: float, event: ev.WorkerEvent) -> None:
+        """Have it delivered after `delay_s`."""
+        world, faults = self._world, self._world.faults
+        world.clock.later(delay_s, world.deliver, event)
+        if faults.twice and world.chance.random() < faults.twice:
+            world.clock.later(delay_s + world.chance.uniform(0, 3), world.deliver, event)
+        if faults.ancient and world.chance.random() < faults.ancient:
+            older = replace(event, generation=event.generation - world.chance.choice((1, 1, 2, -1_000)))
+            world.clock.later(delay_s, world.deliver, older)

@@ -1,0 +1,344 @@
+"""What stands around the machine: one supervisor's life, as `supervised_run` and `daemon` live it."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tests.simulation.checks.watch import AUTOSTART
+from tests.simulation.world.worker import Worker
+
+from mlx_supervisor.core import actions as ac
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.machine.states import AT_REST, State
+from mlx_supervisor.core.policy import MIB
+
+if TYPE_CHECKING:
+    from tests.simulation.world.journal import Left
+    from tests.simulation.world.world import World
+
+LATE_S = 1.0
+"""A deadline noticed so late was slept over: then what came meanwhile is heard first, once, for as long."""
+IDLE_SAMPLE_S = 2.0
+SILENCE_S = 5.0
+REMAINS_S = 5.0
+SAMPLER_SPELL_S = 15.0
+FIRST_LOOK_S, LOOK_S = 0.05, 1.0
+
+
+class Shell:
+    """Events are dealt with one at a time, in order; an action that fails becomes a later event."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.journal = world, world.journal
+        history = (
+            RunHistory() if world.journal.history is None else RunHistory.restore(json.loads(world.journal.history))
+        )
+        history.generation = max(history.generation, world.journal.newest)
+        self.machine = world.machine_type(world.policy, history, world.number)
+        world.watch.note_arrows(self.machine)
+        self.alive = True
+        self.recovering = self.hurried = self.suspending = False
+        self.child: Worker | None = None
+        self.forgives = world.often(world.forgives)
+        self._events: deque[ev.Event] = deque()
+        self._working = False
+        self._busy_s = self._catch_up_s = 0.0
+        self._forgiven_s: float | None = None
+        self._heard_s = 0.0
+        self._waiting = False
+
+    # ---- its beginning and its end
+
+    def begin(self) -> None:
+        """Take over what a dead supervisor left, then start what is wanted."""
+        lefts = self.journal.open()
+        if not lefts:
+            self._start_wanted()
+            return
+        self.recovering = True
+        restart = self.world.policy.restart
+        self._end_left(lefts, self.world.clock.now_s + restart.stop_grace_s + restart.term_grace_s)
+
+    def _end_left(self, lefts: list[Left], deadline_s: float) -> None:
+        if not self.alive:
+            return
+        world, now_s = self.world, self.world.clock.now_s
+        if world.workers:
+            if self.hurried or now_s >= deadline_s:
+                for worker in world.workers:
+                    worker.signal(9)
+            if self.hurried and now_s >= deadline_s + REMAINS_S:
+                # somebody does not want to wait for a process that can't be killed: nothing starts beside it
+                self.machine.refuse_starts(world.workers[0].generation)
+                self.recovering = self.hurried = False
+                self._start_wanted()
+            world.clock.later(LOOK_S, self._end_left, lefts, deadline_s)
+            return
+        newest = max(lefts, key=lambda left: left.generation)
+        for left in lefts:
+            if left is not newest:
+                self.journal.close(left.generation)
+        world.watch.taken_over(newest)
+        waited_for = self.recovering
+        self.recovering = self.hurried = False
+        self.post(newest.recovered(now_s, world.host.boot))
+        if self.alive and waited_for:
+            self._start_wanted()
+
+    def _start_wanted(self) -> None:
+        if self.machine.state in AT_REST and self.machine.history.wanted:
+            self.command(ev.CommandKind.START, AUTOSTART)
+
+    def die(self) -> None:
+        """Whatever was on its way is lost; the worker notices."""
+        self.alive = False
+        self._events.clear()
+        self.journal.lose(self.world.chance.random() < 0.5, self.world.chance.randrange(4))
+        if self.child is not None:
+            self.child.orphaned()
+
+    # ---- people
+
+    def command(self, kind: ev.CommandKind, reason: str = "by hand") -> None:
+        """While it is recovering only KILL does something: it ends the wait."""
+        if self.recovering:
+            self.hurried |= kind is ev.CommandKind.KILL
+        else:
+            if self.machine.state in AT_REST:
+                self._look()
+            if not self.alive:  # killed at that event
+                return
+            self.post(ev.Command(self.world.clock.now_s, kind, reason))
+
+    def suspend(self) -> None:
+        """The daemon shuts down; another one will go on."""
+        self.suspending = True
+        if not self.recovering and self.machine.state not in AT_REST and not self.machine.stopping:
+            self.command(ev.CommandKind.SUSPEND)
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if self.suspending and self.alive and not self.recovering and self.machine.state in AT_REST:
+            self.journal.commit()
+            self.world.supervisor_ends()
+
+    # ---- events
+
+    def stall(self, seconds: float) -> None:
+        """Stopped, or stuck: nothing is heard and no deadline noticed for a while."""
+        self._busy_s = self.world.clock.now_s + seconds
+
+    def receive(self, event: ev.Event) -> None:
+        """From a source. What a stuck supervisor finds on waking bears the time of its reading; samples their own."""
+        now_s = self.world.clock.now_s
+        if not self.alive:
+            return
+        if now_s < self._busy_s:
+            self.world.clock.later(self._busy_s - now_s + 0.01 * self.world.chance.random(), self.receive, event)
+            return
+        if now_s - event.at_s > LATE_S and not isinstance(event, ev.Sample):
+            event = replace(event, at_s=now_s)
+        self.post(event)
+
+    def post(self, event: ev.Event) -> None:
+        """Give the machine an event, and do what it wants."""
+        self._events.append(event)
+        if self._working:
+            return
+        self._working = True
+        while self._events:
+            self._deal_with(self._events.popleft())
+        self._working = False
+        if self.alive:
+            self._leave_if_done()
+
+    def _deal_with(self, event: ev.Event) -> None:
+        world = self.world
+        actions = world.watch.apply(self, event)
+        trouble = world.trouble_now()
+        cut = world.chance.randrange(len(actions) + 1) if trouble else len(actions)
+        for action in actions[:cut]:
+            self._do(action)
+            if not self.alive:
+                return
+        if trouble:
+            half_spawned = actions[cut] if cut < len(actions) else None
+            if isinstance(half_spawned, ac.Spawn):
+                self._open(half_spawned)
+            world.strike(trouble)
+            return
+        if type(event) is ev.StepReport and event.generation == self.machine.history.generation:
+            left = self.journal.generations.get(event.generation)
+            if left is not None:
+                left.note(event)
+        if not self._waiting and self.machine.state is State.WAITING:
+            self._waiting = True
+            world.clock.later(FIRST_LOOK_S, self._look_again, 2 * FIRST_LOOK_S)
+
+    # ---- deadlines
+
+    @property
+    def tick_s(self) -> float:
+        """When the next deadline will be noticed; infinity when there is none."""
+        deadline_s = self.machine.next_deadline() if self.alive else None
+        return float("inf") if deadline_s is None else max(deadline_s, self._busy_s, self._catch_up_s)
+
+    def tick(self) -> None:
+        """A deadline is noticed."""
+        now_s, deadline_s = self.world.clock.now_s, self.machine.next_deadline()
+        assert deadline_s is not None
+        if self.forgives and now_s - max(deadline_s, self._catch_up_s) > LATE_S and deadline_s != self._forgiven_s:
+            self._forgiven_s, self._catch_up_s = deadline_s, now_s + LATE_S
+            return
+        if self.machine.state is State.BACKOFF:
+            self._look()
+        if self.alive:
+            self.post(ev.Tick(now_s))
+
+    # ---- actions
+
+    def _do(self, action: ac.Action) -> None:
+        match action:
+            case ac.Persist() | ac.DumpStacks():
+                return
+            case ac.Spawn():
+                self._spawn(action)
+            case ac.SaveHistory():
+                self._save(action)
+            case ac.CloseGeneration():
+                if not action.alive and not self._journal_fails("CloseGeneration"):
+                    self.journal.close(action.generation)
+            case ac.Finish():
+                self._journal_fails("Finish")
+            case ac.Terminate() | ac.Kill():
+                if self.child is not None:
+                    self.child.signal(9 if isinstance(action, ac.Kill) else 15)
+            case _:
+                self._request(action)
+
+    def _journal_fails(self, name: str) -> bool:
+        if fails := self.world.often(self.world.faults.journal_fails):
+            self._failed(name, "database is locked")
+        return fails
+
+    def _failed(self, name: str, error: str, passing: bool = True) -> None:
+        self._events.append(ev.ActionFailed(self.world.clock.now_s, name, error, passing))
+
+    def _save(self, action: ac.SaveHistory) -> None:
+        world = self.world
+        if not action.wait:
+            if self.journal.save_later(action.snapshot, world.watch.shadow.copy()):
+                world.clock.later(0.1 * world.chance.random(), self._commit)
+        elif not self._journal_fails("SaveHistory"):
+            self.journal.save(action.snapshot, world.watch.shadow.copy())
+
+    def _commit(self) -> None:
+        if self.alive:
+            self.journal.commit()
+
+    def _request(self, action: ac.Action) -> None:
+        world, worker = self.world, self.child
+        if worker is None or not worker.alive or world.often(world.faults.request_fails):
+            self._failed(type(action).__name__, "the worker is not connected", passing=False)
+        elif world.often(world.faults.lost):
+            return
+        elif isinstance(action, ac.RequestStop):
+            worker.stopping = True
+        elif isinstance(action, ac.RequestClearCache):
+            worker.clear()
+        elif isinstance(action, ac.RequestAutopsy):
+            worker.autopsy()
+        else:
+            assert isinstance(action, ac.RequestResize), f"nobody does {action}"
+            worker.resize(action.batch_size, action.effective_batch)
+
+    def _open(self, action: ac.Spawn) -> None:
+        self.world.watch.opened(action.generation)
+        self.journal.begin(action.generation, self.world.host.boot, self.world.clock.now_s, action.batch_size)
+
+    def _spawn(self, action: ac.Spawn) -> None:
+        world, faults = self.world, self.world.faults
+        self._open(action)
+        if world.often(faults.spawn_fails_for_good):
+            self._failed("spawn", "[Errno 2] No such file or directory", passing=False)
+        elif world.often(faults.spawn_fails):
+            self._failed("spawn", "[Errno 11] Resource temporarily unavailable")
+        else:
+            world.watch.spawned(action)
+            self.child = Worker(world, self, action, action.effective_batch)
+            world.workers.append(self.child)
+            self._events.append(ev.Spawned(world.clock.now_s, action.generation, 7))
+            self._heard_s = world.clock.now_s
+            world.clock.later(world.sample_s, self._sample, self.child)
+
+    def exited(self, worker: Worker) -> None:
+        """The leader was reaped, and nothing of its group is left."""
+        if not self.alive or self.child is not worker:
+            return
+        self.child = None
+        death = worker.death
+        assert death is not None
+        self.world.last_dead = worker
+        self._look()
+        self.receive(
+            ev.Exited(
+                self.world.clock.now_s,
+                worker.generation,
+                death.exit_code,
+                death.signal,
+                death.stderr_tail,
+                death.oom_killed,
+            )
+        )
+
+    # ---- memory
+
+    def _sample(self, worker: Worker) -> None:
+        if not self.alive or self.child is not worker or not worker.alive:
+            return
+        world, faults, now_s = self.world, self.world.faults, self.world.clock.now_s
+        interval_s = IDLE_SAMPLE_S if worker.hung or not worker.ready or worker.leaving else world.sample_s
+        if now_s < self._busy_s:
+            pass
+        elif faults.blind_spell and world.often(faults.blind_spell):
+            interval_s = SAMPLER_SPELL_S * world.chance.random()
+            self._missed(worker, interval_s)
+        elif faults.missing and world.often(faults.missing):
+            self.post(ev.SampleMissing(now_s, worker.generation, "busy"))
+        else:
+            footprint_mib = worker.mib()
+            available = int(world.host.available_mib(footprint_mib) * MIB)
+            sample = ev.Sample(now_s, worker.generation, int(footprint_mib * MIB), available, 1)
+            if faults.late_sample and world.often(faults.late_sample):
+                world.clock.later(world.chance.uniform(0, 4), self.receive, sample)
+            else:
+                self.post(sample)
+        world.clock.later(interval_s, self._sample, worker)
+
+    def _missed(self, worker: Worker, spell_s: float) -> None:
+        """The sampler is stuck: once a second of its silence is told."""
+        seconds = SILENCE_S
+        while seconds < spell_s:
+            missing = ev.SampleMissing(self.world.clock.now_s + seconds, worker.generation, "silent")
+            self.world.clock.later(seconds, self._tell_missed, worker, missing)
+            seconds += 1.0
+
+    def _tell_missed(self, worker: Worker, missing: ev.SampleMissing) -> None:
+        if self.child is worker and worker.alive:
+            self.receive(missing)
+
+    def _look(self) -> None:
+        """Read the machine's memory, for a run without a worker."""
+        available = int(self.world.host.available_mib(0.0) * MIB)
+        self.post(ev.MachineSample(self.world.clock.now_s, available, self.world.host.pressure))
+
+    def _look_again(self, interval_s: float) -> None:
+        self._waiting = self.alive and self.machine.state is State.WAITING
+        if self._waiting:
+            if self.world.clock.now_s >= self._busy_s:
+                self._look()
+            self.world.clock.later(interval_s, self._look_again, min(2 * interval_s, LOOK_S))

@@ -1,0 +1,299 @@
+"""One worker process: it loads, trains, evaluates, saves, leaks, hangs, and dies in its own ways."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.simulation.world.deaths import Death, death_of
+
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.actions import Spawn
+from mlx_supervisor.core.policy import MIB
+
+if TYPE_CHECKING:
+    from tests.simulation.world.shell import Shell
+    from tests.simulation.world.world import World
+
+OWN_BATCH = 4
+"""What a worker chooses that is told no size."""
+STEP_S = (0.2, 0.4)
+EVALUATION_S = 3.0
+GRACE_S = 30.0
+"""How long a worker goes on after its supervisor died (the default of `Job.grace_s`)."""
+STUBBORN_S = (5.0, 300.0)
+"""How late SIGKILL takes effect on a process that hangs in the kernel."""
+CHECKPOINTED_SHARE = 0.45
+"""What gradient checkpointing leaves of a sample's memory."""
+
+
+class Worker:
+    """Alive until the kernel has ended it. What it says goes through the world's channel to its supervisor."""
+
+    def __init__(self, world: World, parent: Shell, spawn: Spawn, effective: int | None) -> None:
+        self.world, self.parent, self.spawn = world, parent, spawn
+        self.generation = spawn.generation
+        self.batch = OWN_BATCH if world.faults.disobeys else spawn.batch_size or OWN_BATCH
+        self.effective = effective or self.batch
+        self.refused = spawn.batch_size not in (None, self.batch)
+        self.gradients_checkpointed = spawn.gradient_checkpointing
+        self.save_every = spawn.checkpoint_every_steps or world.faults.save_every
+        self.step = self.saved = 0
+        self.alive = True
+        self.ready = self.hung = self.stopping = self.termed = self.leaving = self.writing = False
+        self.doomed = False
+        self.stubborn = world.often(world.faults.unkillable)
+        self.death: Death | None = None
+        self.leaked_mib = self.cache_mib = self.extra_mib = 0.0
+        self._load()
+
+    # ---- from its birth to its first step
+
+    def _load(self) -> None:
+        faults, chance = self.world.faults, self.world.chance
+        load_s = faults.load_s * chance.uniform(0.3, 1.2)
+        self.say(ev.PhaseChange, ev.Phase.LOAD, "model")
+        self.world.clock.later(load_s, self._loaded)
+
+    def _loaded(self) -> None:
+        world = self.world
+        if not self.alive or self.hung:
+            return
+        if world.faults.refuses:
+            self.refused = True
+            self.say(ev.Bye, ev.Outcome.REFUSED, "no such model", 0, None, None)
+            self._die("refused")
+        elif world.often(world.faults.load_dies):
+            self._die(world.chance.choice(("crash", "killed", "oom_kill", "exit_0")))
+        elif world.faults.never_ready:
+            world.clock.later(10.0, self._loaded)
+        else:
+            self.ready = True
+            self.step = self.saved = world.host.disk.newest
+            world.watch.resumed(self)
+            self.say(
+                ev.Ready,
+                self.step,
+                world.target_steps,
+                self.batch,
+                self.effective,
+                f"step-{self.step:09d}" if self.step else None,
+                (),
+                (),
+                self.gradients_checkpointed,
+                world.can_checkpoint_gradients,
+            )
+            world.clock.later(world.chance.uniform(*STEP_S), self._step)
+
+    # ---- training
+
+    def _step(self) -> None:
+        if not self.alive or self.hung or self._leaves():
+            return
+        world, faults = self.world, self.world.faults
+        if self.step >= world.target_steps:
+            self._leave()
+            return
+        if self._fated():
+            return
+        self.step += 1
+        self.leaked_mib += faults.leak_mib
+        self.cache_mib += 0.1 * (faults.cache_mib - self.cache_mib)
+        self.extra_mib = world.chance.uniform(0, 900) if world.often(faults.spike) else 0.0
+        step_s = world.chance.uniform(*STEP_S)
+        self._report(step_s)
+        if self.step - self.saved >= self.save_every and not self.writing:
+            self._save()
+        if world.host.available_mib(self.mib()) <= 0:
+            self._die("oom_kill")
+        elif faults.evaluate_every and self.step % faults.evaluate_every == 0:
+            self._evaluate(faults.evaluation_mib)
+        else:
+            world.clock.later(step_s, self._step)
+
+    def _report(self, step_s: float) -> None:
+        world = self.world
+        delay_s = world.channel.delay_s()
+        if delay_s is None:
+            return
+        active, cache = int(self.held_mib() * MIB), int(self.cache_mib * MIB)
+        peak = active + int(self.extra_mib * MIB)
+        accumulation = max(self.effective // self.batch, 1)
+        at_s = world.clock.now_s + delay_s
+        words = (self.step, 1.0, 900, self.effective, 1e-3, step_s, self.batch, accumulation)
+        world.channel.send(
+            delay_s, ev.StepReport(at_s, self.generation, *words, active, cache, peak, active + cache + 50 * MIB)
+        )
+
+    def _evaluate(self, extra_mib: float) -> None:
+        self.extra_mib = extra_mib
+        self.say(ev.PhaseChange, ev.Phase.EVAL, "0/10")
+        self.world.clock.later(self.world.chance.uniform(0.2, 1.0) * EVALUATION_S, self._evaluated)
+
+    def _evaluated(self) -> None:
+        if self.alive and not self.hung and not self._leaves():
+            self.extra_mib = 0.0
+            self.say(ev.PhaseChange, ev.Phase.TRAIN)
+            self._step()
+
+    # ---- memory, in MiB
+
+    def held_mib(self) -> float:
+        """What is not cache."""
+        faults = self.world.faults
+        if not self.ready:
+            return faults.base_mib
+        each = faults.per_sample_mib * (CHECKPOINTED_SHARE if self.gradients_checkpointed else 1.0)
+        return faults.base_mib + each * self.batch + self.leaked_mib
+
+    def mib(self) -> float:
+        """The footprint now."""
+        noise = self.world.chance.gauss(0.0, self.world.faults.noise_mib)
+        return max(self.held_mib() + self.cache_mib + self.extra_mib + noise, 1.0)
+
+    # ---- checkpoints
+
+    def _save(self) -> None:
+        self.writing, self.saved = True, self.step
+        save_s = self.world.faults.save_s * self.world.chance.uniform(0.3, 1.5)
+        self.world.clock.later(save_s, self._written, self.step, save_s)
+
+    def _written(self, step: int, save_s: float) -> None:
+        if not self.alive:
+            return
+        if self.world.often(self.world.faults.save_fails):
+            self._saved(step, save_s, "No space left on device")
+        else:
+            self.world.host.disk.put(step)
+            self.world.clock.later(0.02, self._flushed, step, save_s)
+
+    def _flushed(self, step: int, save_s: float) -> None:
+        if self.alive:
+            self.world.host.disk.flush(step)
+            self._saved(step, save_s, "")
+
+    def _saved(self, step: int, save_s: float, error: str) -> None:
+        self.writing = False
+        self.say(ev.CheckpointReport, step, not error, save_s, 0.02, 5 * MIB, error)
+        if self.leaving:
+            self._leave_now(failed=bool(error) and step == self.step)
+
+    # ---- its end
+
+    def _leaves(self) -> bool:
+        if self.termed or (self.stopping and not self.world.faults.ignores_stop):
+            self._leave()
+        return self.leaving
+
+    def _leave(self) -> None:
+        if not self.leaving:
+            self.leaving = True
+            if not self.writing:
+                self._leave_now()
+
+    def _leave_now(self, failed: bool = False) -> None:
+        """A last checkpoint, a last word, and out."""
+        disk, done = self.world.host.disk, self.step >= self.world.target_steps
+        if not failed and disk.acknowledged < self.step:
+            self._save()
+        elif failed and done:
+            self._die("disk_full")
+        else:
+            outcome = ev.Outcome.COMPLETED if done else ev.Outcome.STOPPED
+            self.say(ev.Bye, outcome, "", self.step, 1.0, "ab" * 32 if done else None)
+            self._die("completed" if done else "stopped")
+
+    def _fated(self) -> bool:
+        """Whether this step is its last, or never ends."""
+        world, faults = self.world, self.world.faults
+        if self.step + 1 == faults.crash_at_step:
+            return self._die("crash")
+        if self.step + 1 == faults.not_finite_at_step:
+            return self._die("not_finite")
+        if not world.often(world.death_share):
+            return False
+        kind = world.drawn_death()
+        if kind == "hang":
+            self.hung = True
+            return True
+        if kind == "interrupted":
+            self.termed = True
+            return self._leaves()
+        return self._die(kind)
+
+    def _die(self, kind: str) -> bool:
+        self._exit(death_of(kind, self.world))
+        return True
+
+    def _exit(self, death: Death) -> None:
+        if self.alive:
+            self.alive, self.death = False, death
+            self.world.gone(self)
+
+    def signal(self, number: int) -> None:
+        """From the kernel: SIGTERM can be ignored, SIGKILL can be late."""
+        world, faults = self.world, self.world.faults
+        if not self.alive:
+            return
+        if number == 9:
+            delay_s = faults.dies_slowly_s * world.chance.random()
+            if self.stubborn:
+                delay_s = world.chance.uniform(*STUBBORN_S)
+                self.hung = True
+            self.doomed = True
+            world.clock.later(delay_s, self._exit, Death("ordered", None, 9))
+        elif self.hung or faults.ignores_term or self.leaving:
+            return
+        elif self.ready:
+            self.termed = True
+        else:
+            self._exit(Death("interrupted", None, 15))
+
+    def orphaned(self) -> None:
+        """The supervisor died: a checkpoint, and out; after the grace in any case."""
+        self.termed = True
+        self.world.clock.later(GRACE_S, self._end_itself)
+
+    def _end_itself(self) -> None:
+        if self.alive and not self.stubborn:
+            self._exit(Death("orphan", None, 9))
+
+    def heal(self) -> None:
+        """The kernel can end it again, and does so if it was told to."""
+        self.stubborn = False
+        if self.doomed:
+            self._exit(Death("ordered", None, 9))
+
+    def lose_power(self) -> None:
+        """At once, and nobody sees it."""
+        self.alive = False
+
+    # ---- what it is asked
+
+    def clear(self) -> None:
+        """Between two updates; the footprint follows later."""
+        if self.alive and self.ready and not self.hung:
+            self.say(ev.Cleared, int(self.held_mib() * MIB), 0)
+            self.world.clock.later(self.world.chance.uniform(0, 2), self._cleared)
+
+    def _cleared(self) -> None:
+        self.cache_mib = 0.0
+
+    def autopsy(self) -> None:
+        """It takes a while; a hung worker never answers."""
+        if self.alive and self.ready and not self.hung:
+            self.world.clock.later(self.world.chance.uniform(0.01, 3), self._autopsied)
+
+    def _autopsied(self) -> None:
+        if self.alive and not self.hung:
+            self.say(ev.Autopsied, self.step, ("arrays: float32 [8, 512]: 2 then, 90 now",), 0.5)
+
+    def resize(self, batch: int, effective: int) -> None:
+        """From the next update on."""
+        self.batch, self.effective = batch, effective
+
+    def say(self, kind: type[ev.WorkerEvent], *words: object) -> None:
+        """A frame to the supervisor."""
+        delay_s = self.world.channel.delay_s()
+        if delay_s is not None:
+            at_s = self.world.clock.now_s + delay_s
+            self.world.channel.send(delay_s, kind(at_s, self.generation, *words))

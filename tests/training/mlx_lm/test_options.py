@@ -1,0 +1,294 @@
+"""Every option of mlx_lm.lora's file does what it does there, or is refused by name."""
+
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from tests.training.mlx_lm.mlx_lm_runs import adapters, ours, write
+
+from mlx_supervisor import wire
+from mlx_worker.errors import RefusedError
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "mlx-lm.md"
+SGD = {"optimizer": "sgd", "learning_rate": 0.03}
+
+
+@pytest.fixture(autouse=True)
+def _interpreted():
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def test_every_option_of_mlx_lm_is_known_and_told_of():
+    from mlx_lm import lora
+
+    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
+
+    options = {action.dest for action in lora.build_parser()._actions} - {"help"} | set(lora.CONFIG_DEFAULTS)
+    assert options <= mlx_lm_config.OPTIONS, "mlx_lm has an option that nobody here decided about"
+    table = DOCUMENT.read_text().partition("\n## ")[0]
+    told = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE))))
+    assert told == mlx_lm_config.OPTIONS
+
+
+def test_an_option_that_mlx_lm_gains_is_refused_by_name(tmp_path, monkeypatch):
+    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
+
+    monkeypatch.setitem(mlx_lm_config.CONFIG_DEFAULTS, "quantum_leap", False)
+    mlx_lm_config.load(str(write(tmp_path, "silent")), str(tmp_path))
+    with pytest.raises(RefusedError, match=r"quantum_leap: this option of .* is newer than mlx-supervisor"):
+        mlx_lm_config.load(str(write(tmp_path, "named", quantum_leap=True)), str(tmp_path))
+
+
+def test_the_test_set_is_evaluated_at_the_end(llama_dir, tmp_path, capsys, monkeypatch):
+    from mlx_lm import lora
+
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "test"):
+        (data / f"{name}.jsonl").write_text((llama_dir / "chat" / "train.jsonl").read_text())
+    config = write(tmp_path, "ours", data=str(data), test=True, test_batches=-1, iters=2)
+    ours(llama_dir, config, tmp_path / "run", batch=wire.BatchJob(size=3, effective=4))
+    found = re.findall(r"^Test loss .*", capsys.readouterr().out, re.MULTILINE)
+    values = {"model": str(llama_dir / "model"), "data": str(data), "adapter_path": str(tmp_path / "adapters-ours")}
+    values |= {"test": True, "test_batches": -1, "max_seq_length": 64, "mask_prompt": True}
+    lora.run(types.SimpleNamespace(**lora.CONFIG_DEFAULTS | values))
+    assert found == re.findall(r"Test loss .*", capsys.readouterr().out)
+    (data / "test.jsonl").unlink()
+    with pytest.raises(RefusedError, match=r"ours\.yaml: test: .* has no test\.jsonl"):
+        ours(llama_dir, config, tmp_path / "run")
+
+
+def test_adapters_are_saved_as_often_as_the_file_says(llama_dir, tmp_path, monkeypatch):
+    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
+
+    monkeypatch.setitem(mlx_lm_config.CONFIG_DEFAULTS, "save_every", 1)
+    ours(llama_dir, write(tmp_path, "silent", iters=2), tmp_path / "silent")
+    assert sorted(path.name for path in (tmp_path / "adapters-silent").iterdir()) == FINAL
+    changes = SGD | {"iters": 12, "grad_accumulation_steps": 2, "save_every": 5}
+    ours(llama_dir, write(tmp_path, "often", **changes), tmp_path / "often")
+    folder = tmp_path / "adapters-often"
+    numbered = [f"{iteration:07d}_adapters.safetensors" for iteration in (4, 8, 12)]
+    assert sorted(path.name for path in folder.iterdir()) == numbered + FINAL
+    ours(llama_dir, write(tmp_path, "short", **changes | {"iters": 4}), tmp_path / "short")
+    early, expected = mx.load(str(folder / numbered[0])), adapters(tmp_path, "short")
+    assert all(mx.array_equal(early[name], expected[name]).item() for name in expected)
+    assert not mx.array_equal(mx.load(str(folder / numbered[1]))[name := next(iter(early))], early[name]).item()
+
+
+FINAL = ["adapter_config.json", "adapters.safetensors"]
+
+
+def test_adapters_that_cannot_be_saved_on_the_way_do_not_end_the_run(llama_dir, tmp_path, capsys, monkeypatch):
+    from mlx_worker.tasks.mlx_lm import task
+
+    real, calls = task.export, []
+
+    def export(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError("no space left")
+        real(*arguments)
+
+    monkeypatch.setattr(task, "export", export)
+    ours(llama_dir, write(tmp_path, "full_disk", iters=2, save_every=1), tmp_path / "run")
+    assert "the adapters of iteration 1 could not be saved" in capsys.readouterr().err
+    assert (tmp_path / "adapters-full_disk" / "0000002_adapters.safetensors").exists()
+
+
+def test_training_can_start_from_other_adapters(llama_dir, tmp_path):
+    ours(llama_dir, write(tmp_path, "first", iters=4), tmp_path / "first")
+    file = str(tmp_path / "adapters-first" / "adapters.safetensors")
+    second = ours(llama_dir, write(tmp_path, "second", resume_adapter_file=file), tmp_path / "second")
+    fresh = ours(llama_dir, write(tmp_path, "fresh"), tmp_path / "fresh")
+    assert second.losses[0] < fresh.losses[0] - 0.5
+
+
+def test_a_cache_threshold_is_told_to_be_unused(llama_dir, tmp_path):
+    desk = ours(llama_dir, write(tmp_path, "cache", clear_cache_threshold=1000, iters=1), tmp_path / "run")
+    assert any("clear_cache_threshold is not used" in note for note in desk.notes)
+
+
+@pytest.mark.parametrize(("policy", "clears"), [("adaptive", False), ("never", False), ("always", True)])
+def test_an_evaluation_goes_by_the_memory_policy(llama_dir, tmp_path, monkeypatch, policy, clears):
+    from mlx_lm.tuner import trainer
+
+    thresholds = []
+    monkeypatch.setattr(trainer, "_clear_cache", thresholds.append)
+    config = write(tmp_path, "evaluated", iters=1, val_batches=2)
+    ours(llama_dir, config, tmp_path / "run", memory=wire.MemoryJob(policy=policy))
+    assert thresholds
+    assert all((threshold == 0) is clears for threshold in thresholds)
+
+
+class Service(types.ModuleType):
+    """Stands for wandb or swanlab: keeps what it was told, in the environment too."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.inits, self.logs, self.fails_at = [], [], None
+
+    def init(self, **options):
+        import os
+
+        if self.fails_at == "init":
+            raise RuntimeError("no network")
+        prefix = self.__name__.upper()
+        self.inits.append(options | {name: os.environ.get(f"{prefix}_{name.upper()}") for name in ("run_id", "resume")})
+
+    def log(self, values, step):
+        if self.fails_at == step:
+            raise RuntimeError("no network")
+        self.logs.append((step, values))
+
+
+@pytest.fixture
+def services(monkeypatch):
+    from mlx_lm.tuner import callbacks
+
+    for name in ("WANDB", "SWANLAB"):
+        for variable in ("RUN_ID", "RESUME"):
+            monkeypatch.setenv(f"{name}_{variable}", "")  # so that it is restored
+            monkeypatch.delenv(f"{name}_{variable}")
+    found = {name: Service(name) for name in ("wandb", "swanlab")}
+    for name, service in found.items():
+        monkeypatch.setattr(callbacks, name, service)
+    return found
+
+
+def fresh_process(monkeypatch):
+    for name in ("WANDB", "SWANLAB"):
+        for variable in ("RUN_ID", "RESUME"):
+            monkeypatch.delenv(f"{name}_{variable}", raising=False)
+
+
+def test_reports_go_on_under_the_same_id_after_a_restart(llama_dir, tmp_path, monkeypatch, services):
+    changes = {"report_to": "wandb, swanlab", "project_name": "moon", "steps_per_report": 4, "iters": 8, "data": "text"}
+    changes |= {"grad_accumulation_steps": 2, "val_batches": 2, "steps_per_eval": 4, "mask_prompt": False}
+    config = write(tmp_path, "told", **changes)
+    whole = [ours(llama_dir, config, tmp_path / "run", steps=3)]
+    fresh_process(monkeypatch)
+    whole.append(ours(llama_dir, config, tmp_path / "run", generation=2))
+    losses = [loss for desk in whole for loss in desk.losses]
+    for name, service in services.items():
+        first, second = service.inits
+        assert first["run_id"] == second["run_id"] == json.loads((tmp_path / "run" / "reports.json").read_text())["id"]
+        assert len(first["run_id"]) == 21, name
+        assert (first["resume"], second["resume"]) == ("allow", "allow")
+        assert (first["project"], first["config"]["iters"]) == ("moon", 8)
+        trained = {step: values for step, values in service.logs if "train_loss" in values}
+        # By updates: the second, then the third, which was the last for now, then the fourth.
+        assert {step: values["train_loss"] for step, values in trained.items()} == pytest.approx(
+            {4: sum(losses[:2]) / 2, 6: losses[2], 8: losses[3]}
+        )
+        assert trained[8]["trained_tokens"] == sum(step.tokens for desk in whole for step in desk.steps)
+        assert {"learning_rate", "iterations_per_second", "tokens_per_second", "peak_memory"} < trained[8].keys()
+        assert [step for step, values in service.logs if "val_loss" in values] == [0, 4, 6, 8]
+    fresh_process(monkeypatch)
+    ours(llama_dir, config, tmp_path / "other", steps=1)
+    assert services["wandb"].inits[2]["run_id"] != services["wandb"].inits[0]["run_id"]
+
+
+@pytest.mark.parametrize("fails_at", ["init", 1])
+def test_a_service_that_fails_does_not_end_the_run(llama_dir, tmp_path, capsys, services, fails_at):
+    services["wandb"].fails_at = fails_at
+    desk = ours(llama_dir, write(tmp_path, "told", report_to="wandb", iters=3), tmp_path / "run")
+    assert len(desk.steps) == 3
+    if fails_at == "init":
+        assert "report_to: wandb could not be started: RuntimeError: no network" in desk.notes[0]
+    else:
+        assert "report_to failed at iteration 1, and is left: RuntimeError: no network" in capsys.readouterr().err
+    assert services["wandb"].logs == []
+
+
+@pytest.mark.parametrize("damaged", ["short", "../" * 7, 3])
+def test_a_damaged_id_is_replaced(llama_dir, tmp_path, services, damaged):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "reports.json").write_text(json.dumps({"id": damaged}))
+    ours(llama_dir, write(tmp_path, "told", report_to="wandb", iters=1), tmp_path / "run")
+    assert re.fullmatch("[a-z0-9]{21}", services["wandb"].inits[0]["run_id"])
+
+
+@pytest.mark.parametrize(
+    ("report_to", "reason"),
+    [
+        ("wandb", r"report_to: the package wandb is not installed \(pip install wandb\)"),
+        ("wandb,nobody", "report_to: allowed are wandb, swanlab, found 'nobody'"),
+    ],
+)
+def test_a_service_that_is_not_there_is_refused(llama_dir, tmp_path, monkeypatch, report_to, reason):
+    from mlx_lm.tuner import callbacks
+
+    monkeypatch.setattr(callbacks, "wandb", None if "," not in report_to else Service("wandb"))
+    with pytest.raises(RefusedError, match=reason):
+        ours(llama_dir, write(tmp_path, "told", report_to=report_to), tmp_path / "run")
+
+
+def rows(llama_dir, kind="text"):
+    return [json.loads(line) for line in (llama_dir / kind / "train.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def hub(llama_dir, monkeypatch):
+    """Stands for the package datasets."""
+    module, exceptions = types.ModuleType("datasets"), types.ModuleType("datasets.exceptions")
+    exceptions.DatasetNotFoundError = type("DatasetNotFoundError", (Exception,), {})
+    module.exceptions, module.asked = exceptions, []
+    module.subsets = {"train": rows(llama_dir), "valid": rows(llama_dir)[:8]}
+
+    def load_dataset(path, split=None, **options):
+        module.asked.append((path, split, options))
+        if path == "no/such":
+            raise exceptions.DatasetNotFoundError(path)
+        return module.subsets if split is None else module.subsets["train"]
+
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setitem(sys.modules, "datasets.exceptions", exceptions)
+    return module
+
+
+def test_data_of_the_hub_train_as_the_same_files_do(llama_dir, tmp_path, hub):
+    common = {"mask_prompt": False, "iters": 3}
+    local = ours(llama_dir, write(tmp_path, "local", data="text", **common), tmp_path / "local")
+    named = ours(llama_dir, write(tmp_path, "named", data="some/words", **common), tmp_path / "named")
+    listed = {"path": "some/words", "train_split": "train[:90%]", "config": {"name": "x"}}
+    custom = ours(llama_dir, write(tmp_path, "custom", hf_dataset=listed, **common), tmp_path / "custom")
+    assert local.losses == named.losses == custom.losses
+    assert hub.asked[0] == ("some/words", None, {})
+    assert hub.asked[1] == ("some/words", "train[:90%]", {"name": "x"})
+
+
+def test_hub_data_that_changed_are_refused_at_resume(llama_dir, tmp_path, hub):
+    config = write(tmp_path, "named", data="some/words", mask_prompt=False, iters=3)
+    ours(llama_dir, config, tmp_path / "run", steps=1)
+    hub.subsets["train"][5] = {"text": "another line of that very lengt"}
+    with pytest.raises(RefusedError, match="dataset was"):
+        ours(llama_dir, config, tmp_path / "run", generation=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data": "no/such"}, r"data: ValueError: Not found Hugging Face dataset: no/such"),
+        ({"data": "./nowhere"}, r"data: no such folder: .*nowhere"),
+        ({"data": "some/words", "test": True}, "test: some/words has no test samples"),
+        ({"hf_dataset": {"path": "x", "text_feature": "body"}}, "hf_dataset: ValueError: Unsupported data format"),
+    ],
+)
+def test_hub_data_that_cannot_be_used(llama_dir, tmp_path, hub, changes, reason):
+    with pytest.raises(RefusedError, match=reason):
+        ours(llama_dir, write(tmp_path, "wrong", mask_prompt=False, **changes), tmp_path / "run")
+
+
+def test_without_the_package_the_hub_is_refused_with_what_to_install(llama_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RefusedError, match=r"no such folder: .*; data of the hub need the package datasets \(pip inst"):
+        ours(llama_dir, write(tmp_path, "named", data="some/words"), tmp_path / "run")
+    with pytest.raises(RefusedError, match="hf_dataset: data of the hub need the package datasets"):
+        ours(llama_dir, write(tmp_path, "custom", hf_dataset={"path": "x"}), tmp_path / "run")

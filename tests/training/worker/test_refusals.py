@@ -1,0 +1,95 @@
+"""Input that cannot work is refused, in one sentence that names where and what."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlx_supervisor import wire
+
+HERE = Path(__file__).parents[1]
+
+
+def refusal(worker):
+    assert worker.process.returncode == wire.EXIT_REFUSED, worker.stderr
+    assert worker.bye.outcome == "refused"
+    assert "Traceback" not in worker.stderr
+    assert worker.stderr.splitlines()[-1] == f"refused: {worker.bye.reason}"
+    assert not worker.of(wire.Ready)
+    return worker.bye.reason
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ("toy_task", "task.entry: expected \"package.module:function\", found 'toy_task'"),
+        ("no_such_module:build", "no_such_module cannot be imported from"),
+        ("toy_task:nothing", "has no 'nothing'"),
+        ("toy_task:LIMIT", "is a int; a function that builds a Task is needed"),
+        ("toy_task:not_a_task", "must return a mlx_worker.task.Task, found dict"),
+        ("toy_task:frozen", "no trainable parameters"),
+    ],
+)
+def test_wrong_entry(desk, entry, text):
+    assert text in refusal(desk.run(desk.job(entry=entry)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"args": {"hiden": 4}}, "task.args: toy_task:build"),
+        ({"args": {"samples": 0}}, "the dataset is empty"),
+        ({"batch": {"size": 49}}, "a batch of 49 samples (batch.size 49) is larger than the dataset, which has 48"),
+        ({"batch": {"size": 8, "effective": 64}}, "a batch of 64 samples (batch.size 8) is larger than the dataset"),
+        ({"batch": {}}, "batch.size is missing"),
+        ({"steps": None}, "steps is missing"),
+    ],
+)
+def test_wrong_job(desk, fields, text):
+    assert text in refusal(desk.run(desk.job(**fields)))
+
+
+def test_a_loss_that_is_no_scalar(desk):
+    worker = desk.run(desk.job(entry="toy_task:bad_loss"))
+    assert worker.process.returncode == wire.EXIT_REFUSED
+    assert "must return a scalar mean, or (scalar mean, weight); found an array of shape (8, 2)" in worker.bye.reason
+
+
+def test_user_code_that_exits_is_a_failure(desk):
+    worker = desk.run(desk.job(entry="toy_task:leaves"))
+    assert worker.process.returncode == wire.EXIT_FAILED
+    assert worker.bye.reason == "SystemExit: 0"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"run": "x"}', b'{"v": 2}'])
+def test_a_broken_job_file(tmp_path, content):
+    file = tmp_path / "job.json"
+    if content is not None:
+        file.write_bytes(content)
+    done = subprocess.run([sys.executable, "-m", "mlx_worker", str(file)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == wire.EXIT_REFUSED
+    assert done.stderr.startswith(f"refused: {file}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_start_folder_does_not_shadow_libraries(tmp_path):
+    for name in ("mlx_supervisor", "msgspec", "argparse"):
+        (tmp_path / f"{name}.py").write_text("raise SystemError('shadowed')\n")
+    command = [sys.executable, "-m", "mlx_worker", "none.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == wire.EXIT_REFUSED, done.stderr
+
+
+def test_a_users_files_do_not_shadow_ours(desk, tmp_path):
+    """The folder of the settings has modules named like ours, like libraries of ours, and like the start folder."""
+    for name in ("worker", "mlx_worker", "mlx_supervisor", "msgspec", "zmq", "stream", "checkpoints", "loop"):
+        (tmp_path / f"{name}.py").write_text("raise SystemError('shadowed')\n")
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\nimport importlib.util\n"
+        f"spec = importlib.util.spec_from_file_location('toy', {str(HERE / 'toy_task.py')!r})\n"
+        "toy = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(toy)\nbuild = toy.build\n"
+    )
+    task = {"kind": "python", "base_dir": str(tmp_path), "entry": "mine:build"}
+    worker = desk.run(desk.job(steps=1, batch={"size": 8}, task=task))
+    assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
