@@ -1,9 +1,9 @@
 """How well leaks are told from life: the breaker on simulated traces, wanted and measured.
 
 By default the traces of tests/core/memory/traces.py with seeds of the bench's own. `--traces FOLDER` takes those of
-another generator instead: files .npz or .json, each a group of runs, with `footprint`, `cache`, `active` (runs x steps, MB, at
-the ends of steps), `peak` (MB, what each run's healthy peak is taken to be), `onset` (step, each run), `leak` (MB a
-step, 0 for healthy runs), and `harsh` (with a bounded ramp that is no leak).
+another generator instead: files .npz or .json, each a group of runs, with `footprint`, `cache`, `active` (runs x steps,
+MB, at the ends of steps), `peak` (MB, what each run's healthy peak is taken to be), `onset` (step, each run), `leak`
+(MB a step, 0 for healthy runs), and `harsh` (with a bounded ramp that is no leak).
 """
 
 import json

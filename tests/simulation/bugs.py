@@ -10,19 +10,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tests.simulation.seeds import Failure, play_seed
+from tests.simulation.world.machine import Machine
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine.running import RunMachine
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.policy import RunPolicy
 
 SEEDS_AT_MOST = 1_000
 
 
-class KeepsGeneration(RunMachine):
+class KeepsGeneration(Machine):
     """Forgets to raise the generation's number after it has taken over."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
@@ -32,7 +32,7 @@ class KeepsGeneration(RunMachine):
         return actions
 
 
-class HalvesOnCrash(RunMachine):
+class HalvesOnCrash(Machine):
     """Takes a crash of the user's code for want of memory."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
@@ -41,7 +41,7 @@ class HalvesOnCrash(RunMachine):
         return super().apply(event)
 
 
-class StartsTooSoon(RunMachine):
+class StartsTooSoon(Machine):
     """After the first SIGKILL it does not wait for the old group's end."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
@@ -51,26 +51,26 @@ class StartsTooSoon(RunMachine):
         return super().apply(event)
 
 
-class CountsTwice(RunMachine):
+class CountsTwice(Machine):
     """Counts a trip again when the worker it has tripped is killed."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         trips = self.history.trips
         actions = super().apply(event)
-        tripped = self._ending is not None and self._ending.cause is Cause.PRESSURE
+        tripped = self.ending is not None and self.ending.cause is Cause.PRESSURE
         if tripped and self.history.trips == trips and any(isinstance(each, ac.Kill) for each in actions):
             self.history.trips += 1
         return actions
 
 
-class ForgetsDeadline(RunMachine):
+class ForgetsDeadline(Machine):
     """Waits for a draining worker for ever."""
 
     def next_deadline(self) -> float | None:
         return None if self.state is State.DRAINING else super().next_deadline()
 
 
-class MissingIsZero(RunMachine):
+class MissingIsZero(Machine):
     """Reads a sample that could not be had as zero."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
@@ -79,7 +79,7 @@ class MissingIsZero(RunMachine):
         return super().apply(event)
 
 
-class LosesStep(RunMachine):
+class LosesStep(Machine):
     """Forgets on restoring what is durable."""
 
     def __init__(self, policy: RunPolicy, history: RunHistory | None = None, seed: int = 0) -> None:
@@ -87,7 +87,7 @@ class LosesStep(RunMachine):
         self.history.durable_step = 0
 
 
-class RetriesRefused(RunMachine):
+class RetriesRefused(Machine):
     """Starts a worker again that has refused its job."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
@@ -96,19 +96,19 @@ class RetriesRefused(RunMachine):
         return super().apply(event)
 
 
-class DropsKill(RunMachine):
+class DropsKill(Machine):
     """Decides on a hard trip, and does not kill."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
-        before = self.state, self._deadline_s
+        before = self.state, self.deadline_s
         actions = super().apply(event)
         if isinstance(event, ev.Sample) and self.state is State.KILLING:
-            self.state, self._deadline_s = before
+            self.state, self.deadline_s = before
             return [each for each in actions if not isinstance(each, ac.Kill)]
         return actions
 
 
-class NamesNoCause(RunMachine):
+class NamesNoCause(Machine):
     """Ends a life without recording why, when it was killed."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
@@ -116,25 +116,25 @@ class NamesNoCause(RunMachine):
         return [each for each in super().apply(event) if not (killed and isinstance(each, ac.CloseGeneration))]
 
 
-class NeverGivesUp(RunMachine):
+class NeverGivesUp(Machine):
     """Forgets with every death how many lives were for nothing."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.Exited):
-            self._budget.forget()
+            self.budget.forget()
         return super().apply(event)
 
 
-class BelievesExit0(RunMachine):
+class BelievesExit0(Machine):
     """Takes exit status 0 for a run that is done."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.Exited) and event.exit_code == 0:
-            self._bye = ev.Bye(event.at_s, event.generation, ev.Outcome.COMPLETED, "", 2**31, None, None)
+            self.bye = ev.Bye(event.at_s, event.generation, ev.Outcome.COMPLETED, "", 2**31, None, None)
         return super().apply(event)
 
 
-class HearsTheDead(RunMachine):
+class HearsTheDead(Machine):
     """Takes frames of older lives for the present one's."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
@@ -143,7 +143,7 @@ class HearsTheDead(RunMachine):
         return super().apply(event)
 
 
-class GrowsBack(RunMachine):
+class GrowsBack(Machine):
     """Forgets which sizes have tripped."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
@@ -151,16 +151,16 @@ class GrowsBack(RunMachine):
         return super().apply(event)
 
 
-class StartsWhatIsStopped(RunMachine):
+class StartsWhatIsStopped(Machine):
     """Restarts a worker that somebody has stopped for good."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
-        if isinstance(event, ev.Exited) and self._ending is not None:
-            self._ending = replace(self._ending, restart=True)
+        if isinstance(event, ev.Exited) and self.ending is not None:
+            self.ending = replace(self.ending, restart=True)
         return super().apply(event)
 
 
-BUGS: dict[str, type[RunMachine]] = {
+BUGS: dict[str, type[Machine]] = {
     each.__name__: each
     for each in (
         KeepsGeneration,

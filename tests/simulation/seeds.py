@@ -9,9 +9,8 @@ from random import Random
 from tests.simulation.checks.invariant import InvariantError
 from tests.simulation.checks.tally import Tally
 from tests.simulation.checks.timeline import Timeline
+from tests.simulation.world.machine import Machine
 from tests.simulation.world.world import World
-
-from mlx_supervisor.core.machine.running import RunMachine
 
 EVENTS_AT_LEAST = 1_000
 TROUBLED_EVENTS = (150, 400, 1_000)
@@ -41,7 +40,7 @@ def seeds_of(text: str) -> range:
 
 def play_seed(
     seed: int,
-    machine_type: type[RunMachine] = RunMachine,
+    machine_type: type[Machine] = Machine,
     timeline: Callable[[World], Timeline | None] = lambda _: None,
 ) -> tuple[Tally, Failure | None]:
     """All of a seed's worlds; ends at the first violation."""

@@ -10,7 +10,7 @@ import structlog
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.daemon.step_line import step_line
 from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.journal.database import JournalError
@@ -84,7 +84,7 @@ class Ledger:
                 time.time(),
             )
 
-    def step(self, machine: RunMachine, step: ev.StepReport) -> None:
+    def step(self, machine: Run, step: ev.StepReport) -> None:
         """Each goes to the journal, about one a second to the run's log."""
         sample = machine.last_sample
         self._journal.step(

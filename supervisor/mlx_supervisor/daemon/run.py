@@ -16,7 +16,8 @@ import structlog
 from mlx_supervisor import wire
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.machine import apply
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import AT_REST, State
 from mlx_supervisor.daemon.recorder import Ledger
 from mlx_supervisor.daemon.recovery import end_left, recovered
@@ -103,7 +104,7 @@ class SupervisedRun:
         (self.folder / "logs").mkdir(mode=0o700, exist_ok=True)
         self.log = RunLog(self.folder / "logs")
         self._ledger = Ledger(name, shared.journal, self.log)
-        self.machine = RunMachine(policy, self._ledger.load_history(), seed=zlib.crc32(name.encode()))
+        self.machine = Run(policy, self._ledger.load_history(), seed=zlib.crc32(name.encode()))
         self.started_wall_s = 0.0
         self.stopped_wall_s = 0.0
         self.exit_status: int | None = None
@@ -238,7 +239,7 @@ class SupervisedRun:
         self._changed.set()
 
     def _deal_with(self, event: ev.Event) -> None:
-        for action in self.machine.apply(event):
+        for action in apply(self.machine, event):
             try:
                 self._do(action)
             except (OSError, StateDirError, JournalError, wire.WireError) as error:

@@ -3,7 +3,7 @@
 import time
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.settings.schema import DrillSettings
 
 
@@ -14,7 +14,7 @@ def drill_text(drill: DrillSettings) -> str:
     return "Fire drill: " + ", ".join(f"{name} = {getattr(drill, name)}" for name in names) + "."
 
 
-def step_line(machine: RunMachine, step: ev.StepReport) -> str:
+def step_line(machine: Run, step: ev.StepReport) -> str:
     """One update in one line, with the supervisor's view of memory."""
     mib = 1024 * 1024
     sample = machine.last_sample

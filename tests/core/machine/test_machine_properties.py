@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.machine import apply
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import AT_REST, State
 from mlx_supervisor.core.machine.stopping import KILLS_AT_MOST
 from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
@@ -67,7 +68,7 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(policy=policies, start=st.booleans())
     def begin(self, policy: RunPolicy, start: bool) -> None:
         self.policy = policy
-        self.machine = RunMachine(policy)
+        self.machine = Run(policy)
         self.now_s = 0.0
         self.alive = False  # a worker was spawned, and neither its exit nor its failing to start were told
         self.last_generation = 0
@@ -82,7 +83,7 @@ class AnyOrder(RuleBasedStateMachine):
         before, tripped = self.machine.state, self.machine.batch.tripped
         if self._ends_worker(event):
             self.alive = False
-        actions = self.machine.apply(event)
+        actions = apply(self.machine, event)
         saved = False
         for action in actions:
             saved = saved or isinstance(action, ac.SaveHistory)
@@ -134,7 +135,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert batch.effective is not None
             assert batch.effective >= 1
         assert len(batch.tripped) <= 5
-        assert machine._kills <= KILLS_AT_MOST
+        assert machine.kills <= KILLS_AT_MOST
         past = machine.history
         again = RunHistory.restore(json.loads(json.dumps(past.snapshot())))
         assert again == replace(past, loss=past.loss if past.loss is None or math.isfinite(past.loss) else None)

@@ -13,7 +13,8 @@ from tests.core.machine.timeline import Timeline, policy, show
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import UNTROUBLED_S, RunHistory
-from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.machine import apply
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.policy import MIB, MemoryPolicy, RunPolicy
 
@@ -251,12 +252,12 @@ def test_every_action_can_be_shown() -> None:
 
 
 def test_a_hard_trip_kills_before_it_talks() -> None:
-    machine = RunMachine(RunPolicy(MemoryPolicy(limit_bytes=100 * MIB)))
-    machine.apply(ev.Command(0.0, ev.CommandKind.START))
-    machine.apply(ev.Spawned(0.1, 1, pid=7))
-    machine.apply(ev.Ready(0.2, 1, step=0, target_steps=10, batch_size=1, effective_batch=1))
-    machine.apply(ev.Sample(0.3, 1, 200 * MIB, 0, 1))
-    actions = machine.apply(ev.Sample(0.31, 1, 200 * MIB, 0, 1))
+    machine = Run(RunPolicy(MemoryPolicy(limit_bytes=100 * MIB)))
+    apply(machine, ev.Command(0.0, ev.CommandKind.START))
+    apply(machine, ev.Spawned(0.1, 1, pid=7))
+    apply(machine, ev.Ready(0.2, 1, step=0, target_steps=10, batch_size=1, effective_batch=1))
+    apply(machine, ev.Sample(0.3, 1, 200 * MIB, 0, 1))
+    actions = apply(machine, ev.Sample(0.31, 1, 200 * MIB, 0, 1))
     assert isinstance(actions[0], ac.Kill)
     assert any(isinstance(action, ac.Persist) for action in actions[1:])
 

@@ -11,7 +11,8 @@ from typing import Any
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.machine import apply
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
 
@@ -29,7 +30,7 @@ def policy(**changes: Any) -> RunPolicy:
     return RunPolicy(*parts)
 
 
-class Traced(RunMachine):
+class Traced(Run):
     """Notes every arrow of the table that was taken."""
 
     def __init__(self, rules: RunPolicy, history: RunHistory | None = None) -> None:
@@ -39,11 +40,11 @@ class Traced(RunMachine):
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         self._event = type(event).__name__
-        return super().apply(event)
+        return apply(self, event)
 
-    def _go(self, state: State, deadline_s: float | None = None) -> None:
+    def go(self, state: State, deadline_s: float | None = None) -> None:
         self.arrows.add((self.state, self._event, state))
-        super()._go(state, deadline_s)
+        super().go(state, deadline_s)
 
 
 def show(action: ac.Action) -> str:

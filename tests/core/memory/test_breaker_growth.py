@@ -4,7 +4,7 @@ import pytest
 from tests.core.memory.traces import MB, report, sample
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.machine.running import RunMachine
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.memory.breaker import Breaker
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.core.policy import MemoryPolicy, RunPolicy
@@ -204,7 +204,7 @@ def test_growth_in_the_warm_up_is_a_leak_only_when_the_limit_is_near() -> None:
 
 
 def test_the_step_line_shows_the_growth_and_says_when_it_knows_nothing() -> None:
-    machine = RunMachine(RunPolicy(MemoryPolicy(int(LIMIT_MB * MB))))
+    machine = Run(RunPolicy(MemoryPolicy(int(LIMIT_MB * MB))))
     assert "leak=? MB/step" in step_line(machine, report(1))
     _fed(machine.breaker, range(300))
     assert "leak=0.0 MB/step" in step_line(machine, report(300))

@@ -10,6 +10,7 @@ from tests.simulation.checks.invariant import InvariantError, check
 from tests.simulation.checks.shadow import LifeWatch, Shadow
 from tests.simulation.checks.timeline import Timeline
 from tests.simulation.checks.watch_actions import MEMORY_VALUES, ActionWatch, in_words
+from tests.simulation.world.machine import Machine
 from tests.simulation.world.weight import weight
 
 from mlx_supervisor.core import actions as ac
@@ -17,7 +18,6 @@ from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine.running import RunMachine
 from mlx_supervisor.core.machine.states import AT_REST, State
 from mlx_supervisor.core.machine.table import TABLE
 
@@ -106,7 +106,7 @@ class Watch(ActionWatch):
 
     # ---- after the answer
 
-    def _check_batch(self, machine: RunMachine, before: int | None, actions: list[ac.Action]) -> None:
+    def _check_batch(self, machine: Machine, before: int | None, actions: list[ac.Action]) -> None:
         after = machine.batch.size
         if before is None or after is None or after == before:
             return
@@ -124,7 +124,7 @@ class Watch(ActionWatch):
         else:
             self._check_size(after, machine, growing=True)
 
-    def _check_answer(self, event: ev.Event, before: State, machine: RunMachine, deadline_s: float | None) -> None:
+    def _check_answer(self, event: ev.Event, before: State, machine: Machine, deadline_s: float | None) -> None:
         kind, after, memory = type(event), machine.state, self.world.policy.memory
         if kind is ev.Sample and self._life.over_limit >= memory.confirm_samples:
             check(after is State.KILLING, "over the limit means killed", lambda: f"{self._life}, {after}")
@@ -139,7 +139,7 @@ class Watch(ActionWatch):
             now = (after, machine.next_deadline(), self._life.generation)
             check(now[:2] != (before, deadline_s), "a deadline leads somewhere", lambda: f"{event}: {now}")
 
-    def _check_always(self, machine: RunMachine) -> None:
+    def _check_always(self, machine: Machine) -> None:
         deadline_s, rests, past = machine.next_deadline(), machine.state in AT_REST, machine.history
         if (deadline_s is None) != rests or (deadline_s is not None and not isfinite(deadline_s)):
             raise InvariantError("every state that waits has a deadline", f"{deadline_s} in {machine.state}")
@@ -204,17 +204,17 @@ class Watch(ActionWatch):
         self.shadow = saved.copy() if isinstance(saved, Shadow) else Shadow()
         self._exempt += 1
 
-    def note_arrows(self, machine: RunMachine) -> None:
+    def note_arrows(self, machine: Machine) -> None:
         """Have every way from one state to another counted."""
-        go, arrows = machine._go, self.tally.arrows
+        go, arrows = machine.go, self.tally.arrows
 
         def noted(state: State, deadline_s: float | None = None) -> None:
             arrows[machine.state, self._event, state] += 1
             go(state, deadline_s)
 
-        machine._go = noted  # type: ignore[method-assign]
+        machine.go = noted  # type: ignore[method-assign]
 
-    def restored(self, machine: RunMachine) -> None:
+    def restored(self, machine: Machine) -> None:
         """A new machine, from what was saved."""
         past, wish = machine.history, self.shadow.wish
         self._life = LifeWatch(past.generation, past.trips)

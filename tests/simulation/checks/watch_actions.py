@@ -9,12 +9,12 @@ from tests.simulation.checks.invariant import check
 from tests.simulation.checks.shadow import LifeWatch, Shadow
 from tests.simulation.checks.tally import Tally
 from tests.simulation.world.deaths import right_causes
+from tests.simulation.world.machine import Machine
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.machine.running import RunMachine
 from mlx_supervisor.core.machine.states import State
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ActionWatch:
         self._cause = ""
         self._rebooted_s = 0.0
 
-    def _see(self, action: ac.Action, event: ev.Event, machine: RunMachine, actions: list[ac.Action]) -> None:
+    def _see(self, action: ac.Action, event: ev.Event, machine: Machine, actions: list[ac.Action]) -> None:
         kind = type(action)
         if kind is ac.Persist:
             check(action.text and action.kind, "every notice has words", lambda: f"{action}")  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ class ActionWatch:
         elif isinstance(action, ac.Spawn):
             self._ordered_spawn(action, event, machine, actions)
 
-    def _ordered(self, action: ac.Action, event: ev.Event, machine: RunMachine, actions: list[ac.Action]) -> None:
+    def _ordered(self, action: ac.Action, event: ev.Event, machine: Machine, actions: list[ac.Action]) -> None:
         """Something for the worker."""
         life = self._life
         assert isinstance(action, _ORDERS)
@@ -85,7 +85,7 @@ class ActionWatch:
         if isinstance(action, ac.RequestResize):
             self._check_size(action.batch_size, machine, growing=True)
 
-    def _ordered_spawn(self, action: ac.Spawn, event: ev.Event, machine: RunMachine, actions: list[ac.Action]) -> None:
+    def _ordered_spawn(self, action: ac.Spawn, event: ev.Event, machine: Machine, actions: list[ac.Action]) -> None:
         saved = any(isinstance(each, ac.SaveHistory) and each.wait for each in actions)
         check(saved, "the history is durable before a start", lambda: f"{action}")
         check(self.shadow.wish == "run", "what somebody stops stays stopped", lambda: f"{action}: {self.shadow}")
@@ -107,7 +107,7 @@ class ActionWatch:
             action.generation, machine.history.trips, closed=False, durable_before=self.shadow.durable
         )
 
-    def _check_size(self, size: int, machine: RunMachine, growing: bool) -> None:
+    def _check_size(self, size: int, machine: Machine, growing: bool) -> None:
         policy, batch = self.world.policy.batch, machine.batch
         asked = policy.size or batch.asked
         check(asked is None or size <= asked, "the batch never exceeds what was asked", lambda: f"{size} of {asked}")
@@ -127,7 +127,7 @@ class ActionWatch:
                 batch.effective == effective, "the effective batch is kept", lambda: f"{batch.effective}, {effective}"
             )
 
-    def _closed(self, action: ac.CloseGeneration, event: ev.Event, machine: RunMachine) -> None:
+    def _closed(self, action: ac.CloseGeneration, event: ev.Event, machine: Machine) -> None:
         life, cause = self._life, action.record.get("cause")
         check(cause in _CAUSE_VALUES, "every death has a cause", lambda: f"{action}")
         assert isinstance(cause, str)
@@ -162,7 +162,7 @@ class ActionWatch:
                 lambda: f"{dead.death} was called {cause!r}; right: {right}",
             )
 
-    def _finished(self, action: ac.Finish, event: ev.Event, machine: RunMachine) -> None:
+    def _finished(self, action: ac.Finish, event: ev.Event, machine: Machine) -> None:
         self.tally.outcomes[action.outcome] += 1
         check(in_words(action.reason), "every end has a reason in words", lambda: f"{action}")
         check(machine.reason == action.reason, "every end has a reason in words", lambda: f"{action}, {machine.reason}")

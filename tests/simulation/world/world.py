@@ -14,12 +14,12 @@ from tests.simulation.world.clock import Clock
 from tests.simulation.world.faults import DEATHS, Faults, benign, drawn_faults, drawn_policy
 from tests.simulation.world.host import Host
 from tests.simulation.world.journal import Journal
+from tests.simulation.world.machine import Machine
 from tests.simulation.world.shell import Shell
 from tests.simulation.world.weather import Weather
 from tests.simulation.world.worker import Worker
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.machine.running import RunMachine
 from mlx_supervisor.core.machine.states import AT_REST
 from mlx_supervisor.core.policy import RunPolicy
 
@@ -47,7 +47,7 @@ class World:
         target_steps: int | None = None,
         sample_s: float = 0.5,
         forgives: float = 0.7,
-        machine_type: type[RunMachine] = RunMachine,
+        machine_type: type[Machine] = Machine,
     ) -> None:
         self.chance = chance
         self.faults = faults or drawn_faults(chance)
@@ -131,7 +131,7 @@ class World:
     def _look_after(self) -> None:
         self._rested = False
         if self.shell.alive and self.shell.machine.state in AT_REST:
-            self._rests_in_health += self.well and self.shell.machine._survivor is None
+            self._rests_in_health += self.well and self.shell.machine.survivor is None
             check(self._rests_in_health <= RESTS_IN_HEALTH, "liveness", lambda: self.watch.stuck())
             if not self.well and self.shell.machine.history.outcome == "failed" and self.chance.random() < 0.5:
                 self.heal()

@@ -148,7 +148,7 @@ _MARKS = tuple(
         ),
     )
 )  # fmt: skip
-"""Texts of MLX, Metal, CUDA and Python, as the fixtures in tests/core/diagnosis/stderr have them, with their sources."""
+"""Texts of MLX, Metal, CUDA and Python, as the fixtures in tests/core/diagnosis/stderr have them."""
 
 ADVICE = {
     Cause.OOM_KILL: "set memory.limit below what the machine or its control group can give: the breaker acts first",

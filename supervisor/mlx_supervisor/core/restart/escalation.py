@@ -1,6 +1,6 @@
 """What a death changes about the next life: the rungs from half the batch to gradient checkpointing.
 
-Caches are cleared before it comes to this (`RunMachine._soft_trip`). docs/ladder.md is the same for readers.
+Caches are cleared before it comes to this (`core/machine/running.py`). docs/ladder.md is the same for readers.
 """
 
 from dataclasses import dataclass
