@@ -20,7 +20,8 @@ from support import common
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.daemon.daemon import Daemon
-from mlx_supervisor.daemon.run import Observer, SupervisedRun
+from mlx_supervisor.daemon.run import SupervisedRun
+from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.logs import daemon_log
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.state_dir import StateDir

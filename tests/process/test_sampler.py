@@ -15,7 +15,7 @@ from mlx_supervisor.host import footprint, memory
 from mlx_supervisor.host.footprint import Footprint
 from mlx_supervisor.host.memory import MachineMemory
 from mlx_supervisor.sampling import worker_sampler
-from mlx_supervisor.sampling.worker_sampler import Sampler
+from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.wire import TOKEN_VARIABLE
 
 MIB = 2**20
@@ -26,7 +26,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.events: list[Sample | SampleMissing] = []
-        self.sampler = Sampler(self._hear)
+        self.sampler = WorkerSampler(self._hear)
 
     def _hear(self, run: str, event: Sample | SampleMissing) -> None:
         assert (run, event.generation) == ("run", 3)
@@ -168,7 +168,7 @@ def test_one_run_that_can_not_be_measured_leaves_the_others_watched(heard: Heard
         others.append(f"{run} {type(event).__name__}")
         both.delivered()
 
-    both = Sampler(hear)
+    both = WorkerSampler(hear)
     try:
         with holding() as process:
             both.watch("bad", 1, process.pid, 2**40, 0.005)
@@ -185,7 +185,7 @@ def test_one_run_that_can_not_be_measured_leaves_the_others_watched(heard: Heard
 def intervals(headrooms: list[int], limit: int, step_s: float = 0.05) -> list[float]:
     watch = worker_sampler._Watch("run", 1, None, limit, 0.05, lambda: None)  # type: ignore[arg-type]
     return [
-        Sampler._interval_s(None, watch, limit - left, 10.0 + step_s * index)  # type: ignore[arg-type]
+        WorkerSampler._interval_s(None, watch, limit - left, 10.0 + step_s * index)  # type: ignore[arg-type]
         for index, left in enumerate(headrooms)
     ]
 

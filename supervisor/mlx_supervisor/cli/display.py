@@ -16,7 +16,8 @@ from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.daemon.run import Observer, SupervisedRun
+from mlx_supervisor.daemon.run import SupervisedRun
+from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.daemon.step_line import step_line
 
 PLAIN_INTERVAL_S = 2.0

@@ -14,7 +14,7 @@ from mlx_supervisor.cli.nonblocking_stream import PatientStream
 from mlx_supervisor.cli.report import print_summary
 from mlx_supervisor.control.unix_socket import SocketFileError
 from mlx_supervisor.core.events import CommandKind
-from mlx_supervisor.daemon.daemon import Daemon
+from mlx_supervisor.daemon.service import Service
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs import daemon_log
 from mlx_supervisor.settings.reader import read_settings
@@ -82,9 +82,9 @@ async def _foreground(
 ) -> tuple[dict[str, Any], bool]:
     display: Display = LiveDisplay(console, name) if console.is_terminal else PlainDisplay(console, name)
     alone = Settings(settings.path, settings.state_dir, {name: settings.runs[name]})
-    daemon = Daemon(alone, state, [display])
-    await daemon.open(forget=[name] if fresh else [])
-    run = daemon.runs[name]
+    service = Service(alone, state, [display])
+    await service.open(forget=[name] if fresh else [])
+    run = service.daemon.runs[name]
     received: set[signal.Signals] = set()
 
     def interrupt(number: signal.Signals) -> None:
@@ -104,7 +104,7 @@ async def _foreground(
         loop.add_signal_handler(number, interrupt, number)
     with display:
         try:
-            await daemon.recovered()
+            await service.daemon.recovered()
             if received:
                 run.command(CommandKind.STOP, "interrupted before the start")
             else:
@@ -112,5 +112,5 @@ async def _foreground(
             await run.until(lambda: run.at_rest)
             summary = run.summary()
         finally:
-            await daemon.close()
+            await service.close()
     return summary, bool(received)

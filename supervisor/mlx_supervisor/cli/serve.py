@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from mlx_supervisor.cli import DEFAULT_FILE
-from mlx_supervisor.daemon.daemon import Daemon
+from mlx_supervisor.daemon.service import Service
 from mlx_supervisor.logs import daemon_log
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.settings.schema import Settings, SettingsError
@@ -48,29 +48,29 @@ def serve(arguments: list[str]) -> int:
 
 
 async def _serve(settings: Settings, state: StateDir) -> bool:
-    daemon = Daemon(settings, state)
+    service = Service(settings, state)
     loop = asyncio.get_running_loop()
     received: set[signal.Signals] = set()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
             continue  # nohup: it is to outlive the terminal
-        loop.add_signal_handler(number, _on_signal, daemon, number, received)
-    await daemon.open()
-    log.info("serving", socket=str(state.control_socket), runs=", ".join(daemon.runs))
+        loop.add_signal_handler(number, _on_signal, service, number, received)
+    await service.open()
+    log.info("serving", socket=str(state.control_socket), runs=", ".join(service.daemon.runs))
     try:
-        await daemon.serve()
+        await service.serve()
     finally:
-        await daemon.close()
+        await service.close()
     log.info("ended")
-    return daemon.restart_wanted
+    return service.daemon.restart_wanted
 
 
-def _on_signal(daemon: Daemon, number: signal.Signals, received: set[signal.Signals]) -> None:
+def _on_signal(service: Service, number: signal.Signals, received: set[signal.Signals]) -> None:
     """The same signal again kills, but SIGHUP: a terminal that is closed sends it twice, and SIGTERM after it."""
     if number in received and number is not signal.SIGHUP:
         log.warning("asked twice: workers are killed", signal=number.name)
-        daemon.kill_all(f"second {number.name}")
+        service.daemon.kill_all(f"second {number.name}")
     else:
         log.info("asked to end: workers checkpoint first", signal=number.name)
-        daemon.shutdown_wanted.set()
+        service.daemon.shutdown_wanted.set()
     received.add(number)

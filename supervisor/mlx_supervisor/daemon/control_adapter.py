@@ -72,7 +72,7 @@ class DaemonTarget:
     async def start(self, name: str) -> None:
         """See Target."""
         run = self._run(name)
-        await run.until(lambda: not run.recovering)
+        await run.until(lambda: not run.recovery.active)
         if self.shutting_down:
             raise Fault(FaultCode.SHUTDOWN_STATE, name)
         if run.machine.state in LIVE and not run.machine.stopping:
@@ -91,7 +91,11 @@ class DaemonTarget:
         if run.machine.state is State.COMPLETED or run.machine.state in RUNNING:
             return
         reason = run.machine.reason or "see the run's log"
-        code = FaultCode.SPAWN_ERROR if run.pid is None and run.exit_status is None else FaultCode.ABNORMAL_TERMINATION
+        code = (
+            FaultCode.SPAWN_ERROR
+            if run.pid is None and run.worker.exit_status is None
+            else FaultCode.ABNORMAL_TERMINATION
+        )
         raise Fault(code, f"{name}: {reason}")
 
     async def stop(self, name: str) -> None:
@@ -182,7 +186,7 @@ class DaemonTarget:
     async def remove(self, name: str) -> None:
         """See Target."""
         run = self._run(name)
-        if run.recovering or not run.at_rest:
+        if run.recovery.active or not run.at_rest:
             raise Fault(FaultCode.STILL_RUNNING, name)
         await self._daemon.remove(name)
 
@@ -235,9 +239,9 @@ def _process_info(run: SupervisedRun) -> ProcessInfo:
         name=run.name,
         state=_process_state(run),
         pid=run.pid or 0,
-        started_at_s=run.started_wall_s,
-        stopped_at_s=run.stopped_wall_s,
-        exit_status=run.exit_status,
+        started_at_s=run.worker.started_wall_s,
+        stopped_at_s=run.worker.stopped_wall_s,
+        exit_status=run.worker.exit_status,
         detail=run.machine.reason if state in PAUSED | {State.FATAL} else "",
     )
 

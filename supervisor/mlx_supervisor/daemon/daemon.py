@@ -8,15 +8,14 @@ from typing import Any
 
 import structlog
 
-from mlx_supervisor.control.server import ControlServer
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.daemon.control_adapter import DaemonTarget
-from mlx_supervisor.daemon.run import Observer, Shared, SupervisedRun
+from mlx_supervisor.daemon.run import SupervisedRun
+from mlx_supervisor.daemon.shared import Observer, Shared
 from mlx_supervisor.host import footprint, sd_notify
 from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.journal.journal import Journal, OpenGeneration
 from mlx_supervisor.process.orphans import end_orphan
-from mlx_supervisor.sampling.worker_sampler import Sampler
+from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.settings.schema import Settings
 from mlx_supervisor.state_dir import StateDir
 from mlx_supervisor.telemetry import Telemetry
@@ -52,7 +51,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         self._journal = Journal(self.state.journal, lambda text: log.error("journal", error=text))
         try:
-            self._sampler = Sampler(
+            self._sampler = WorkerSampler(
                 lambda run, sample: _ignore_closed(loop, lambda: self._on_sample(run, sample)),
             )
             self._telemetry = Telemetry(self.state.telemetry_socket, self._on_message, self._on_bad_frames)
@@ -60,8 +59,6 @@ class Daemon:
             await self._forget(forget)
             for name in self.settings.runs:
                 self.add(name)
-            self._control = ControlServer(self.state.control_socket, DaemonTarget(self))
-            await self._control.start()
         except BaseException:
             await self._close_sources()
             raise
@@ -80,7 +77,7 @@ class Daemon:
         lefts = [left for left in self._journal.open_generations() if left.run == name]
         if lefts:
             self._recover_run(run, lefts)
-            await run.until(lambda: not run.recovering)
+            await run.until(lambda: not run.recovery.active)
         return run
 
     async def remove(self, name: str) -> None:
@@ -122,26 +119,8 @@ class Daemon:
             if not run.at_rest:
                 run.command(ev.CommandKind.KILL, reason)
 
-    async def serve(self) -> None:
-        """Until a shutdown is wanted. Runs that are suspended then go on with the next supervisor."""
-        starting = asyncio.get_running_loop().create_task(self.start_wanted())
-        sd_notify.ready()
-        await self.shutdown_wanted.wait()
-        if not self.restart_wanted:  # a manager told of the end would end what is started in its place
-            sd_notify.stopping()
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        await self.suspend()
-
-    async def suspend(self) -> None:
-        """Have every worker checkpoint and exit."""
-        for run in self.runs.values():
-            if not run.at_rest and not run.machine.stopping:  # what somebody stops stays stopped
-                run.command(ev.CommandKind.SUSPEND, "the supervisor is shutting down")
-        await asyncio.gather(*(run.until(lambda run=run: run.at_rest) for run in self.runs.values()))  # type: ignore[misc]
-
     async def close(self) -> None:
-        """Give everything back. Workers must be gone (`suspend`)."""
+        """Give everything back. Workers must have ended."""
         tasks = [self._housekeeping, *self._recoveries, *self._strays]
         for task in tasks:
             task.cancel()
@@ -149,8 +128,6 @@ class Daemon:
         await self._close_sources()
 
     async def _close_sources(self) -> None:
-        if hasattr(self, "_control"):
-            await self._control.close()
         for run in self.runs.values():
             await run.close()
         if hasattr(self, "_telemetry"):
@@ -190,8 +167,8 @@ class Daemon:
             self._recover_run(run, lefts)
 
     def _recover_run(self, run: SupervisedRun, lefts: list[OpenGeneration]) -> None:
-        run.recovering = True
-        self._keep(self._recoveries, run.recover(lefts))
+        run.recovery.active = True
+        self._keep(self._recoveries, run.recovery.recover(lefts))
 
     def _keep(self, tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -24,7 +24,7 @@ STEP_LINE_INTERVAL_S = 1.0
 log = structlog.get_logger()
 
 
-class Ledger:
+class Recorder:
     """Of one run. What raises, raises JournalError."""
 
     def __init__(self, run: str, journal: Journal, run_log: RunLog) -> None:

@@ -1,17 +1,9 @@
-"""What people read of a run while it goes on: a line a step, and what its drill breaks."""
+"""One line a step, for logs and pipes."""
 
 import time
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
-from mlx_supervisor.settings.schema import DrillSettings
-
-
-def drill_text(drill: DrillSettings) -> str:
-    """What the settings break on purpose."""
-    default = DrillSettings()
-    names = [name for name in drill.__struct_fields__ if getattr(drill, name) != getattr(default, name)]
-    return "Fire drill: " + ", ".join(f"{name} = {getattr(drill, name)}" for name in names) + "."
 
 
 def step_line(machine: Run, step: ev.StepReport) -> str:

@@ -12,7 +12,7 @@ def command_for(pid: int) -> list[str]:
     return [CAFFEINATE, "-i", "-w", str(pid)]
 
 
-class Awake:
+class Caffeinate:
     """One assertion for one worker at a time."""
 
     def __init__(self, enabled: bool = sys.platform == "darwin") -> None:

@@ -1,4 +1,4 @@
-"""Looks at the machine's memory for a run that has no worker: when asked, and again and again while it waits."""
+"""Polls the machine's memory for a run that has no worker: on request, and repeatedly while it waits."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ INTERVAL_S = 1.0
 log = structlog.get_logger()
 
 
-class Lookout:
+class HostPoller:
     """`post` takes a `MachineSample`; it is called on the event loop."""
 
     def __init__(self, post: Callable[[MachineSample], None]) -> None:
@@ -24,7 +24,7 @@ class Lookout:
         self._timer: asyncio.TimerHandle | None = None
         self._interval_s = FIRST_INTERVAL_S
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the machine now. A machine that can't be read is said so in the log, and nothing is waited for."""
         try:
             memory = machine_memory.read()
@@ -33,18 +33,18 @@ class Lookout:
             return
         self._post(MachineSample(time.monotonic(), memory.available_bytes, memory.pressure))
 
-    def keep(self, waiting: bool) -> None:
-        """Go on looking while `waiting`; it may be said as often as one likes."""
+    def repeat(self, waiting: bool) -> None:
+        """Poll repeatedly while `waiting`; may be called again at any time."""
         if not waiting:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer, self._interval_s = None, FIRST_INTERVAL_S
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._look_again)
+            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._poll_again)
 
-    def _look_again(self) -> None:
+    def _poll_again(self) -> None:
         self._timer = None
         self._interval_s = min(2 * self._interval_s, INTERVAL_S)
-        self.look()
+        self.poll()
         if self._timer is None and self._interval_s > FIRST_INTERVAL_S:  # nothing was posted: whoever waits still does
-            self.keep(True)
+            self.repeat(True)

@@ -47,7 +47,7 @@ class _Watch:
     fastest_bytes_per_s: float = FEARED_BYTES_PER_S
 
 
-class Sampler:
+class WorkerSampler:
     """`deliver` is called in the sampler's thread; `delivered` tells it that a sample has been dealt with.
 
     What to do about a sample is the event loop's business, but for one case: a worker over its limit while the loop is

@@ -13,7 +13,7 @@ from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.daemon import recovery
 from mlx_supervisor.daemon.daemon import Daemon
-from mlx_supervisor.daemon.recorder import Ledger
+from mlx_supervisor.daemon.recorder import Recorder
 from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.journal.journal import Journal, OpenGeneration
@@ -40,7 +40,7 @@ def test_no_number_of_a_generation_is_used_twice(
         journal.close_generation("run", 5, {"ended": "signal 9"})
     if history is not None:
         journal.save_history("run", history)
-    assert Ledger("run", journal, RunLog(tmp_path)).load_history().generation == 5
+    assert Recorder("run", journal, RunLog(tmp_path)).load_history().generation == 5
     journal.close()
 
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_killed_is_waited_for_and_said_once(monkeypatch: pytest.M
 
     monkeypatch.setattr(recovery, "end_orphan", orphan)
     monkeypatch.setattr(recovery, "end_remains", remains)
-    gone = asyncio.run(recovery.end_left(LEFT, 0.0, lambda: hurries and len(looks) > 1, said.append))
+    gone = asyncio.run(recovery.end_orphan_of(LEFT, 0.0, lambda: hurries and len(looks) > 1, said.append))
     assert gone is not hurries
     assert [notice.kind for notice in said].count("survivor") == 1
     assert len(looks) == (2 if hurries else 4)
@@ -108,7 +108,7 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
         await gone.wait()
         return True
 
-    monkeypatch.setattr("mlx_supervisor.daemon.run.end_left", ends)
+    monkeypatch.setattr("mlx_supervisor.daemon.recovery.end_orphan_of", ends)
     monkeypatch.setenv(launch.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
 
     async def scenario() -> None:
@@ -116,7 +116,7 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
         await daemon.open()
         try:
             run = daemon.runs["run"]
-            await run.recover([LEFT])
+            await run.recovery.recover([LEFT])
             run.command(ev.CommandKind.START)
             assert (run.at_rest, run.pid) == (True, None)
             gone.set()
@@ -133,7 +133,7 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
 
 def test_a_life_that_cannot_be_killed_stays_open_for_the_next_supervisor(tmp_path: Path) -> None:
     journal = _journal(tmp_path)
-    ledger = Ledger("run", journal, RunLog(tmp_path))
+    ledger = Recorder("run", journal, RunLog(tmp_path))
     journal.open_generation("run", 5, 7, 1.0, "token", "boot", None, None, 1.0)
     ledger.close_generation(act.CloseGeneration(5, {"ended": "not killable"}, alive=True))
     assert [left.generation for left in journal.open_generations()] == [5]

@@ -21,11 +21,12 @@ from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.daemon import daemon
 from mlx_supervisor.daemon import run as supervised_run
 from mlx_supervisor.daemon.daemon import Daemon
-from mlx_supervisor.daemon.run import Observer, SupervisedRun
+from mlx_supervisor.daemon.run import SupervisedRun
+from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.process import child
-from mlx_supervisor.sampling.worker_sampler import Sampler
+from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.state_dir import StateDir
 
@@ -69,7 +70,7 @@ def test_a_bug_of_ours_leaves_no_worker_unwatched_and_the_run_can_be_started_aga
             run = await started(running)
             pid = run.pid
             with monkeypatch.context() as broken:
-                broken.setattr(type(run.machine), "_on_step", lambda *_: 1 / 0)
+                broken.setattr(supervised_run, "apply", lambda *_: 1 / 0)
                 await run.until(lambda: run.at_rest)
             assert not psutil.pid_exists(pid)
             assert run.machine.state is State.FATAL
@@ -168,7 +169,7 @@ def test_a_worker_over_its_limit_is_killed_even_when_the_event_loop_is_stuck(stu
     with subprocess.Popen(HOLD, stdout=subprocess.PIPE, start_new_session=True) as worker:
         assert worker.stdout is not None
         worker.stdout.readline()
-        sampler = Sampler(deliver)
+        sampler = WorkerSampler(deliver)
         try:
             sampler.watch("run", 1, worker.pid, 30 << 20, 0.05, brake)
             if stuck:

@@ -19,7 +19,8 @@ from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.daemon import control_adapter
 from mlx_supervisor.daemon.control_adapter import DaemonTarget
 from mlx_supervisor.daemon.daemon import Daemon
-from mlx_supervisor.daemon.run import Observer, SupervisedRun
+from mlx_supervisor.daemon.run import SupervisedRun
+from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.host import memory
 from mlx_supervisor.host.memory import MachineMemory
 from mlx_supervisor.process import launch

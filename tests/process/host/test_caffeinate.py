@@ -15,7 +15,7 @@ def test_the_command_is_caffeinates() -> None:
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there it is not a no-op")
 def test_elsewhere_nothing_is_started() -> None:
-    keeper = caffeinate.Awake()
+    keeper = caffeinate.Caffeinate()
     assert keeper.hold(os.getpid()) is None
     assert keeper._process is None
     keeper.release()
@@ -26,7 +26,7 @@ def test_one_process_per_worker_and_none_left(tmp_path: Path, monkeypatch: pytes
     program.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(600)\n")
     program.chmod(0o755)
     monkeypatch.setattr(caffeinate, "CAFFEINATE", str(program))
-    keeper = caffeinate.Awake(enabled=True)
+    keeper = caffeinate.Caffeinate(enabled=True)
     assert keeper.hold(os.getpid()) is None
     first = keeper._process
     assert first is not None
@@ -42,6 +42,6 @@ def test_one_process_per_worker_and_none_left(tmp_path: Path, monkeypatch: pytes
 
 def test_a_missing_program_is_said_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caffeinate, "CAFFEINATE", "/nowhere/caffeinate")
-    reason = caffeinate.Awake(enabled=True).hold(1)
+    reason = caffeinate.Caffeinate(enabled=True).hold(1)
     assert reason is not None
     assert "may fall asleep" in reason

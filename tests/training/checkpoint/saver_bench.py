@@ -16,9 +16,7 @@ from mlx_supervisor import wire
 from mlx_worker.checkpoint import durable_files, training_state
 from mlx_worker.checkpoint.saver import Saver
 from mlx_worker.checkpoint.store import CheckpointStore
-from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task
-from mlx_worker.training.commands import Control
 
 PATIENCE_S = 30.0
 
@@ -60,10 +58,11 @@ class Bench:
         """A life, from the newest checkpoint on."""
         self.store = CheckpointStore(self.folder / "c", "run", self.keep, self.files)
         watchdog: Any = SimpleNamespace(arm=lambda floor_s=0.0: None)
-        link: Any = SimpleNamespace(send=self._send)
+        link: Any = SimpleNamespace(
+            send=self._send, phase=lambda name, detail: self._send(wire.PhaseChange, phase=name, detail=detail)
+        )
         memory: Any = self.memory
-        control = Control(link, StopFlag(), memory)
-        return Saver(self.job, self.store, self.store.load_newest(), control, memory, watchdog)
+        return Saver(self.job, self.store, self.store.load_newest(), link, memory, watchdog)
 
     def _send(self, kind: Any, **fields: Any) -> None:
         self.threads.add(threading.get_ident())

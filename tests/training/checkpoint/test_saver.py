@@ -19,7 +19,7 @@ from mlx_supervisor import wire
 from mlx_worker.checkpoint import background_writer as writer_module
 from mlx_worker.checkpoint import saver as saver_module
 from mlx_worker.checkpoint import snapshot, training_state
-from mlx_worker.checkpoint.background_writer import Writer
+from mlx_worker.checkpoint.background_writer import BackgroundWriter
 from mlx_worker.checkpoint.interval import FIRST_S, LEAST_S, MOST_S
 from mlx_worker.checkpoint.rng_state import seed_generators
 from mlx_worker.checkpoint.store import weights_sha256
@@ -344,7 +344,7 @@ def test_signals_are_left_to_the_main_thread() -> None:
     def look() -> Any:
         masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
 
-    writer = Writer()
+    writer = BackgroundWriter()
     writer.start(look)
     writer.collect(waiting=True)
     assert masks[0] >= {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}

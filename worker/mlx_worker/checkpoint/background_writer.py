@@ -18,7 +18,7 @@ class Written:
     at_s: float
 
 
-class Writer:
+class BackgroundWriter:
     """To be used by one thread; the work is done in another, which is left alone by signals.
 
     The thread stays, since every thread that uses MLX has a stream of its own. Python waits for it before it exits.

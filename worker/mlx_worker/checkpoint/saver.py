@@ -8,14 +8,14 @@ from typing import Any
 
 from mlx_supervisor import wire
 from mlx_worker.checkpoint import snapshot, training_state
-from mlx_worker.checkpoint.background_writer import Writer, Written, written
+from mlx_worker.checkpoint.background_writer import BackgroundWriter, Written, written
 from mlx_worker.checkpoint.interval import Measured, SlowDown
 from mlx_worker.checkpoint.manifest import name_of
 from mlx_worker.checkpoint.store import CheckpointError, CheckpointStore, LoadedCheckpoint, SavedCheckpoint
 from mlx_worker.memory.cache_policy import Memory
 from mlx_worker.supervision.hang_watchdog import HangWatchdog
+from mlx_worker.supervision.link import Link
 from mlx_worker.task import Task
-from mlx_worker.training.commands import Control
 
 CHECKPOINT_BOUND_S = 1800.0
 """No checkpoint is called hung sooner: a slow disk is not a hang."""
@@ -56,12 +56,12 @@ class Saver:
         job: wire.Job,
         store: CheckpointStore,
         newest: LoadedCheckpoint | None,
-        control: Control,
+        link: Link,
         memory: Memory,
         watchdog: HangWatchdog,
     ) -> None:
         self._job = job.checkpoint
-        self._store, self._control, self._memory, self._watchdog = store, control, memory, watchdog
+        self._store, self._link, self._memory, self._watchdog = store, link, memory, watchdog
         self._born_s = self._last_s = time.monotonic()
         self._born_step = 0 if newest is None else newest.step
         self._last_step = self.saved_step = 0 if newest is None else newest.step
@@ -69,7 +69,7 @@ class Saver:
         self._candidate: Best | None = None
         self._measured = Measured(job.checkpoint.overhead, job.checkpoint.mean_time_between_failures_s)
         self._slow_down = SlowDown()
-        self._writer = Writer()
+        self._writer = BackgroundWriter()
         self._attempt: _Attempt | None = None
         self.error = ""
 
@@ -147,7 +147,7 @@ class Saver:
         self._finish(outcome)
 
     def _stand_still(self, step: int) -> None:
-        self._control.phase("checkpoint", f"step {step}")
+        self._link.phase("checkpoint", f"step {step}")
         self._watchdog.arm(CHECKPOINT_BOUND_S)
 
     def _write(self, state: snapshot.Snapshot, best: Best | None) -> SavedCheckpoint:
@@ -171,7 +171,7 @@ class Saver:
         else:
             self.error = str(outcome.error) or type(outcome.error).__name__
             print(f"checkpoint failed: {self.error}", file=sys.stderr)
-        self._control.link.send(
+        self._link.send(
             wire.Checkpoint,
             step=attempt.step, ok=not self.error, seconds=seconds, stall_s=attempt.stall_s,
             size_bytes=size_bytes, error=self.error,

@@ -30,6 +30,7 @@ class Link:
         self.garbage = 0
         self.last_step = 0
         self.last_loss: float | None = None
+        self.current_phase: wire.PhaseName = "load"
         self._printed_s = float("-inf")
         self._context: Any = None
         self._socket: Any = None
@@ -50,6 +51,11 @@ class Link:
         """Say who this is. The token comes from the environment."""
         versions = ", ".join(f"{name} {version_of(name)}" for name in ("mlx", "mlx-lm", "mlx-supervisor"))
         self.send(wire.Hello, pid=os.getpid(), token=os.environ.get(wire.TOKEN_VARIABLE, "")[:128], versions=versions)
+
+    def phase(self, name: wire.PhaseName, detail: str = "") -> None:
+        """Report the phase that the worker is in."""
+        self.current_phase = name
+        self.send(wire.PhaseChange, phase=name, detail=detail)
 
     def send(self, kind: type[wire.Message], **fields: Any) -> None:
         """Send, or drop and count. Texts are cut to what the wire allows."""

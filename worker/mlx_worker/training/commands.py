@@ -7,7 +7,7 @@ from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.stop import StopFlag
 
 
-class Control:
+class Commands:
     """Answers what can be answered at once, and keeps the rest for the end of the update in hand."""
 
     def __init__(self, link: Link, stop: StopFlag, memory: Memory) -> None:
@@ -17,24 +17,13 @@ class Control:
         self.autopsy = Autopsy(link, stop, memory)
         self._memory = memory
         self._resize: wire.Resize | None = None
-        self._phase: wire.PhaseName = "load"
-
-    def phase(self, name: wire.PhaseName, detail: str = "") -> None:
-        """Say where the worker stands."""
-        self._phase = name
-        self.link.send(wire.PhaseChange, phase=name, detail=detail)
-
-    @property
-    def present(self) -> wire.PhaseName:
-        """The phase that was told last."""
-        return self._phase
 
     def poll(self) -> None:
         """Handle the commands that have come; never waits."""
         for command in self.link.receive():
             match command:
                 case wire.Ping():
-                    self.phase(self._phase)
+                    self.link.phase(self.link.current_phase)
                 case wire.ClearCache():
                     counters = self._memory.relieve()
                     self.link.send(wire.Cleared, active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes)

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
-from mlx_worker.checkpoint import rng_state, training_state
+from mlx_worker.checkpoint import training_state
 from mlx_worker.checkpoint.rng_state import seed_generators
 from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
 from mlx_worker.checkpoint.store import CheckpointStore, LoadedCheckpoint, weights_sha256
@@ -25,9 +24,10 @@ from mlx_worker.memory.cache_policy import Memory
 from mlx_worker.supervision.hang_watchdog import HangWatchdog
 from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.stop import StopFlag
-from mlx_worker.task import EvaluationContext, Task, Update
-from mlx_worker.training.commands import Control
+from mlx_worker.task import Task, Update
+from mlx_worker.training.commands import Commands
 from mlx_worker.training.drills import Drills
+from mlx_worker.training.evaluation import Evaluation
 from mlx_worker.training.gradients import Applied, Gradients
 
 
@@ -47,10 +47,6 @@ class SaveError(RuntimeError):
     """The last checkpoint could not be written, so the run cannot be called completed."""
 
 
-class _StopEvaluationError(Exception):
-    """Raised inside an evaluation when a stop was asked for."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """`size`: samples in memory at once; `effective`: samples of one update; `steps`: updates in total."""
@@ -66,8 +62,8 @@ def run(job: wire.Job, link: Link, stop: StopFlag) -> Ending:
     Raises RefusedError, NotFiniteError, and whatever happens.
     """
     memory = Memory(job.memory)
-    control = Control(link, stop, memory)
-    control.phase("load")
+    commands = Commands(link, stop, memory)
+    link.phase("load")
     drills = Drills(job.drill, job.generation)
     drills.slow_start(stop)
     seed_generators(job.seed)
@@ -77,7 +73,7 @@ def run(job: wire.Job, link: Link, stop: StopFlag) -> Ending:
     mx.eval(task.model.state)
     task.optimizer.init(task.model.trainable_parameters())
     plan = plan_of(job, task)
-    return Trainer(job, task, plan, memory, control, drills).run()
+    return Trainer(job, task, plan, memory, commands, drills).run()
 
 
 def build_task(job: wire.Job) -> Task:
@@ -129,10 +125,12 @@ class _Launched:
 class Trainer:
     """One life of a run, from its newest checkpoint on."""
 
-    def __init__(self, job: wire.Job, task: Task, plan: Plan, memory: Memory, control: Control, drills: Drills) -> None:
+    def __init__(
+        self, job: wire.Job, task: Task, plan: Plan, memory: Memory, commands: Commands, drills: Drills
+    ) -> None:
         self.job, self.task, self.plan = job, task, plan
-        self.memory, self.control, self.drills = memory, control, drills
-        self.link, self.stop = control.link, control.stop
+        self.memory, self.commands, self.drills = memory, commands, drills
+        self.link, self.stop = commands.link, commands.stop
         self.recomputes = gradient_checkpointing.start(task, asked=job.memory.gradient_checkpointing)
         self.facts = training_state.recipe(job, task, plan.steps, plan.size, plan.effective)
         store = CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
@@ -143,7 +141,8 @@ class Trainer:
         grouping = order.grouping(self.facts["order"], task)
         self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor, grouping)
         self.watchdog = HangWatchdog(job.hang_timeout_s)
-        self.saver = Saver(job, store, newest, control, memory, self.watchdog)
+        self.saver = Saver(job, store, newest, self.link, memory, self.watchdog)
+        self.evaluation = Evaluation(job, task, commands, memory, self.watchdog, self.saver)
         self.sample_log = SampleLog(job)
         self._finished_s = float("-inf")
 
@@ -165,7 +164,7 @@ class Trainer:
         for note in [*self.passed_over, *self.notes]:
             print(f"note: {note}")
         first_step, started_s = self.progress.step, time.perf_counter()
-        self.control.phase("train")
+        self.link.phase("train")
         try:
             self._train()
         except BaseException:
@@ -179,7 +178,7 @@ class Trainer:
             raise SaveError(f"the last checkpoint could not be written: {self.saver.error}")
         if completed:
             self._export()
-            self._test()
+            self.evaluation.test(self.progress.step, self.plan.size)
         self.watchdog.disarm()
         reason = "all steps done" if completed else self.stop.reason or ""
         if not saved:
@@ -192,12 +191,12 @@ class Trainer:
         gradients = Gradients(task, splits=self.memory.splits_update)
         task.model.train()
         if progress.step == 0 and task.evaluate_every_steps and not self.stop.asked:
-            self._evaluate()
+            self.evaluation.validate(progress.step, self.plan.size)
         self.watchdog.arm()
         self.memory.start_peak()
         launched: _Launched | None = None  # what the device computes while the next update is prepared
         while True:
-            self.control.poll()
+            self.commands.poll()
             if launched is not None and self._is_looked_at(launched.step):
                 self._finish(launched)
                 launched = None
@@ -217,9 +216,9 @@ class Trainer:
 
     def _is_looked_at(self, step: int) -> bool:
         """Whether the state after this update is needed as it is, so that the next must not have begun."""
-        waits = self.memory.waits or self.drills.within_updates or self.control.autopsy.waits(step)
-        saves = self.control.checkpoint_asked or self.saver.is_due(step)
-        return waits or saves or self._evaluation_is_due(step) or self._milestone_is_due(step)
+        waits = self.memory.waits or self.drills.within_updates or self.commands.autopsy.waits(step)
+        saves = self.commands.checkpoint_asked or self.saver.is_due(step)
+        return waits or saves or self.evaluation.is_due(step, self.plan.steps) or self._milestone_is_due(step)
 
     def _launch(self, gradients: Gradients, step: int) -> _Launched:
         """Let the device begin with the next update."""
@@ -234,7 +233,7 @@ class Trainer:
             if not alone or self.memory.splits_update:
                 gradients.evaluate(waiting=self.memory.waits)
                 self.memory.after_gradients()
-                self.control.poll()
+                self.commands.poll()
                 self.watchdog.arm()
         self.drills.within_update(step)
         applied = gradients.apply()
@@ -270,20 +269,20 @@ class Trainer:
     def _between_updates(self) -> None:
         """What needs the state of the last update, when the next has not begun."""
         self._look()
-        if self._evaluation_is_due(self.progress.step) and not self.stop.asked:
-            self._evaluate()
+        if self.evaluation.is_due(self.progress.step, self.plan.steps) and not self.stop.asked:
+            self.evaluation.validate(self.progress.step, self.plan.size)
         if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.asked:
             self.watchdog.arm(CHECKPOINT_BOUND_S)
             self.task.milestone(self.progress.step)
             self.watchdog.arm()
-        self.control.poll()
-        if self.saver.is_due(self.progress.step) or self.control.checkpoint_asked:
-            self._save(waiting=self.control.checkpoint_asked)
+        self.commands.poll()
+        if self.saver.is_due(self.progress.step) or self.commands.checkpoint_asked:
+            self._save(waiting=self.commands.checkpoint_asked)
         self.memory.start_peak()
 
     def _look(self, *, more_updates: bool = True) -> None:
         """What the supervisor asked about what grew. A stop then is for memory: first of all the work is saved."""
-        autopsy = self.control.autopsy
+        autopsy = self.commands.autopsy
         if autopsy.asked and self.stop.asked:
             self._save(waiting=True)
         self.watchdog.arm(autopsy.bound_s)
@@ -295,7 +294,7 @@ class Trainer:
         return tuple(array if isinstance(array, mx.array) else mx.array(array) for array in arrays)
 
     def _resize(self) -> None:
-        resize = self.control.take_resize()
+        resize = self.commands.take_resize()
         if resize is None:
             return
         if resize.effective_batch > len(self.task.dataset):
@@ -320,63 +319,15 @@ class Trainer:
         )  # fmt: skip
 
     def _save(self, *, waiting: bool) -> bool:
-        self.control.checkpoint_asked = False
+        self.commands.checkpoint_asked = False
         saved = self.saver.save(self.progress, self.batches.epoch, self.facts, self.task, waiting=waiting)
-        if self.control.present != "train":
-            self.control.phase("train")
+        if self.link.current_phase != "train":
+            self.link.phase("train")
         return saved
-
-    def _evaluation_is_due(self, step: int) -> bool:
-        every = self.task.evaluate_every_steps
-        return every > 0 and (step % every == 0 or step == self.plan.steps)
 
     def _milestone_is_due(self, step: int) -> bool:
         every = self.task.milestone_every_steps
         return every > 0 and step % every == 0
-
-    def _evaluate(self) -> None:
-        if self.task.evaluate is None:
-            return
-        started_s, step = time.perf_counter(), self.progress.step
-        loss = self._apart(self.task.evaluate)
-        if loss is None and self.stop.asked:
-            detail = "evaluation cut short by a stop"
-        else:
-            detail = f"validation loss {float(loss):.4f} at step {step}"
-            print(detail)
-            self.saver.note_evaluation(step, float(loss))
-            if self.task.after_evaluation is not None:
-                self.task.after_evaluation(step, float(loss), time.perf_counter() - started_s)
-        self.control.phase("train", detail)
-        self.watchdog.arm()
-
-    def _test(self) -> None:
-        if self.task.test is not None:
-            print(self._apart(self.task.test) or "the test was cut short by a stop")
-
-    def _apart(self, evaluate: Callable[[Any, EvaluationContext], Any]) -> Any:
-        """What it returns, None after a stop. Training draws the same random numbers whether or not this ran."""
-        state = rng_state.capture()
-        seed_generators(self.job.seed)
-        self.control.phase("eval", f"step {self.progress.step}")
-        self.watchdog.arm(CHECKPOINT_BOUND_S)
-        self.task.model.eval()
-        try:
-            result = evaluate(self.task.model, EvaluationContext(self.plan.size, self._progress, self.memory.clears))
-        except _StopEvaluationError:
-            result = None
-        self.task.model.train()
-        rng_state.restore(state)
-        self.memory.after_update()
-        return result
-
-    def _progress(self) -> None:
-        self.control.poll()
-        self.memory.note_evaluated()
-        self.control.phase("eval", f"step {self.progress.step}")
-        self.watchdog.arm(CHECKPOINT_BOUND_S)
-        if self.stop.asked:
-            raise _StopEvaluationError
 
     def _export(self) -> None:
         if self.task.export is None:

@@ -1,0 +1,55 @@
+"""A daemon with its control socket, as the command lines run it."""
+
+import asyncio
+from collections.abc import Sequence
+
+from mlx_supervisor.control.server import ControlServer
+from mlx_supervisor.core.events import CommandKind
+from mlx_supervisor.daemon.control_adapter import DaemonTarget
+from mlx_supervisor.daemon.daemon import Daemon
+from mlx_supervisor.daemon.shared import Observer
+from mlx_supervisor.host import sd_notify
+from mlx_supervisor.settings.schema import Settings
+from mlx_supervisor.state_dir import StateDir
+
+
+class Service:
+    """`open`, then command the daemon's runs or `serve`, then `close`."""
+
+    def __init__(self, settings: Settings, state: StateDir, observers: Sequence[Observer] = ()) -> None:
+        self.daemon = Daemon(settings, state, observers)
+        self._control = ControlServer(state.control_socket, DaemonTarget(self.daemon))
+
+    async def open(self, forget: Sequence[str] = ()) -> None:
+        """Open the daemon, then its control socket. Raises what `Daemon.open` raises; nothing is left open then."""
+        await self.daemon.open(forget)
+        try:
+            await self._control.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def serve(self) -> None:
+        """Until a shutdown is requested. Suspended runs resume under the next supervisor."""
+        daemon = self.daemon
+        starting = asyncio.get_running_loop().create_task(daemon.start_wanted())
+        sd_notify.ready()
+        await daemon.shutdown_wanted.wait()
+        if not daemon.restart_wanted:  # a service manager told of the end would end what is started in its place
+            sd_notify.stopping()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await self._suspend()
+
+    async def _suspend(self) -> None:
+        """Have every worker checkpoint and exit."""
+        runs = self.daemon.runs.values()
+        for run in runs:
+            if not run.at_rest and not run.machine.stopping:  # a run that is being stopped stays stopped
+                run.command(CommandKind.SUSPEND, "the supervisor is shutting down")
+        await asyncio.gather(*(run.until(lambda run=run: run.at_rest) for run in runs))  # type: ignore[misc]
+
+    async def close(self) -> None:
+        """Close the control socket and the daemon. Workers must have ended."""
+        await self._control.close()
+        await self.daemon.close()

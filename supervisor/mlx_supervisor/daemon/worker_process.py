@@ -1,0 +1,151 @@
+"""The worker process of one run: started, sent requests and signals, and waited for."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from mlx_supervisor import wire
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.core import events as ev
+from mlx_supervisor.daemon.recorder import Recorder
+from mlx_supervisor.daemon.shared import Shared
+from mlx_supervisor.host.caffeinate import Caffeinate
+from mlx_supervisor.journal.database import JournalError
+from mlx_supervisor.logs.run_log import RunLog
+from mlx_supervisor.process.child import Child, ExitStatus
+from mlx_supervisor.process.launch import worker_command, write_job
+from mlx_supervisor.settings.schema import DrillSettings, Settings
+
+BYE_WAIT_S = 0.5
+"""How long the last frames of a worker that has exited may still be in transit."""
+REQUESTS: dict[type[act.Action], type[wire.Message]] = {
+    act.RequestClearCache: wire.ClearCache,
+    act.RequestStop: wire.Stop,
+    act.RequestAutopsy: wire.Autopsy,
+    act.RequestResize: wire.Resize,
+}
+
+log = structlog.get_logger()
+
+
+class WorkerProcess:
+    """At most one at a time. What happens to it is told by `post`, on the event loop."""
+
+    def __init__(
+        self,
+        run: str,
+        settings: Settings,
+        shared: Shared,
+        run_log: RunLog,
+        recorder: Recorder,
+        post: Callable[[ev.Event], None],
+    ) -> None:
+        self.child: Child | None = None
+        self.started_wall_s = 0.0
+        self.stopped_wall_s = 0.0
+        self.exit_status: int | None = None
+        self._run = run
+        self._settings = settings
+        self._shared = shared
+        self._log = run_log
+        self._recorder = recorder
+        self._post = post
+        self._stderr_offset = 0
+        self._bye = asyncio.Event()
+        self._caffeinate = Caffeinate()
+        self._waiting: asyncio.Task[None] | None = None
+
+    def spawn(self, action: act.Spawn, limit_bytes: int) -> None:
+        """Start a worker. Raises OSError, WireError, StateDirError or JournalError."""
+        token = secrets.token_hex(16)
+        folder, telemetry = self._shared.state.run_dir(self._run), self._shared.telemetry
+        job_file = write_job(self._settings, self._run, folder, telemetry.address, action, limit_bytes)
+        self._stderr_offset = self._log.stderr_offset()
+        self._bye.clear()
+        self._recorder.open_generation(action, token, 0, 0.0)
+        telemetry.expect(self._run, action.generation, token)
+        self._start(action, [*worker_command(), str(job_file)], folder, token, limit_bytes)
+
+    def _start(self, action: act.Spawn, command: list[str], folder: Path, token: str, limit_bytes: int) -> None:
+        stdout, stderr = self._log.descriptors()
+        child = self.child = Child.spawn(command, folder, token, stdout, stderr)
+        if (problem := self._caffeinate.hold(child.pid)) is not None:
+            log.warning("caffeinate_failed", run=self._run, error=problem)
+        self.started_wall_s = time.time()
+        interval_s = self._settings.runs[self._run].memory.sample_interval_s
+        self._shared.sampler.watch(self._run, action.generation, child.pid, limit_bytes, interval_s, child.brake, token)
+        self._post(ev.Spawned(time.monotonic(), action.generation, child.pid))
+        self._waiting = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
+        try:
+            self._recorder.open_generation(action, token, child.pid, child.create_time_s)
+        except JournalError as error:  # its token is in the journal, which finds it too
+            log.error("worker_pid_not_recorded", run=self._run, error=str(error))
+
+    def request(self, action: act.Action) -> None:
+        """Send the worker a request. Raises OSError when it can't be reached."""
+        fields: dict[str, object] = {}
+        if isinstance(action, act.RequestStop):
+            fields = {"reason": action.reason[:500]}
+        elif isinstance(action, act.RequestAutopsy):
+            fields = {"limit_s": action.limit_s}
+        elif isinstance(action, act.RequestResize):
+            fields = {"batch_size": action.batch_size, "effective_batch": action.effective_batch}
+        problem = self._shared.telemetry.send(self._run, REQUESTS[type(action)], **fields)
+        if problem is not None:
+            raise OSError(problem)
+
+    def signal(self, action: act.DumpStacks | act.Terminate | act.Kill) -> None:
+        """Send the worker, or its group, a signal; nothing when it is gone."""
+        if self.child is None:
+            return
+        if isinstance(action, act.DumpStacks):
+            self.child.dump_stacks()
+        elif isinstance(action, act.Terminate):
+            self.child.terminate()
+        else:
+            self.child.kill()
+
+    def bye_received(self) -> None:
+        """Nothing more is to come from this worker."""
+        self._bye.set()
+
+    async def close(self) -> None:
+        """After the worker has ended."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            await asyncio.gather(self._waiting, return_exceptions=True)
+
+    async def _wait(self, child: Child, generation: int) -> None:
+        try:
+            status = await child.wait()
+        except Exception as error:  # whatever it is, the run must not wait for this worker for ever
+            log.error("worker_wait_failed", run=self._run, exc_info=error)
+            child.kill()
+            status = ExitStatus(None, None, None)
+        self._shared.sampler.unwatch(self._run)
+        if status.exit_code is not None and not self._bye.is_set():
+            try:
+                async with asyncio.timeout(BYE_WAIT_S):
+                    await self._bye.wait()
+            except TimeoutError:
+                pass
+        self._shared.telemetry.forget(self._run)
+        self._caffeinate.release()
+        self.child = None
+        self.stopped_wall_s = time.time()
+        self.exit_status = -1 if status.exit_code is None else status.exit_code
+        tail = self._log.tail_since(self._stderr_offset, wire.STDERR_TAIL_LIMIT_BYTES)
+        self._post(
+            ev.Exited(time.monotonic(), generation, status.exit_code, status.signal, tail, oom_killed=status.oom_killed)
+        )
+
+
+def drill_text(drill: DrillSettings) -> str:
+    """What the settings break on purpose."""
+    default = DrillSettings()
+    names = [name for name in drill.__struct_fields__ if getattr(drill, name) != getattr(default, name)]
+    return "Fire drill: " + ", ".join(f"{name} = {getattr(drill, name)}" for name in names) + "."

@@ -1,0 +1,81 @@
+"""Validation between updates, and the test at the end."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mlx_supervisor import wire
+from mlx_worker.checkpoint import rng_state
+from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
+from mlx_worker.memory.cache_policy import Memory
+from mlx_worker.supervision.hang_watchdog import HangWatchdog
+from mlx_worker.task import EvaluationContext, Task
+from mlx_worker.training.commands import Commands
+
+
+class _StopEvaluationError(Exception):
+    """Raised inside an evaluation when a stop was requested."""
+
+
+class Evaluation:
+    """Evaluates the task's model. Training draws the same random numbers whether or not an evaluation ran."""
+
+    def __init__(
+        self, job: wire.Job, task: Task, commands: Commands, memory: Memory, watchdog: HangWatchdog, saver: Saver
+    ) -> None:
+        self._seed = job.seed
+        self._task, self._commands, self._memory, self._watchdog, self._saver = task, commands, memory, watchdog, saver
+        self._link, self._stop = commands.link, commands.stop
+        self._step = 0
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether the task wants a validation after update `step` of `steps`."""
+        every = self._task.evaluate_every_steps
+        return every > 0 and (step % every == 0 or step == steps)
+
+    def validate(self, step: int, batch_size: int) -> None:
+        """Validate after update `step`, with `batch_size` samples at once; report the loss."""
+        if self._task.evaluate is None:
+            return
+        started_s = time.perf_counter()
+        loss = self._apart(self._task.evaluate, step, batch_size)
+        if loss is None and self._stop.asked:
+            detail = "evaluation cut short by a stop"
+        else:
+            detail = f"validation loss {float(loss):.4f} at step {step}"
+            print(detail)
+            self._saver.note_evaluation(step, float(loss))
+            if self._task.after_evaluation is not None:
+                self._task.after_evaluation(step, float(loss), time.perf_counter() - started_s)
+        self._link.phase("train", detail)
+        self._watchdog.arm()
+
+    def test(self, step: int, batch_size: int) -> None:
+        """The task's test, if it has one, after the last update."""
+        if self._task.test is not None:
+            print(self._apart(self._task.test, step, batch_size) or "the test was cut short by a stop")
+
+    def _apart(self, evaluate: Callable[[Any, EvaluationContext], Any], step: int, batch_size: int) -> Any:
+        """What `evaluate` returns; None after a stop."""
+        state = rng_state.capture()
+        rng_state.seed_generators(self._seed)
+        self._step = step
+        self._link.phase("eval", f"step {step}")
+        self._watchdog.arm(CHECKPOINT_BOUND_S)
+        self._task.model.eval()
+        try:
+            result = evaluate(self._task.model, EvaluationContext(batch_size, self._progress, self._memory.clears))
+        except _StopEvaluationError:
+            result = None
+        self._task.model.train()
+        rng_state.restore(state)
+        self._memory.after_update()
+        return result
+
+    def _progress(self) -> None:
+        self._commands.poll()
+        self._memory.note_evaluated()
+        self._link.phase("eval", f"step {self._step}")
+        self._watchdog.arm(CHECKPOINT_BOUND_S)
+        if self._stop.asked:
+            raise _StopEvaluationError
