@@ -64,6 +64,9 @@ class Bench:
         memory: Any = self.memory
         return Saver(self.job, self.store, self.store.load_newest(), link, memory, watchdog)
 
+    def _phase(self, name: str, detail: str = "") -> None:
+        self._send(wire.PhaseChange, phase=name, detail=detail)
+
     def _send(self, kind: Any, **fields: Any) -> None:
         self.threads.add(threading.get_ident())
         self.told.append((kind, SimpleNamespace(**fields)))
