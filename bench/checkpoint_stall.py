@@ -39,7 +39,7 @@ WARM_UP_STEPS = 20
 
 
 @dataclass
-class Life:
+class Generation:
     """Rates and shares are of the time after the warm-up."""
 
     rate: float
@@ -51,7 +51,7 @@ class Life:
     size_mib: float
 
 
-def train(folder: Path, shape: dict[str, Any], steps: int, batch: int, every_s: float) -> Life:
+def train(folder: Path, shape: dict[str, Any], steps: int, batch: int, every_s: float) -> Generation:
     """One life of the worker in `folder`; `every_s` 0: no checkpoint but the last. Raises RuntimeError."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
@@ -85,13 +85,13 @@ def heard(router: "zmq.Socket[bytes]", process: Any) -> Any:
     process.wait()
 
 
-def measured(messages: list[tuple[float, Any]], steps: int) -> Life:
+def measured(messages: list[tuple[float, Any]], steps: int) -> Generation:
     """From the end of the warm-up to the last step; the checkpoint at the very end is in neither kind of run."""
     at_s = {message.step: came_s for came_s, message in messages if isinstance(message, wire.Step)}
     last_s = at_s[steps]
     saved = [m for came_s, m in messages if isinstance(m, wire.Checkpoint) and came_s <= last_s and m.step < steps]
     seconds = last_s - at_s[WARM_UP_STEPS]
-    return Life(
+    return Generation(
         rate=(steps - WARM_UP_STEPS) / seconds,
         stall_fraction=sum(message.stall_s for message in saved) / seconds,
         slow_down_fraction=slow_down_s(messages, saved) / seconds,
@@ -120,9 +120,9 @@ def slow_down_s(messages: list[tuple[float, Any]], saved: list[Any]) -> float:
     return sum(busy) - len(busy) * statistics.mean(calm) if calm else 0.0
 
 
-def pair(number: int, shape: dict[str, Any], steps: int, batch: int, every_s: float) -> tuple[Life, Life]:
+def pair(number: int, shape: dict[str, Any], steps: int, batch: int, every_s: float) -> tuple[Generation, Generation]:
     """With checkpoints, and without."""
-    lives: dict[float, Life] = {}
+    lives: dict[float, Generation] = {}
     for each_s in (every_s, 0.0) if number % 2 else (0.0, every_s):
         with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
             lives[each_s] = train(Path(name), shape, steps, batch, each_s)
@@ -150,7 +150,7 @@ def main() -> None:
     common.write(options.json, {"every_s": options.every_s, "steps": options.steps, "pairs": results})
 
 
-def row(kind: str, pairs: list[tuple[Life, Life]]) -> list[object]:
+def row(kind: str, pairs: list[tuple[Generation, Generation]]) -> list[object]:
     """The medians, as the table has them."""
 
     def median(values: Any) -> float:

@@ -90,27 +90,27 @@ def _trained(history: RunHistory, steps: range) -> None:
 def test_what_a_dead_supervisor_had_saved_is_not_counted_again() -> None:
     """Steps 51 to 80, saved with the checkpoint at 70; ten of them had been done before."""
     history = RunHistory(highest_step=60, useful_s=30.0, train_s=30.0, active_s=60.0)
-    history.begin_life()
+    history.begin_generation()
     _trained(history, range(51, 71))
     restored = RunHistory.restore(json.loads(json.dumps(history.snapshot())))
     for _ in range(2):  # a supervisor that dies as it takes over is followed by one that does the same
-        restored.add_lost_life(_lost(51, 80, 15.0, 33.0))
+        restored.add_lost_generation(_lost(51, 80, 15.0, 33.0))
         assert (restored.highest_step, restored.replayed_steps) == (80, 10)
         assert (restored.train_s, restored.useful_s, restored.active_s) == (45.0, 40.0, 93.0)
 
 
 def test_a_lost_life_that_nothing_was_saved_of_is_counted_whole() -> None:
     history = RunHistory(highest_step=60)
-    history.add_lost_life(_lost(51, 80, 15.0, 33.0))
+    history.add_lost_generation(_lost(51, 80, 15.0, 33.0))
     assert (history.highest_step, history.replayed_steps, history.train_s, history.useful_s) == (80, 10, 15.0, 10.0)
     assert history.active_s == 33.0
 
 
 def test_a_journal_that_knows_less_than_the_history_takes_nothing_back() -> None:
     history = RunHistory()
-    history.begin_life()
+    history.begin_generation()
     _trained(history, range(1, 21))
     before = history.snapshot()
-    history.add_lost_life(_lost(1, 15, 7.5, 14.0))
-    history.add_lost_life(_lost(0, 0, 0.0, 0.0))
+    history.add_lost_generation(_lost(1, 15, 7.5, 14.0))
+    history.add_lost_generation(_lost(0, 0, 0.0, 0.0))
     assert history.snapshot() == before

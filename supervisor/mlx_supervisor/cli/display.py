@@ -23,7 +23,7 @@ from mlx_supervisor.daemon.step_line import step_line
 PLAIN_INTERVAL_S = 2.0
 REFRESH_INTERVAL_S = 0.25
 RATE_STEPS = 20
-STYLES = {act.Level.INFO: "", act.Level.WARNING: "yellow", act.Level.ERROR: "bold red"}
+STYLES = {act.Severity.INFO: "", act.Severity.WARNING: "yellow", act.Severity.ERROR: "bold red"}
 QUIET_KINDS = frozenset({"checkpoint"})
 """Notices too frequent for a terminal; the log has them."""
 
@@ -35,11 +35,11 @@ class Display(Observer, AbstractContextManager["Display"]):
         self.console = console
         self.name = name
 
-    def on_notice(self, run: SupervisedRun, notice: act.Persist) -> None:
+    def on_notice(self, run: SupervisedRun, notice: act.Notice) -> None:
         """Every notice but the quiet ones stays on the screen."""
         if notice.kind not in QUIET_KINDS:
             clock = time.strftime("%H:%M:%S")
-            self.console.print(Text.assemble((f"{clock}  ", "dim"), (notice.text, STYLES[notice.level])))
+            self.console.print(Text.assemble((f"{clock}  ", "dim"), (notice.text, STYLES[notice.severity])))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-LIVES_SHOWN = 12
+GENERATIONS_SHOWN = 12
 
 
 def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, again: str) -> None:
@@ -20,9 +20,9 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, ag
     console.print(_figures(summary))
     lives = summary["generations"]
     if lives:
-        console.print(_table(lives[-LIVES_SHOWN:]))
-    if len(lives) > LIVES_SHOWN:
-        console.print(f"({len(lives) - LIVES_SHOWN} earlier lives are in summary.json)")
+        console.print(_table(lives[-GENERATIONS_SHOWN:]))
+    if len(lives) > GENERATIONS_SHOWN:
+        console.print(f"({len(lives) - GENERATIONS_SHOWN} earlier lives are in summary.json)")
     console.print(f"Account: {folder / 'summary.json'}, logs: {folder / 'logs'}, checkpoints: {folder / 'checkpoints'}")
     if outcome == "stopped":
         console.print(f"Go on with: {again}")

@@ -8,7 +8,7 @@ from typing import TypeAlias
 Field: TypeAlias = str | int | float | bool | None
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     """How loud a notice is."""
 
     INFO = "info"
@@ -95,12 +95,12 @@ class Kill(Action):
 
 
 @dataclass(frozen=True, slots=True)
-class Persist(Action):
+class Notice(Action):
     """Append to the journal, the log and the display: something happened, in one sentence."""
 
     kind: str
     text: str
-    level: Level = Level.INFO
+    severity: Severity = Severity.INFO
     generation: int = 0
     fields: Mapping[str, Field] = field(default_factory=dict)
 

@@ -22,15 +22,15 @@ class RunHistory:
 
     generation: int = 0
     batch_size: int | None = None
-    asked_size: int | None = None
-    asked_effective: int | None = None
+    requested_size: int | None = None
+    requested_effective: int | None = None
     tripped_sizes: list[int] = field(default_factory=list)
     leak_from: int | None = None
     least_size: int | None = None
     gradient_checkpointing: bool = False
     can_checkpoint_gradients: bool = False
-    barren_lives: int = 0
-    barren_memory_lives: int = 0
+    fruitless_generations: int = 0
+    fruitless_memory_generations: int = 0
     waits: int = 0
     reboots: int = 0
     cooling: bool = False
@@ -46,9 +46,9 @@ class RunHistory:
     train_s: float = 0.0
     stall_s: float = 0.0
     active_s: float = 0.0
-    life_steps: int = 0
-    life_train_s: float = 0.0
-    life_active_s: float = 0.0
+    generation_steps: int = 0
+    generation_train_s: float = 0.0
+    generation_active_s: float = 0.0
     loss: float | None = None
     weights_sha256: str | None = None
     durable_before: int = 0
@@ -65,8 +65,8 @@ class RunHistory:
     def add_step(self, report: StepReport) -> None:
         """Count one update: new, or done again after a restart."""
         self.train_s += report.seconds
-        self.life_steps += 1
-        self.life_train_s += report.seconds
+        self.generation_steps += 1
+        self.generation_train_s += report.seconds
         self.loss = report.loss
         if report.step <= self.highest_step:
             self.replayed_steps += 1
@@ -84,29 +84,29 @@ class RunHistory:
     def add_active(self, seconds: float) -> None:
         """Time that the run was wanted and not at rest."""
         self.active_s += seconds
-        self.life_active_s += seconds
+        self.generation_active_s += seconds
 
-    def begin_life(self) -> None:
+    def begin_generation(self) -> None:
         """Nothing of the life in hand is counted yet."""
-        self.life_steps, self.life_train_s, self.life_active_s = 0, 0.0, 0.0
+        self.generation_steps, self.generation_train_s, self.generation_active_s = 0, 0.0, 0.0
 
-    def add_lost_life(self, lost: Recovered) -> None:
+    def add_lost_generation(self, lost: Recovered) -> None:
         """Count what a dead supervisor saw and could not count any more, of the life that this history knows last."""
-        self.active_s += max(lost.lived_s - self.life_active_s, 0.0)
-        self.life_active_s = max(lost.lived_s, self.life_active_s)
+        self.active_s += max(lost.lived_s - self.generation_active_s, 0.0)
+        self.generation_active_s = max(lost.lived_s, self.generation_active_s)
         if lost.last_step == 0:
             return
-        steps = lost.last_step - lost.first_step + 1 - self.life_steps
+        steps = lost.last_step - lost.first_step + 1 - self.generation_steps
         if steps <= 0:
             return
-        train_s = max(lost.train_s - self.life_train_s, 0.0)
+        train_s = max(lost.train_s - self.generation_train_s, 0.0)
         new_steps = max(min(lost.last_step - self.highest_step, steps), 0)
         self.train_s += train_s
         self.useful_s += train_s * new_steps / steps
         self.replayed_steps += steps - new_steps
         self.highest_step = max(self.highest_step, lost.last_step)
-        self.life_steps += steps
-        self.life_train_s += train_s
+        self.generation_steps += steps
+        self.generation_train_s += train_s
 
     @property
     def goodput(self) -> float | None:
@@ -159,7 +159,7 @@ def _fits(value: object, kind: object) -> bool:
 
 
 @dataclass(slots=True)
-class Life:
+class Generation:
     """One generation of the worker, for the summary."""
 
     generation: int
@@ -177,7 +177,7 @@ class Life:
     autopsy: list[str] = field(default_factory=list)
 
     @classmethod
-    def recovered(cls, lost: Recovered, batch_size: int | None, gradient_checkpointing: bool) -> "Life":
+    def recovered(cls, lost: Recovered, batch_size: int | None, gradient_checkpointing: bool) -> "Generation":
         """The life of a worker whose supervisor died, as far as the journal knows it."""
         return cls(
             lost.generation,

@@ -14,14 +14,14 @@ from mlx_supervisor.daemon.shared import Observer, Shared
 from mlx_supervisor.host import footprint, sd_notify
 from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.journal.journal import Journal, OpenGeneration
-from mlx_supervisor.process.orphans import end_orphan
+from mlx_supervisor.process.orphans import end_orphaned_worker
 from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.settings.schema import Settings
 from mlx_supervisor.state_dir import StateDir
 from mlx_supervisor.telemetry import Telemetry
 
 HOUSEKEEPING_INTERVAL_S = 1.0
-STRAY_GRACE_S = 70.0
+UNKNOWN_ORPHAN_GRACE_S = 70.0
 """For a worker of a run that the settings no longer know to checkpoint and leave, as the defaults would give it."""
 
 log = structlog.get_logger()
@@ -41,10 +41,10 @@ class Daemon:
         self.restart_wanted = False
         self._observers = observers
         self._recoveries: set[asyncio.Task[None]] = set()
-        self._strays: set[asyncio.Task[None]] = set()
+        self._unknown_orphans: set[asyncio.Task[None]] = set()
 
     async def open(self, forget: Sequence[str] = ()) -> None:
-        """Take up the sources and the runs; begin to clear away what a dead supervisor left.
+        """Take up the sources and the runs; begin to end the workers of a dead supervisor.
 
         `forget`: runs to begin anew, once their last worker is sure to be gone.
         """
@@ -74,9 +74,9 @@ class Daemon:
     async def take_up(self, name: str) -> SupervisedRun:
         """`add`, and be sure that no worker of a dead supervisor is at it."""
         run = self.add(name)
-        lefts = [left for left in self._journal.open_generations() if left.run == name]
-        if lefts:
-            self._recover_run(run, lefts)
+        orphans = [orphan for orphan in self._journal.open_generations() if orphan.run == name]
+        if orphans:
+            self._recover_run(run, orphans)
             await run.until(lambda: not run.recovery.active)
         return run
 
@@ -96,15 +96,15 @@ class Daemon:
                 run.command(ev.CommandKind.START, "autostart")
 
     async def recovered(self) -> None:
-        """Until no worker of a dead supervisor is left."""
+        """Until no worker of a dead supervisor is running."""
         if self._recoveries:
             await asyncio.gather(*self._recoveries)
 
     async def _forget(self, names: Sequence[str]) -> None:
         """Begin runs anew: the journal forgets them, their folders are set aside as `NAME.previous` (one is kept)."""
-        for left in self._journal.open_generations():
-            if left.run in names and left.boot_id == boot_id():
-                await end_orphan(left.pid, left.create_time_s, left.token, grace_s=0.0)
+        for orphan in self._journal.open_generations():
+            if orphan.run in names and orphan.boot_id == boot_id():
+                await end_orphaned_worker(orphan.pid, orphan.create_time_s, orphan.token, grace_s=0.0)
         for name in names:
             folder = self.state.run_dir(name)
             previous = folder.with_name(f"{name}.previous")
@@ -119,9 +119,16 @@ class Daemon:
             if not run.at_rest:
                 run.command(ev.CommandKind.KILL, reason)
 
+    async def suspend(self) -> None:
+        """Have every worker checkpoint and exit; the next supervisor resumes the runs."""
+        for run in self.runs.values():
+            if not run.at_rest and not run.machine.stopping:  # a run that is being stopped stays stopped
+                run.command(ev.CommandKind.SUSPEND, "the supervisor is shutting down")
+        await asyncio.gather(*(run.until(lambda run=run: run.at_rest) for run in self.runs.values()))  # type: ignore[misc]
+
     async def close(self) -> None:
-        """Give everything back. Workers must have ended."""
-        tasks = [self._housekeeping, *self._recoveries, *self._strays]
+        """Give everything back. Workers must have ended (`suspend`)."""
+        tasks = [self._housekeeping, *self._recoveries, *self._unknown_orphans]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -156,32 +163,32 @@ class Daemon:
 
     def _recover(self) -> None:
         by_run: dict[str, list[OpenGeneration]] = {}
-        for left in self._journal.open_generations():
-            by_run.setdefault(left.run, []).append(left)
-        for name, lefts in by_run.items():
+        for orphan in self._journal.open_generations():
+            by_run.setdefault(orphan.run, []).append(orphan)
+        for name, orphans in by_run.items():
             run = self.runs.get(name)
             if run is None:
-                log.warning("a worker of a run that is not in the settings may live", run=name, pid=lefts[-1].pid)
-                self._keep(self._strays, self._end_strays(lefts))
+                log.warning("a worker of a run that is not in the settings may live", run=name, pid=orphans[-1].pid)
+                self._keep(self._unknown_orphans, self._end_unknown_orphans(orphans))
                 continue
-            self._recover_run(run, lefts)
+            self._recover_run(run, orphans)
 
-    def _recover_run(self, run: SupervisedRun, lefts: list[OpenGeneration]) -> None:
+    def _recover_run(self, run: SupervisedRun, orphans: list[OpenGeneration]) -> None:
         run.recovery.active = True
-        self._keep(self._recoveries, run.recovery.recover(lefts))
+        self._keep(self._recoveries, run.recovery.recover(orphans))
 
     def _keep(self, tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    async def _end_strays(self, lefts: list[OpenGeneration]) -> None:
+    async def _end_unknown_orphans(self, orphans: list[OpenGeneration]) -> None:
         """Nobody watches their memory. The journal keeps them open: the run may come back."""
-        for left in lefts:
-            if left.boot_id != boot_id():
+        for orphan in orphans:
+            if orphan.boot_id != boot_id():
                 continue
-            if await end_orphan(left.pid, left.create_time_s, left.token, STRAY_GRACE_S):
-                log.warning("a worker of a run that is not in the settings was killed", run=left.run, pid=left.pid)
+            if await end_orphaned_worker(orphan.pid, orphan.create_time_s, orphan.token, UNKNOWN_ORPHAN_GRACE_S):
+                log.warning("a worker of a run that is not in the settings was killed", run=orphan.run, pid=orphan.pid)
 
     async def _keep_house(self) -> None:
         watchdog_s = sd_notify.watchdog_interval_s()

@@ -51,7 +51,7 @@ class Recorder:
         last = self._journal.last_generation(self._run)
         if last > history.generation:
             history.generation = last
-            history.begin_life()
+            history.begin_generation()
         return history
 
     def lives(self) -> list[Mapping[str, object]]:
@@ -63,12 +63,14 @@ class Recorder:
             log.error("the summary lacks what only the journal knows", run=self._run, error=str(error))
         return [lives[key] for key in sorted(lives, key=_number)]
 
-    def notice(self, notice: act.Persist) -> None:
+    def notice(self, notice: act.Notice) -> None:
         """To the daemon's log, the journal and the run's log."""
         now_s = time.time()
-        write = {act.Level.ERROR: log.error, act.Level.WARNING: log.warning}.get(notice.level, log.info)
+        write = {act.Severity.ERROR: log.error, act.Severity.WARNING: log.warning}.get(notice.severity, log.info)
         write(notice.text, run=self._run, generation=notice.generation, kind=notice.kind, **notice.fields)
-        self._journal.event(self._run, notice.generation, notice.kind, notice.level, notice.text, notice.fields, now_s)
+        self._journal.event(
+            self._run, notice.generation, notice.kind, notice.severity, notice.text, notice.fields, now_s
+        )
         self._log.line(f"{time.strftime('%H:%M:%S')} [supervisor] {notice.text}")
 
     def sample(self, sample: ev.Sample) -> None:

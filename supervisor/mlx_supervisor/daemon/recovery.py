@@ -11,7 +11,7 @@ from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.journal.journal import Journal, OpenGeneration
-from mlx_supervisor.process.orphans import end_orphan, end_remains
+from mlx_supervisor.process.orphans import end_orphaned_worker, kill_orphans
 
 log = structlog.get_logger()
 
@@ -24,7 +24,7 @@ class Recovery:
         run: str,
         journal: Journal,
         machine: Run,
-        notice: Callable[[act.Persist], None],
+        notice: Callable[[act.Notice], None],
         post: Callable[[ev.Event], None],
         changed: Callable[[], None],
     ) -> None:
@@ -49,7 +49,7 @@ class Recovery:
             restart = self._machine.policy.restart
             grace_s = restart.stop_grace_s + restart.term_grace_s
             for orphan in orphans:
-                if not await end_orphan_of(orphan, grace_s, lambda: self._hurried, self._notice):
+                if not await end_orphaned_generation(orphan, grace_s, lambda: self._hurried, self._notice):
                     self._machine.refuse_starts(orphan.generation)
                     self._waiting = asyncio.get_running_loop().create_task(self._wait_for(orphans))
                     return
@@ -69,7 +69,7 @@ class Recovery:
     async def _wait_for(self, orphans: Sequence[OpenGeneration]) -> None:
         """A worker that can't be killed: until it is gone, starts are refused."""
         for orphan in orphans:
-            await end_orphan_of(orphan, 0.0, lambda: False, lambda _: None)
+            await end_orphaned_generation(orphan, 0.0, lambda: False, lambda _: None)
         self._take_over(orphans)
 
     def _take_over(self, orphans: Sequence[OpenGeneration]) -> None:
@@ -78,8 +78,8 @@ class Recovery:
         self._post(recovered(orphans[-1], self._journal, self._run))
 
 
-async def end_orphan_of(
-    orphan: OpenGeneration, grace_s: float, hurried: Callable[[], bool], notice: Callable[[act.Persist], None]
+async def end_orphaned_generation(
+    orphan: OpenGeneration, grace_s: float, hurried: Callable[[], bool], notice: Callable[[act.Notice], None]
 ) -> bool:
     """Wait until this worker is gone, and kill it after `grace_s`, or as soon as `hurried` says so.
 
@@ -87,19 +87,19 @@ async def end_orphan_of(
     """
     if orphan.boot_id != boot_id():
         return True
-    notice(act.Persist("recovering", f"Making sure that no worker of generation {orphan.generation} lives."))
-    if not await end_orphan(orphan.pid, orphan.create_time_s, orphan.token, grace_s, hurried):
+    notice(act.Notice("recovering", f"Making sure that no worker of generation {orphan.generation} lives."))
+    if not await end_orphaned_worker(orphan.pid, orphan.create_time_s, orphan.token, grace_s, hurried):
         return True
     text = f"Generation {orphan.generation} outlived its supervisor and was killed."
-    notice(act.Persist("orphan_killed", text, act.Level.WARNING))
+    notice(act.Notice("orphan_killed", text, act.Severity.WARNING))
     told = False
-    while await end_remains(0, orphan.token, group=False):
+    while await kill_orphans(0, orphan.token, group=False):
         if hurried():
             return False
         if not told:
             told = True
             text = f"A process of generation {orphan.generation} is still there, unkillable: nothing starts beside it."
-            notice(act.Persist("survivor", text, act.Level.ERROR))
+            notice(act.Notice("survivor", text, act.Severity.ERROR))
     return True
 
 

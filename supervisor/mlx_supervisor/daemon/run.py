@@ -173,7 +173,7 @@ class SupervisedRun:
         if now_s - self._complained_s.get(name, -math.inf) >= COMPLAINT_INTERVAL_S:
             self._complained_s[name] = now_s
             text = f"{FAILED_WORDS.get(name, name)} failed: {error}"
-            notice = act.Persist("action_failed", text, act.Level.ERROR)
+            notice = act.Notice("action_failed", text, act.Severity.ERROR)
             self._observers.show(lambda observer: observer.on_notice(self, notice))
         passing = isinstance(error, JournalError) or getattr(error, "errno", None) in PASSING_ERRORS
         self._events.append(ev.ActionFailed(now_s, name, str(error), passing))
@@ -189,8 +189,8 @@ class SupervisedRun:
         self.machine.state = State.FATAL
         self.machine.reason = self.machine.history.reason = reason
         self.machine.history.outcome, self.machine.history.wanted = "failed", False
-        life = self.machine.life
-        last: list[act.Action] = [act.Persist("bug", f"Failed: {reason}.", act.Level.ERROR)]
+        life = self.machine.current
+        last: list[act.Action] = [act.Notice("bug", f"Failed: {reason}.", act.Severity.ERROR)]
         if life is not None and self.worker.child is not None:
             record = life.record(time.monotonic(), "killed", "a bug of the supervisor")
             last.append(act.CloseGeneration(life.generation, record))
@@ -218,7 +218,7 @@ class SupervisedRun:
 
     def _do(self, action: act.Action) -> None:
         match action:
-            case act.Persist():
+            case act.Notice():
                 self._notice(action)
             case act.SaveHistory():
                 self._recorder.save_history(action)
@@ -236,7 +236,7 @@ class SupervisedRun:
             case _:
                 raise AssertionError(f"nobody does {action}")
 
-    def _notice(self, notice: act.Persist) -> None:
+    def _notice(self, notice: act.Notice) -> None:
         self._recorder.notice(notice)
         self._observers.show(lambda observer: observer.on_notice(self, notice))
 
@@ -246,7 +246,7 @@ class SupervisedRun:
         drill = self.settings.runs[self.name].drill
         if drill != DrillSettings() and not self._drill_told:
             self._drill_told = True
-            self._notice(act.Persist("drill", drill_text(drill), act.Level.WARNING))
+            self._notice(act.Notice("drill", drill_text(drill), act.Severity.WARNING))
 
 
 def _action_name(action: act.Action) -> str:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 
 from mlx_supervisor.control.server import ControlServer
-from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.daemon.control_adapter import DaemonTarget
 from mlx_supervisor.daemon.daemon import Daemon
 from mlx_supervisor.daemon.shared import Observer
@@ -39,15 +38,7 @@ class Service:
             sd_notify.stopping()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        await self._suspend()
-
-    async def _suspend(self) -> None:
-        """Have every worker checkpoint and exit."""
-        runs = self.daemon.runs.values()
-        for run in runs:
-            if not run.at_rest and not run.machine.stopping:  # a run that is being stopped stays stopped
-                run.command(CommandKind.SUSPEND, "the supervisor is shutting down")
-        await asyncio.gather(*(run.until(lambda run=run: run.at_rest) for run in runs))  # type: ignore[misc]
+        await daemon.suspend()
 
     async def close(self) -> None:
         """Close the control socket and the daemon. Workers must have ended."""

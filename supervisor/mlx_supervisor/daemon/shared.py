@@ -36,7 +36,7 @@ class Observer:
     def on_event(self, run: "SupervisedRun", event: ev.Event) -> None:
         """After the machine has applied it."""
 
-    def on_notice(self, run: "SupervisedRun", notice: act.Persist) -> None:
+    def on_notice(self, run: "SupervisedRun", notice: act.Notice) -> None:
         """A notice was issued."""
 
 

@@ -13,7 +13,7 @@ SCAN_INTERVAL_S = 1.0
 """How often the list of processes is read when the kernel tells of no new one."""
 SCAN_SHARE = 0.05
 """At most this share of the time goes into reading the list, however many processes there are."""
-FRESH_LOOK_INTERVAL_S = 30.0
+RESCAN_INTERVAL_S = 30.0
 """How often all are looked at anew: the number of one that ended may be another's by now."""
 NEWBORN_S = 0.5
 """So long, a process that has not started a program of its own is taken to have nothing but its parent's memory."""
@@ -32,7 +32,7 @@ class Processes:
         self._known: set[int] = set()
         self._grown: set[int] = set()
         self._last_started = 0
-        self._due_s = self._allowed_s = self._fresh_look_s = 0.0
+        self._due_s = self._allowed_s = self._rescan_s = 0.0
 
     def look(self) -> None:
         """Bring the list up to date: once a second, and sooner when the machine has started something meanwhile.
@@ -42,8 +42,8 @@ class Processes:
         now_s, started = time.monotonic(), last_started()
         if now_s < self._due_s and (started == self._last_started or now_s < self._allowed_s):
             return
-        if now_s >= self._fresh_look_s:
-            self._fresh_look_s = now_s + FRESH_LOOK_INTERVAL_S
+        if now_s >= self._rescan_s:
+            self._rescan_s = now_s + RESCAN_INTERVAL_S
             self._known, self._grown, self.others = set(), set(), []
         self._scan(set(psutil.pids()))
         took_s = time.monotonic() - now_s

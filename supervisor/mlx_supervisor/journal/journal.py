@@ -39,7 +39,7 @@ class OpenGeneration:
 
 
 @dataclass(frozen=True, slots=True)
-class LifeTold:
+class GenerationFigures:
     """What steps and samples tell of one life. Without any step, `batch_size` and `accumulation` are None.
 
     `train_s`: what the steps took. `last_wall_s`: of the last sign of life (Unix seconds); None without any.
@@ -202,7 +202,7 @@ class Journal:
             {"generation": row["generation"], **json.loads(row["record"])} for row in self._writer.select(sql, (run,))
         ]
 
-    def life(self, run: str, generation: int) -> LifeTold:
+    def life(self, run: str, generation: int) -> GenerationFigures:
         """One life in figures: SQLite adds them up, as the rows of a long one would take the daemon's size tenfold."""
         of = "FROM {} WHERE run = ? AND generation = ?"
         sums = "SELECT min(id) AS first, max(id) AS last, sum(seconds) AS train_s, max(wall_s) AS wall_s "
@@ -212,10 +212,10 @@ class Journal:
         signs = [row["wall_s"] for row in (steps, samples) if row["wall_s"] is not None]
         last_wall_s, peak = max(signs, default=None), samples["peak"] or 0
         if steps["first"] is None:
-            return LifeTold(last_wall_s=last_wall_s, peak_footprint_bytes=peak)
+            return GenerationFigures(last_wall_s=last_wall_s, peak_footprint_bytes=peak)
         ends = "SELECT step, batch_size, accumulation FROM steps WHERE id IN (?1, ?2) ORDER BY id"
         rows = self._writer.select(ends, (steps["first"], steps["last"]))
-        return LifeTold(
+        return GenerationFigures(
             rows[0]["step"],
             rows[-1]["step"],
             rows[-1]["batch_size"],

@@ -13,7 +13,7 @@ import psutil
 
 from mlx_supervisor.host import jetsam
 from mlx_supervisor.host.cgroup import OomKills
-from mlx_supervisor.process.orphans import POLL_S, end_remains, kill_group
+from mlx_supervisor.process.orphans import POLL_S, kill_group, kill_orphans
 from mlx_supervisor.wire import LIFELINE_VARIABLE, TOKEN_VARIABLE
 
 FOLLOW_INTERVAL_S = 2.0
@@ -104,7 +104,7 @@ class Child:
         """Reap the leader, kill what is left of its group, and say how it ended once nothing is there any more."""
         await self._ended()
         code = self._process.wait()
-        await end_remains(self.pid, self.token)
+        await kill_orphans(self.pid, self.token)
         os.close(self._lifeline)
         oom_killed = await self._oom_killed(code)
         if code < 0:

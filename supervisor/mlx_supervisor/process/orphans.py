@@ -11,7 +11,7 @@ import psutil
 
 from mlx_supervisor.wire import TOKEN_VARIABLE
 
-REMAINS_WAIT_S = 5.0
+ORPHANS_WAIT_S = 5.0
 """How long to wait for killed members of the group to vanish."""
 POLL_S = 0.02
 
@@ -20,7 +20,7 @@ def _never() -> bool:
     return False
 
 
-async def end_orphan(
+async def end_orphaned_worker(
     pid: int, create_time_s: float, token: str, grace_s: float, hurried: Callable[[], bool] = _never
 ) -> bool:
     """Make sure that a dead supervisor's worker is gone: it is given `grace_s` to checkpoint and leave, then killed.
@@ -34,27 +34,27 @@ async def end_orphan(
     while _is_ours(pid, create_time_s):
         if hurried() or time.monotonic() >= deadline_s:
             kill_group(pid)
-            await end_remains(pid, token)
+            await kill_orphans(pid, token)
             return True
         await asyncio.sleep(POLL_S)
-    return await end_remains(pid, token, group=False)
+    return await kill_orphans(pid, token, group=False)
 
 
 async def _end_by_token(token: str, grace_s: float, hurried: Callable[[], bool]) -> bool:
     deadline_s = time.monotonic() + grace_s
-    while await _remains(0, token, group=False) and not hurried() and time.monotonic() < deadline_s:
+    while await _orphans(0, token, group=False) and not hurried() and time.monotonic() < deadline_s:
         await asyncio.sleep(10 * POLL_S)
-    return await end_remains(0, token, group=False)
+    return await kill_orphans(0, token, group=False)
 
 
-async def end_remains(pid: int, token: str, group: bool = True) -> bool:
+async def kill_orphans(pid: int, token: str, group: bool = True) -> bool:
     """SIGKILL all that still carries the worker's token or is in its group; True when there was something.
 
     `group` False: the leader died long ago and its number may be another's by now, so only the token counts.
     """
-    deadline_s = time.monotonic() + REMAINS_WAIT_S
+    deadline_s = time.monotonic() + ORPHANS_WAIT_S
     found = False
-    while remains := await _remains(pid, token, group):
+    while remains := await _orphans(pid, token, group):
         found = True
         for each in remains:
             _kill_one(each)
@@ -64,12 +64,12 @@ async def end_remains(pid: int, token: str, group: bool = True) -> bool:
     return found
 
 
-async def _remains(pid: int, token: str, group: bool) -> list[psutil.Process]:
+async def _orphans(pid: int, token: str, group: bool) -> list[psutil.Process]:
     """In a thread: with thousands of processes on the machine it takes a while, and other runs have to be watched."""
-    return await asyncio.to_thread(_look_for_remains, pid, token, group)
+    return await asyncio.to_thread(_find_orphans, pid, token, group)
 
 
-def _look_for_remains(pid: int, token: str, group: bool) -> list[psutil.Process]:
+def _find_orphans(pid: int, token: str, group: bool) -> list[psutil.Process]:
     mark = (TOKEN_VARIABLE, token)
     found = []
     for process in psutil.process_iter():

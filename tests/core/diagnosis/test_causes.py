@@ -383,7 +383,7 @@ def test_the_list_for_readers_is_whole_and_says_which_halve_the_batch() -> None:
     text = (Path(__file__).parents[3] / "docs" / "causes.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     batch = {row[0]: row[2] for row in rows[2:]}
-    assert set(batch) == {cause.value for cause in Cause} - {"completed", "asked for"}
+    assert set(batch) == {cause.value for cause in Cause} - {"completed", "requested"}
     assert {Cause(name) for name, what in batch.items() if what.startswith("halved")} == MEMORY_CAUSES
 
 

@@ -110,9 +110,9 @@ class AnyOrder(RuleBasedStateMachine):
     def _ends_worker(self, event: ev.Event) -> bool:
         if isinstance(event, ev.Exited):
             return event.generation == self.last_generation
-        starting = self.machine.state is State.STARTING and self.machine.life is not None
+        starting = self.machine.state is State.STARTING and self.machine.current is not None
         if isinstance(event, ev.ActionFailed) and event.action == "spawn" and starting:
-            return self.machine.life is not None and self.machine.life.pid is None
+            return self.machine.current is not None and self.machine.current.pid is None
         return isinstance(event, ev.Recovered) and self.machine.state in AT_REST
 
     def _check_spawn(self, spawn: ac.Spawn, saved: bool) -> None:
@@ -130,8 +130,8 @@ class AnyOrder(RuleBasedStateMachine):
         deadline_s = machine.next_deadline()
         assert (deadline_s is None) == (machine.state in AT_REST)
         assert deadline_s is None or math.isfinite(deadline_s)
-        if batch.size is not None and batch.asked is not None:
-            assert min(batch.minimum, batch.asked) <= batch.size <= batch.asked
+        if batch.size is not None and batch.requested is not None:
+            assert min(batch.minimum, batch.requested) <= batch.size <= batch.requested
             assert batch.effective is not None
             assert batch.effective >= 1
         assert len(batch.tripped) <= 5

@@ -177,7 +177,7 @@ def test_a_new_supervisor_goes_on_where_the_old_one_stopped() -> None:
     """)
     past = after.machine.history
     assert (past.trips, past.tripped_sizes, past.durable_step, past.target_steps) == (1, [8], 5, 1000)
-    assert "breaker" in [action.kind for action in after.actions if isinstance(action, ac.Persist)]  # was half-open
+    assert "breaker" in [action.kind for action in after.actions if isinstance(action, ac.Notice)]  # was half-open
 
 
 def test_what_was_saved_after_the_last_start_is_known_to_a_new_supervisor() -> None:
@@ -259,7 +259,7 @@ def test_a_hard_trip_kills_before_it_talks() -> None:
     apply(machine, ev.Sample(0.3, 1, 200 * MIB, 0, 1))
     actions = apply(machine, ev.Sample(0.31, 1, 200 * MIB, 0, 1))
     assert isinstance(actions[0], ac.Kill)
-    assert any(isinstance(action, ac.Persist) for action in actions[1:])
+    assert any(isinstance(action, ac.Notice) for action in actions[1:])
 
 
 RUNGS = [

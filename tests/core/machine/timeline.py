@@ -1,7 +1,7 @@
 """Timelines: what happens to a run, line by line, and what the machine must do about it.
 
 A line is `event [key=value …] -> state[: action, action …]`. The actions are exact and in order; notes for the journal
-(`Persist`) are left out, and can be asked for by kind with `says`. Time moves by 0.1 s a line unless `after` says more;
+(`Notice`) are left out, and can be asked for by kind with `says`. Time moves by 0.1 s a line unless `after` says more;
 `tick` jumps to the machine's deadline.
 """
 
@@ -91,13 +91,13 @@ class Timeline:
             assert arrow, f"no expectation: {line}"
             got = self._line(said)
             state, _, orders = (part.strip() for part in expected.partition(":"))
-            done = ", ".join(show(action) for action in got if not isinstance(action, ac.Persist))
+            done = ", ".join(show(action) for action in got if not isinstance(action, ac.Notice))
             assert (self.machine.state, done) == (state, orders), f"{line}\n  at {self.at_s} got {got}"
         return self
 
     def says(self, kind: str) -> list[str]:
         """The texts of all notes of this kind so far."""
-        return [action.text for action in self.actions if isinstance(action, ac.Persist) and action.kind == kind]
+        return [action.text for action in self.actions if isinstance(action, ac.Notice) and action.kind == kind]
 
     def feed(self, event: ev.Event) -> list[ac.Action]:
         """One event as it is."""
@@ -140,7 +140,7 @@ class Timeline:
         batch = int(keys.pop("batch", self.machine.batch.size or 8))
         effective = int(keys.pop("effective", self.machine.batch.effective or batch))
         can = keys.pop("can", "no") == "yes"
-        life = self.machine.life
+        life = self.machine.current
         on = can and life is not None and life.gradient_checkpointing
         words = (int(keys.pop("target", 1000)), batch, effective)
         yield ev.Ready(

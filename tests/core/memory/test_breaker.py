@@ -13,7 +13,7 @@ LIMIT_MIB = 2200
 
 def _breaker(limit_mib: float = LIMIT_MIB, close_after_steps: int = 20) -> Breaker:
     breaker = Breaker(MemoryPolicy(int(limit_mib * MIB)), close_after_steps)
-    breaker.begin_life()
+    breaker.begin_generation()
     return breaker
 
 
@@ -162,12 +162,12 @@ def test_closed_open_half_open_closed() -> None:
     breaker.open()
     assert [_step(breaker, step, 500) for step in range(9)] == [None] * 9
     seen.append(breaker.state)
-    breaker.begin_life()
+    breaker.begin_generation()
     for step in range(6):
         _step(breaker, step, 500)
         seen.append(breaker.state)
     assert seen == ["closed", "open"] + ["half-open"] * 4 + ["closed"] * 2
-    breaker.begin_life()
+    breaker.begin_generation()
     assert breaker.state is BreakerState.CLOSED
 
 

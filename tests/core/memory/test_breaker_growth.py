@@ -15,7 +15,7 @@ LIMIT_MB = 100_000
 
 def _breaker(limit_mb: float = LIMIT_MB) -> Breaker:
     breaker = Breaker(MemoryPolicy(int(limit_mb * MB)), 20)
-    breaker.begin_life()
+    breaker.begin_generation()
     return breaker
 
 
@@ -208,6 +208,6 @@ def test_the_step_line_shows_the_growth_and_says_when_it_knows_nothing() -> None
     assert "leak=? MB/step" in step_line(machine, report(1))
     _fed(machine.breaker, range(300))
     assert "leak=0.0 MB/step" in step_line(machine, report(300))
-    machine.breaker.begin_life()
+    machine.breaker.begin_generation()
     _fed(machine.breaker, range(700), arrays=0.3)
     assert "leak=0.3 MB/step" in step_line(machine, report(700))

@@ -28,7 +28,7 @@ def _played(path: Path, leak_mb: float = 0.0, onset: int = 0, native: bool = Tru
     recorded = _recorded(path)
     limit = recorded["limit_bytes"] if not leak_mb else 10**12
     breaker, trips, verdicts = Breaker(MemoryPolicy(limit), 20), [], []
-    breaker.begin_life()
+    breaker.begin_generation()
     phases = list(recorded["phases"])
     rows = zip(*(recorded["columns"][name] for name in _COLUMNS), strict=True)
     for step, (footprint, peak, active, cache_kib, tokens, milliseconds) in enumerate(rows):

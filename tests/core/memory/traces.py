@@ -102,7 +102,7 @@ class Replay:
 def replay(trace: Trace, limit_mb: float, *, to_the_trip: bool = True, step_s: float = STEP_S) -> Replay:
     """Feed a breaker with it. `to_the_trip`: no further; else trips are passed over, and verdicts are what matters."""
     breaker, seen = Breaker(MemoryPolicy(int(limit_mb * MB)), 20), Replay()
-    breaker.begin_life()
+    breaker.begin_generation()
     for step, footprint in enumerate(trace.footprint):
         excursion = trace.excursions.get(step)
         trip = None

@@ -21,7 +21,7 @@ def steady(**changes: float) -> RestartPolicy:
 def waits(budget: RestartBudget, lived_s: float = 0.0) -> Iterator[float]:
     """Of one barren life after the other."""
     while True:
-        budget.life_ended(Cause.CRASH, progress=False, lived_s=lived_s)
+        budget.generation_ended(Cause.CRASH, progress=False, lived_s=lived_s)
         yield budget.delay_s(Cause.CRASH, progress=False, eased=False)
 
 
@@ -34,8 +34,8 @@ def waits(budget: RestartBudget, lived_s: float = 0.0) -> Iterator[float]:
 ])  # fmt: skip
 def test_so_many_lives_without_progress_are_the_end_and_the_setting_is_named(cause: Cause, key: str) -> None:
     budget = RestartBudget(RestartPolicy(max_without_progress=3, max_memory_without_progress=3))
-    assert [budget.life_ended(cause, progress=False) for _ in range(2)] == [None, None]
-    last = budget.life_ended(cause, progress=False)
+    assert [budget.generation_ended(cause, progress=False) for _ in range(2)] == [None, None]
+    last = budget.generation_ended(cause, progress=False)
     assert last is not None
     assert "3 lives in a row" in last
     assert key in last
@@ -43,25 +43,25 @@ def test_so_many_lives_without_progress_are_the_end_and_the_setting_is_named(cau
 
 def test_memory_and_crashes_are_counted_apart() -> None:
     budget = RestartBudget(RestartPolicy(max_without_progress=2, max_memory_without_progress=2))
-    assert budget.life_ended(Cause.CRASH, progress=False) is None
-    assert budget.life_ended(Cause.PRESSURE, progress=False) is None
-    assert budget.life_ended(Cause.CRASH, progress=False) is not None
+    assert budget.generation_ended(Cause.CRASH, progress=False) is None
+    assert budget.generation_ended(Cause.PRESSURE, progress=False) is None
+    assert budget.generation_ended(Cause.CRASH, progress=False) is not None
 
 
 @pytest.mark.parametrize("cause", [Cause.CRASH, Cause.PRESSURE])
 def test_progress_starts_every_count_again(cause: Cause) -> None:
     budget = RestartBudget(RestartPolicy(max_without_progress=2, max_memory_without_progress=2, max_reboots=2))
     for _ in range(50):
-        assert budget.life_ended(cause, progress=False) is None
+        assert budget.generation_ended(cause, progress=False) is None
         assert budget.rebooted(progress=False) is None
-        assert budget.life_ended(Cause.CRASH, progress=True) is None
+        assert budget.generation_ended(Cause.CRASH, progress=True) is None
 
 
 def test_a_life_that_ended_in_less_need_is_not_held_against_the_run() -> None:
     budget = RestartBudget(RestartPolicy(max_memory_without_progress=2))
-    assert budget.life_ended(Cause.PRESSURE, progress=False) is None
-    assert budget.life_ended(Cause.PRESSURE, progress=False, eased=True) is None
-    assert budget.life_ended(Cause.PRESSURE, progress=False) is not None
+    assert budget.generation_ended(Cause.PRESSURE, progress=False) is None
+    assert budget.generation_ended(Cause.PRESSURE, progress=False, eased=True) is None
+    assert budget.generation_ended(Cause.PRESSURE, progress=False) is not None
 
 
 def test_the_wait_doubles_up_to_its_bound() -> None:
@@ -76,7 +76,7 @@ def test_healthy_time_makes_the_wait_the_first_again_but_not_the_count(lived_s: 
     past = RunHistory()
     each = waits(RestartBudget(steady(healthy_s=600.0), past), lived_s)
     assert [next(each) for _ in range(3)] == expected
-    assert past.barren_lives == 3
+    assert past.fruitless_generations == 3
 
 
 def test_counts_and_waits_outlive_the_supervisor() -> None:
@@ -84,23 +84,23 @@ def test_counts_and_waits_outlive_the_supervisor() -> None:
     first = RestartBudget(steady(max_without_progress=3), past)
     assert [next(waits(first)) for _ in range(2)] == [1, 2]
     after = RestartBudget(steady(max_without_progress=3), RunHistory.restore(past.snapshot()))
-    assert after.life_ended(Cause.CRASH, progress=False) is not None
+    assert after.generation_ended(Cause.CRASH, progress=False) is not None
     assert after.delay_s(Cause.CRASH, progress=False, eased=False) == 4
 
 
 def test_nobody_waits_for_a_cause_that_was_dealt_with() -> None:
     for cause in Cause:
-        at_once = cause is Cause.ASKED or cause in MEMORY_CAUSES
+        at_once = cause is Cause.REQUESTED or cause in MEMORY_CAUSES
         budget = RestartBudget(RestartPolicy())
         assert (budget.delay_s(cause, progress=False, eased=True) == 0) is at_once
-        assert (budget.delay_s(cause, progress=False, eased=False) == 0) is (cause is Cause.ASKED)
+        assert (budget.delay_s(cause, progress=False, eased=False) == 0) is (cause is Cause.REQUESTED)
 
 
 def test_a_life_that_saved_something_new_is_followed_at_once() -> None:
     """However often the run was killed before: each second of waiting would be lost, and it gets to its end."""
     budget = RestartBudget(RestartPolicy(max_without_progress=100))
     for _ in range(20):
-        budget.life_ended(Cause.CRASH, progress=False)
+        budget.generation_ended(Cause.CRASH, progress=False)
     for cause in Cause:
         assert budget.delay_s(cause, progress=True, eased=False) == 0
 

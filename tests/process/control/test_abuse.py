@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from mlx_supervisor.cli.ctl.client import Daemon
+from mlx_supervisor.cli.ctl.client import DaemonClient
 from mlx_supervisor.control import connection, xmlrpc_codec
 
 DEADLINE_S = 10.0
@@ -22,7 +22,7 @@ EXTERNAL = """<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]>
 def alive(served):
     """The server still answers after the test."""
     yield served
-    assert Daemon(str(served.path)).call("supervisor.getVersion") == "3.0"
+    assert DaemonClient(str(served.path)).call("supervisor.getVersion") == "3.0"
 
 
 def exchange(served, *pieces: bytes) -> bytes:

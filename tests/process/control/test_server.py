@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlx_supervisor.cli.ctl import client
-from mlx_supervisor.cli.ctl.client import Daemon
+from mlx_supervisor.cli.ctl.client import DaemonClient
 from mlx_supervisor.control import ControlServer, ProcessState, SocketFileError, Target
 from mlx_supervisor.control.log_reader import Follower
 from mlx_supervisor.control.server import CONNECTION_LIMIT
@@ -49,8 +49,8 @@ def answer(link: socket.socket) -> tuple[int, object]:
 
 
 @pytest.fixture
-def daemon(served) -> Daemon:
-    return Daemon(str(served.path))
+def daemon(served) -> DaemonClient:
+    return DaemonClient(str(served.path))
 
 
 # the socket

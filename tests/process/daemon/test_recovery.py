@@ -77,7 +77,7 @@ LEFT = OpenGeneration("run", 4, 4242, 1.0, "token", boot_id(), None, None, 1.0)
 @pytest.mark.parametrize("hurries", [True, False])
 def test_what_cannot_be_killed_is_waited_for_and_said_once(monkeypatch: pytest.MonkeyPatch, hurries: bool) -> None:
     looks: list[int] = []
-    said: list[act.Persist] = []
+    said: list[act.Notice] = []
 
     async def orphan(*_: object) -> bool:
         return True
@@ -86,9 +86,9 @@ def test_what_cannot_be_killed_is_waited_for_and_said_once(monkeypatch: pytest.M
         looks.append(1)
         return len(looks) < 4
 
-    monkeypatch.setattr(recovery, "end_orphan", orphan)
-    monkeypatch.setattr(recovery, "end_remains", remains)
-    gone = asyncio.run(recovery.end_orphan_of(LEFT, 0.0, lambda: hurries and len(looks) > 1, said.append))
+    monkeypatch.setattr(recovery, "end_orphaned_worker", orphan)
+    monkeypatch.setattr(recovery, "kill_orphans", remains)
+    gone = asyncio.run(recovery.end_orphaned_generation(LEFT, 0.0, lambda: hurries and len(looks) > 1, said.append))
     assert gone is not hurries
     assert [notice.kind for notice in said].count("survivor") == 1
     assert len(looks) == (2 if hurries else 4)
@@ -108,7 +108,7 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
         await gone.wait()
         return True
 
-    monkeypatch.setattr("mlx_supervisor.daemon.recovery.end_orphan_of", ends)
+    monkeypatch.setattr("mlx_supervisor.daemon.recovery.end_orphaned_generation", ends)
     monkeypatch.setenv(launch.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
 
     async def scenario() -> None:
@@ -120,7 +120,7 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
             run.command(ev.CommandKind.START)
             assert (run.at_rest, run.pid) == (True, None)
             gone.set()
-            await run.until(lambda: run.machine.life is None and run.summary()["generations"] != [])
+            await run.until(lambda: run.machine.current is None and run.summary()["generations"] != [])
             run.command(ev.CommandKind.START)
             await run.until(lambda: run.at_rest)
             assert run.machine.state is State.COMPLETED

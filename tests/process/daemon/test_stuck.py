@@ -92,7 +92,7 @@ def test_a_worker_that_cannot_be_waited_for_is_no_run_without_end(folder, monkey
     async def scenario() -> None:
         async with opened(settings) as running:
             run = await started(running)
-            monkeypatch.setattr(child, "end_remains", fail)
+            monkeypatch.setattr(child, "kill_orphans", fail)
             run.signal(signal.SIGKILL)
             await run.until(lambda: run.at_rest or run.machine.history.generation > 1)
             monkeypatch.undo()
@@ -101,7 +101,7 @@ def test_a_worker_that_cannot_be_waited_for_is_no_run_without_end(folder, monkey
 
 
 class Fragile(Observer):
-    def on_notice(self, run: SupervisedRun, notice: act.Persist) -> None:
+    def on_notice(self, run: SupervisedRun, notice: act.Notice) -> None:
         raise RuntimeError("the terminal is on fire")
 
 
@@ -122,7 +122,7 @@ class Listener(Observer):
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def on_notice(self, run: SupervisedRun, notice: act.Persist) -> None:
+    def on_notice(self, run: SupervisedRun, notice: act.Notice) -> None:
         self.texts.append(notice.text)
 
 
@@ -210,7 +210,7 @@ def test_the_worker_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_
     folder, monkeypatch
 ) -> None:
     settings = harness.write_settings(folder, args={}, restart={"stop_grace_s": 0, "term_grace_s": 0})
-    monkeypatch.setattr(daemon, "STRAY_GRACE_S", 0.0)
+    monkeypatch.setattr(daemon, "UNKNOWN_ORPHAN_GRACE_S", 0.0)
 
     def orphan() -> subprocess.Popen[bytes]:
         token = f"{time.monotonic_ns():032x}"

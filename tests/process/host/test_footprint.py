@@ -362,7 +362,7 @@ def looked(ours: Processes, condition: Callable[[], bool]) -> bool:
 @on_linux
 def test_a_new_process_is_seen_as_soon_as_the_kernel_has_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_tree, "SCAN_INTERVAL_S", 1e9)
-    monkeypatch.setattr(process_tree, "FRESH_LOOK_INTERVAL_S", 1e9)
+    monkeypatch.setattr(process_tree, "RESCAN_INTERVAL_S", 1e9)
     code = "sys.stdin.readline()\nif os.fork() == 0: sys.stdin.read(); os._exit(0)"
     process = subprocess.Popen(
         [sys.executable, "-c", f"import os, sys\n{code}\nsys.stdin.read()"],

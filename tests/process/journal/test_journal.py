@@ -15,7 +15,7 @@ import pytest
 
 from mlx_supervisor.journal import database
 from mlx_supervisor.journal import writer as journal_writer
-from mlx_supervisor.journal.journal import Journal, JournalError, LifeTold, OpenGeneration
+from mlx_supervisor.journal.journal import GenerationFigures, Journal, JournalError, OpenGeneration
 from mlx_supervisor.journal.writer import Retention
 
 DEADLINE_S = 20.0
@@ -106,7 +106,7 @@ def test_the_steps_and_samples_of_one_life_are_had_alone(journal: Journal) -> No
 
 
 def test_a_life_is_told_in_figures(journal: Journal) -> None:
-    assert journal.life("night", 2) == LifeTold()
+    assert journal.life("night", 2) == GenerationFigures()
     for generation, step, batch, wall_s in (
         (1, 1, 8, 5.0),
         (2, 2, 8, 6.0),
@@ -115,12 +115,12 @@ def test_a_life_is_told_in_figures(journal: Journal) -> None:
         (3, 4, 4, 99.0),
     ):
         journal.step("night", generation, step, 1.0, 1, 0.5, batch, 8 // batch, None, 1, 1, 1e-4, wall_s)
-    assert journal.life("night", 2) == LifeTold(2, 3, 4, 2, 1.5, 9.0, 0)
+    assert journal.life("night", 2) == GenerationFigures(2, 3, 4, 2, 1.5, 9.0, 0)
     journal.sample("night", 2, 700, 1, 1, 8.0)
     journal.sample("night", 2, 500, 1, 1, 11.0)
     journal.sample("day", 2, 900, 1, 1, 77.0)
-    assert journal.life("night", 2) == LifeTold(2, 3, 4, 2, 1.5, 11.0, 700)
-    assert journal.life("day", 2) == LifeTold(last_wall_s=77.0, peak_footprint_bytes=900)
+    assert journal.life("night", 2) == GenerationFigures(2, 3, 4, 2, 1.5, 11.0, 700)
+    assert journal.life("day", 2) == GenerationFigures(last_wall_s=77.0, peak_footprint_bytes=900)
 
 
 def test_a_long_life_is_told_in_little_memory(journal: Journal) -> None:

@@ -39,11 +39,19 @@ class Timeline:
 def shown(thing: ev.Event | ac.Action) -> str:
     """In one line: a notice by its text, anything else by its fields that are not the defaults."""
     name = type(thing).__name__
-    if isinstance(thing, ac.Persist):
+    if isinstance(thing, ac.Notice):
         return f"says {thing.kind}: {thing.text}"
     if isinstance(thing, ac.SaveHistory):
         past = thing.snapshot
-        keys = ("generation", "durable_step", "batch_size", "tripped_sizes", "barren_lives", "wanted", "outcome")
+        keys = (
+            "generation",
+            "durable_step",
+            "batch_size",
+            "tripped_sizes",
+            "fruitless_generations",
+            "wanted",
+            "outcome",
+        )
         return f"saves{'' if thing.wait else ' later'} " + " ".join(f"{key}={past.get(key)}" for key in keys)
     words = []
     for each in fields(thing):

@@ -47,7 +47,7 @@ class ActionWatch:
 
     def _see(self, action: ac.Action, event: ev.Event, machine: Machine, actions: list[ac.Action]) -> None:
         kind = type(action)
-        if kind is ac.Persist:
+        if kind is ac.Notice:
             check(action.text and action.kind, "every notice has words", lambda: f"{action}")  # type: ignore[attr-defined]
             return
         self.tally.actions[kind.__name__] += 1
@@ -75,7 +75,7 @@ class ActionWatch:
         )
         if isinstance(action, _ENDS):
             life.ordered = True
-            said = any(type(each) is ac.Persist for each in actions)
+            said = any(type(each) is ac.Notice for each in actions)
             check(said, "every kill has a recorded cause", lambda: f"{action} on {event}: nothing was said")
         if isinstance(action, ac.Kill | ac.RequestStop):
             check(in_words(action.reason), "every kill has a recorded cause", lambda: f"{action}")
@@ -109,7 +109,7 @@ class ActionWatch:
 
     def _check_size(self, size: int, machine: Machine, growing: bool) -> None:
         policy, batch = self.world.policy.batch, machine.batch
-        asked = policy.size or batch.asked
+        asked = policy.size or batch.requested
         check(asked is None or size <= asked, "the batch never exceeds what was asked", lambda: f"{size} of {asked}")
         least = min(policy.minimum, asked or size)
         check(size >= least, "the batch is never below the minimum", lambda: f"{size}, at least {least}")

@@ -203,7 +203,7 @@ class Shell:
 
     def _do(self, action: ac.Action) -> None:
         match action:
-            case ac.Persist() | ac.DumpStacks():
+            case ac.Notice() | ac.DumpStacks():
                 return
             case ac.Spawn():
                 self._spawn(action)

@@ -46,7 +46,7 @@ class Patient:
             self.autopsy.look(self.step)
 
     def ask(self, **fields):
-        self.autopsy.ask(wire.Autopsy(run="r", generation=1, seq=0, **fields))
+        self.autopsy.request(wire.Autopsy(run="r", generation=1, seq=0, **fields))
 
     def examine(self, limit_s=60.0):
         """The report of one request after two updates."""
@@ -275,7 +275,7 @@ def test_a_second_request_has_the_first_for_a_baseline_when_a_stop_comes():
     first = patient.examine()
     patient.train(30)
     patient.ask()
-    patient.stop.ask("leak")
+    patient.stop.request("leak")
     patient.autopsy.finish(patient.step)
     report = patient.reports[-1]
     assert len(patient.reports) == 2
@@ -291,7 +291,7 @@ def test_a_stop_between_the_looks_ends_the_search():
     patient.ask()
     patient.train(2)
     assert not patient.reports
-    patient.stop.ask("leak")
+    patient.stop.request("leak")
     patient.train(1)
     (report,) = patient.reports
     assert (report.baseline_step, report.step) == (1, 3)
@@ -305,7 +305,7 @@ def test_a_stop_right_after_the_second_look():
     patient = Patient(lambda step: kept.append(mx.full((3, 82), step)))
     patient.ask()
     patient.train(4)
-    patient.stop.ask("leak")
+    patient.stop.request("leak")
     patient.autopsy.finish(4)
     (report,) = patient.reports
     assert (report.baseline_step, report.step) == (1, 4)

@@ -25,7 +25,7 @@ def job(desk, name, args, generation=1, size=EFFECTIVE):
 
 
 def play(desk, name, args, rng, sizes):
-    """Life after life until the run completes; `sizes`: what the batch may be at a start, or become on the way."""
+    """Generation after generation until the run completes; `sizes`: what the batch may be at a start, or become."""
     lives, story = [], []
     for generation in range(1, 4):
         size = rng.choice(sizes)

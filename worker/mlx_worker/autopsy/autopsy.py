@@ -40,14 +40,14 @@ class Autopsy:
         self._spent_s = 0.0
         self._native_bytes: int | None = None
 
-    def ask(self, command: wire.Autopsy) -> None:
+    def request(self, command: wire.Autopsy) -> None:
         """The first look comes after the update in hand."""
         if self._asked is None:
             self._asked, self._spent_s = command, 0.0
             self._looks, self._spare = [], [Census() for _ in range(LOOKS)]
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether a report is owed."""
         return self._asked is not None
 
@@ -62,12 +62,12 @@ class Autopsy:
             self._native_bytes = census.native_bytes()
         if self._asked is None:
             return False
-        return not self._looks or self._stop.asked or step >= self._looks[-1].step + UPDATES_BETWEEN
+        return not self._looks or self._stop.requested or step >= self._looks[-1].step + UPDATES_BETWEEN
 
     def look(self, step: int) -> None:
         """After this update, with none begun. Never raises. The last look sends the report."""
         if self.waits(step):
-            self._look(step, last=self._stop.asked or len(self._looks) == LOOKS - 1)
+            self._look(step, last=self._stop.requested or len(self._looks) == LOOKS - 1)
 
     def finish(self, step: int) -> None:
         """No more updates come: what was asked for is answered now."""

@@ -31,7 +31,7 @@ def _watch(descriptor: int, stop: StopFlag, grace_s: float) -> None:
     with contextlib.suppress(OSError):
         while os.read(descriptor, 4096):
             pass
-    stop.ask("the supervisor is gone")
+    stop.request("the supervisor is gone")
     time.sleep(grace_s)
     end_group()
 

@@ -14,10 +14,10 @@ class StopFlag:
         self.reason: str | None = None
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.reason is not None
 
-    def ask(self, reason: str) -> None:
+    def request(self, reason: str) -> None:
         # A plain attribute and no lock: a signal handler may run in the middle of anything.
         if self.reason is None:
             self.reason = reason or "asked to stop"
@@ -31,7 +31,7 @@ def install_signals(stop: StopFlag, *, ignore_sigterm: bool = False) -> None:
     """
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        stop.ask(signal.Signals(number).name)
+        stop.request(signal.Signals(number).name)
 
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -50,7 +50,7 @@ def _count_signals(read_end: int, stop: StopFlag) -> None:
         for number in numbers:
             if number in (signal.SIGINT, signal.SIGTERM):  # the user's code may handle others
                 seen += 1
-                stop.ask(signal.Signals(number).name)
+                stop.request(signal.Signals(number).name)
             if seen > 1:
                 os._exit(128 + number)
 

@@ -13,7 +13,7 @@ class Commands:
     def __init__(self, link: Link, stop: StopFlag, memory: Memory) -> None:
         self.link = link
         self.stop = stop
-        self.checkpoint_asked = False
+        self.checkpoint_requested = False
         self.autopsy = Autopsy(link, stop, memory)
         self._memory = memory
         self._resize: wire.Resize | None = None
@@ -28,13 +28,13 @@ class Commands:
                     counters = self._memory.relieve()
                     self.link.send(wire.Cleared, active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes)
                 case wire.CheckpointNow():
-                    self.checkpoint_asked = True
+                    self.checkpoint_requested = True
                 case wire.Stop():
-                    self.stop.ask(command.reason)
+                    self.stop.request(command.reason)
                 case wire.Resize():
                     self._resize = command
                 case wire.Autopsy():
-                    self.autopsy.ask(command)
+                    self.autopsy.request(command)
 
     def take_resize(self) -> wire.Resize | None:
         """The last resize that was asked for and not yet done."""

@@ -37,7 +37,7 @@ class Drills:
     def slow_start(self, stop: StopFlag) -> None:
         """Be as slow as asked, unless a stop comes."""
         end_s = time.monotonic() + (self._job.slow_start_s if self._on else 0.0)
-        while time.monotonic() < end_s and not stop.asked:
+        while time.monotonic() < end_s and not stop.requested:
             time.sleep(0.05)
 
     def within_update(self, step: int) -> None:

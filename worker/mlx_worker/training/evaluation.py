@@ -39,7 +39,7 @@ class Evaluation:
             return
         started_s = time.perf_counter()
         loss = self._apart(self._task.evaluate, step, batch_size)
-        if loss is None and self._stop.asked:
+        if loss is None and self._stop.requested:
             detail = "evaluation cut short by a stop"
         else:
             detail = f"validation loss {float(loss):.4f} at step {step}"
@@ -77,5 +77,5 @@ class Evaluation:
         self._memory.note_evaluated()
         self._link.phase("eval", f"step {self._step}")
         self._watchdog.arm(CHECKPOINT_BOUND_S)
-        if self._stop.asked:
+        if self._stop.requested:
             raise _StopEvaluationError

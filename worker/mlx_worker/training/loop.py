@@ -32,7 +32,7 @@ from mlx_worker.training.gradients import Applied, Gradients
 
 
 @dataclass(frozen=True)
-class Ending:
+class TrainingResult:
     """How a life ended. `steps` and `seconds` are those of the loop in this life."""
 
     completed: bool
@@ -56,7 +56,7 @@ class Plan:
     steps: int
 
 
-def run(job: wire.Job, link: Link, stop: StopFlag) -> Ending:
+def run(job: wire.Job, link: Link, stop: StopFlag) -> TrainingResult:
     """Load, train until the last step or a stop, save, say how it went.
 
     Raises RefusedError, NotFiniteError, and whatever happens.
@@ -151,7 +151,7 @@ class Trainer:
             (training_state.Progress(), []) if newest is None else training_state.restore(newest, self.task, self.facts)
         )
 
-    def run(self) -> Ending:
+    def run(self) -> TrainingResult:
         """Train, save, export."""
         self.link.send(
             wire.Ready,
@@ -184,27 +184,27 @@ class Trainer:
         if not saved:
             reason += f"; its last checkpoint failed: {self.saver.error}"
         digest = weights_sha256(training_state.trained_arrays(self.task))
-        return Ending(completed, reason, self.progress, digest, self.progress.step - first_step, seconds)
+        return TrainingResult(completed, reason, self.progress, digest, self.progress.step - first_step, seconds)
 
     def _train(self) -> None:
         task, progress = self.task, self.progress
         gradients = Gradients(task, splits=self.memory.splits_update)
         task.model.train()
-        if progress.step == 0 and task.evaluate_every_steps and not self.stop.asked:
+        if progress.step == 0 and task.evaluate_every_steps and not self.stop.requested:
             self.evaluation.validate(progress.step, self.plan.size)
         self.watchdog.arm()
         self.memory.start_peak()
         launched: _Launched | None = None  # what the device computes while the next update is prepared
         while True:
             self.commands.poll()
-            if launched is not None and self._is_looked_at(launched.step):
+            if launched is not None and self._needs_its_state(launched.step):
                 self._finish(launched)
                 launched = None
                 self._between_updates()
                 continue
             self._resize()
             step = progress.step + 1 if launched is None else launched.step + 1
-            if self.stop.asked or step > self.plan.steps:
+            if self.stop.requested or step > self.plan.steps:
                 break
             before, launched = launched, self._launch(gradients, step)
             if before is not None:
@@ -214,10 +214,10 @@ class Trainer:
             self._between_updates()
         self._look(more_updates=False)
 
-    def _is_looked_at(self, step: int) -> bool:
+    def _needs_its_state(self, step: int) -> bool:
         """Whether the state after this update is needed as it is, so that the next must not have begun."""
         waits = self.memory.waits or self.drills.within_updates or self.commands.autopsy.waits(step)
-        saves = self.commands.checkpoint_asked or self.saver.is_due(step)
+        saves = self.commands.checkpoint_requested or self.saver.is_due(step)
         return waits or saves or self.evaluation.is_due(step, self.plan.steps) or self._milestone_is_due(step)
 
     def _launch(self, gradients: Gradients, step: int) -> _Launched:
@@ -269,21 +269,21 @@ class Trainer:
     def _between_updates(self) -> None:
         """What needs the state of the last update, when the next has not begun."""
         self._look()
-        if self.evaluation.is_due(self.progress.step, self.plan.steps) and not self.stop.asked:
+        if self.evaluation.is_due(self.progress.step, self.plan.steps) and not self.stop.requested:
             self.evaluation.validate(self.progress.step, self.plan.size)
-        if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.asked:
+        if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.requested:
             self.watchdog.arm(CHECKPOINT_BOUND_S)
             self.task.milestone(self.progress.step)
             self.watchdog.arm()
         self.commands.poll()
-        if self.saver.is_due(self.progress.step) or self.commands.checkpoint_asked:
-            self._save(waiting=self.commands.checkpoint_asked)
+        if self.saver.is_due(self.progress.step) or self.commands.checkpoint_requested:
+            self._save(waiting=self.commands.checkpoint_requested)
         self.memory.start_peak()
 
     def _look(self, *, more_updates: bool = True) -> None:
         """What the supervisor asked about what grew. A stop then is for memory: first of all the work is saved."""
         autopsy = self.commands.autopsy
-        if autopsy.asked and self.stop.asked:
+        if autopsy.requested and self.stop.requested:
             self._save(waiting=True)
         self.watchdog.arm(autopsy.bound_s)
         (autopsy.look if more_updates else autopsy.finish)(self.progress.step)
@@ -319,7 +319,7 @@ class Trainer:
         )  # fmt: skip
 
     def _save(self, *, waiting: bool) -> bool:
-        self.commands.checkpoint_asked = False
+        self.commands.checkpoint_requested = False
         saved = self.saver.save(self.progress, self.batches.epoch, self.facts, self.task, waiting=waiting)
         if self.link.current_phase != "train":
             self.link.phase("train")

@@ -51,7 +51,7 @@ class _UnixTransport(xmlrpc.client.Transport):
             self._kept = None
 
 
-class Daemon:
+class DaemonClient:
     """The daemon behind the socket at `path`. Nothing is connected before the first call."""
 
     def __init__(self, path: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlx_supervisor.cli.ctl import status_line
-from mlx_supervisor.cli.ctl.client import UNKNOWN_METHOD, Daemon
+from mlx_supervisor.cli.ctl.client import UNKNOWN_METHOD, DaemonClient
 
 TAIL_BYTES = 1600
 EXIT_FAILED = 1
@@ -61,7 +61,9 @@ def _results(results: list[dict[str, Any]], done: str, harmless: int) -> int:
     return worst
 
 
-def _each(daemon: Daemon, method: str, names: list[str], *arguments: Any, waits: bool = False) -> list[dict[str, Any]]:
+def _each(
+    daemon: DaemonClient, method: str, names: list[str], *arguments: Any, waits: bool = False
+) -> list[dict[str, Any]]:
     """One call for each name; what came of them in the form that calls on several runs have."""
     return [_one(name, lambda name=name: daemon.call(method, name, *arguments, waits=waits)) for name in names]  # type: ignore[misc]
 
@@ -74,7 +76,7 @@ def _one(name: str, call: Callable[[], Any]) -> dict[str, Any]:
     return {"name": name, "status": SUCCESS, "description": "OK"}
 
 
-def status(daemon: Daemon, options: argparse.Namespace) -> int:
+def status(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """A line for every run named, or for all."""
     infos = daemon.call("supervisor.getAllProcessInfo")
     try:
@@ -97,17 +99,17 @@ def status(daemon: Daemon, options: argparse.Namespace) -> int:
     return code
 
 
-def start(daemon: Daemon, options: argparse.Namespace) -> int:
+def start(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Start runs and wait until they are ready."""
     return _on_runs(daemon, options.names, "start", "started", ALREADY_STARTED)
 
 
-def stop(daemon: Daemon, options: argparse.Namespace) -> int:
+def stop(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Checkpoint and stop runs."""
     return _on_runs(daemon, options.names, "stop", "stopped", NOT_RUNNING)
 
 
-def _on_runs(daemon: Daemon, names: list[str], verb: str, done: str, harmless: int) -> int:
+def _on_runs(daemon: DaemonClient, names: list[str], verb: str, done: str, harmless: int) -> int:
     if "all" in names:
         return _results(daemon.call(f"supervisor.{verb}AllProcesses", waits=True), done, harmless)
     # printed one by one: each may take minutes
@@ -116,7 +118,7 @@ def _on_runs(daemon: Daemon, names: list[str], verb: str, done: str, harmless: i
     )
 
 
-def restart(daemon: Daemon, options: argparse.Namespace) -> int:
+def restart(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Stop runs and start them again."""
     if "all" in options.names:
         return max(stop(daemon, options), start(daemon, options))
@@ -126,7 +128,7 @@ def restart(daemon: Daemon, options: argparse.Namespace) -> int:
     )
 
 
-def pid(daemon: Daemon, options: argparse.Namespace) -> int:
+def pid(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """The daemon's process id, or those of runs."""
     if not options.names:
         print(daemon.call("supervisor.getPID"))
@@ -148,7 +150,7 @@ def pid(daemon: Daemon, options: argparse.Namespace) -> int:
     return code
 
 
-def tail(daemon: Daemon, options: argparse.Namespace) -> int:
+def tail(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """The end of a run's log, or with -f what is written to it from now on."""
     words, count = _byte_count(options.words)
     if not 1 <= len(words) <= 2 or (len(words) == 2 and words[1].lower() not in ("stdout", "stderr")):
@@ -165,7 +167,7 @@ def tail(daemon: Daemon, options: argparse.Namespace) -> int:
     return 0
 
 
-def maintail(daemon: Daemon, options: argparse.Namespace) -> int:
+def maintail(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """The same of the daemon's own log."""
     words, count = _byte_count(options.words)
     if words:
@@ -182,7 +184,7 @@ def _byte_count(words: list[str]) -> tuple[list[str], int]:
     return words, TAIL_BYTES
 
 
-def _follow(daemon: Daemon, target: str) -> int:
+def _follow(daemon: DaemonClient, target: str) -> int:
     try:
         for data in daemon.follow(target):
             sys.stdout.buffer.write(data)
@@ -193,27 +195,27 @@ def _follow(daemon: Daemon, target: str) -> int:
     return EXIT_FAILED
 
 
-def version(daemon: Daemon, options: argparse.Namespace) -> int:
+def version(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """The daemon's version."""
     print(daemon.call("supervisor.getSupervisorVersion"))
     return 0
 
 
-def shutdown(daemon: Daemon, options: argparse.Namespace) -> int:
+def shutdown(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Have every run checkpoint and stop, then the daemon; does not wait for it."""
     daemon.call("supervisor.shutdown")
     print("Shutting down: runs checkpoint first")
     return 0
 
 
-def reload(daemon: Daemon, options: argparse.Namespace) -> int:
+def reload(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Shut the daemon down and have it start again; does not wait for it."""
     daemon.call("supervisor.restart")
     print("Restarting: runs checkpoint first")
     return 0
 
 
-def avail(daemon: Daemon, options: argparse.Namespace) -> int:
+def avail(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """The runs of the settings, in use or not."""
     for info in daemon.call("supervisor.getAllConfigInfo"):
         used, started = "in use" if info["inuse"] else "avail", "auto" if info["autostart"] else "manual"
@@ -221,7 +223,7 @@ def avail(daemon: Daemon, options: argparse.Namespace) -> int:
     return 0
 
 
-def info(daemon: Daemon, options: argparse.Namespace) -> int:
+def info(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """All that is known of runs, one JSON object a line."""
     if options.names and "all" not in options.names:
         found = [daemon.call("training.getRunInfo", name) for name in options.names]
@@ -233,21 +235,21 @@ def info(daemon: Daemon, options: argparse.Namespace) -> int:
     return 0
 
 
-def signal(daemon: Daemon, options: argparse.Namespace) -> int:
+def signal(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Send a signal to runs."""
     if "all" in options.names:
         return _results(daemon.call("supervisor.signalAllProcesses", options.signal), "signalled", 0)
     return _results(_each(daemon, "supervisor.signalProcess", options.names, options.signal), "signalled", 0)
 
 
-def clear(daemon: Daemon, options: argparse.Namespace) -> int:
+def clear(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Empty the logs of runs."""
     if "all" in options.names:
         return _results(daemon.call("supervisor.clearAllProcessLogs"), "cleared", 0)
     return _results(_each(daemon, "supervisor.clearProcessLogs", options.names), "cleared", 0)
 
 
-def reread(daemon: Daemon, options: argparse.Namespace) -> int:
+def reread(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Read the settings again, and say what would change."""
     added, changed, removed = daemon.call("supervisor.reloadConfig")[0]
     words = (
@@ -260,7 +262,7 @@ def reread(daemon: Daemon, options: argparse.Namespace) -> int:
     return 0
 
 
-def update(daemon: Daemon, options: argparse.Namespace) -> int:
+def update(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Read the settings again, and take into use what changed: changed runs are stopped and taken in anew."""
     added, changed, removed = daemon.call("supervisor.reloadConfig")[0]
     wanted = set(options.names) - {"all"}
@@ -279,7 +281,7 @@ def update(daemon: Daemon, options: argparse.Namespace) -> int:
     return code
 
 
-def _update_one(daemon: Daemon, name: str, is_new: bool, goes: bool) -> None:
+def _update_one(daemon: DaemonClient, name: str, is_new: bool, goes: bool) -> None:
     if not is_new:
         for result in daemon.call("supervisor.stopProcessGroup", name, waits=True):
             if result["status"] != SUCCESS:
@@ -289,11 +291,11 @@ def _update_one(daemon: Daemon, name: str, is_new: bool, goes: bool) -> None:
         daemon.call("supervisor.addProcessGroup", name)
 
 
-def add(daemon: Daemon, options: argparse.Namespace) -> int:
+def add(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Take runs of the reread settings into use."""
     return _results(_each(daemon, "supervisor.addProcessGroup", options.names), "added", ALREADY_ADDED)
 
 
-def remove(daemon: Daemon, options: argparse.Namespace) -> int:
+def remove(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Take stopped runs out of use."""
     return _results(_each(daemon, "supervisor.removeProcessGroup", options.names), "removed", 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlx_supervisor.cli import DEFAULT_FILE
 from mlx_supervisor.cli.ctl import commands as commands
-from mlx_supervisor.cli.ctl.client import Daemon, DaemonError
+from mlx_supervisor.cli.ctl.client import DaemonClient, DaemonError
 from mlx_supervisor.cli.ctl.commands import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -37,9 +37,9 @@ def run(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.command == "help":
         return _help(parser, parsers, options.about)
-    command: Callable[[Daemon, argparse.Namespace], int] = options.run
+    command: Callable[[DaemonClient, argparse.Namespace], int] = options.run
     try:
-        daemon = Daemon(socket_path(options.serverurl, options.configuration))
+        daemon = DaemonClient(socket_path(options.serverurl, options.configuration))
         code = command(daemon, options)
         sys.stdout.flush()
         return code

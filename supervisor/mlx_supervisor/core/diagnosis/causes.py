@@ -11,7 +11,7 @@ class Cause(StrEnum):
     """Only the memory causes halve the batch. The values are in journals: they stay as they are."""
 
     COMPLETED = "completed"
-    ASKED = "asked for"
+    REQUESTED = "requested"
     PRESSURE = "memory pressure"
     LEAK = "memory leak"
     OOM_KILL = "killed by the kernel for memory"

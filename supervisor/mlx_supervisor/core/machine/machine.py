@@ -31,6 +31,6 @@ def _is_due(run: Run, at_s: float) -> bool:
 
 
 def _count_active(run: Run, at_s: float) -> None:
-    if run.accounted_s is not None and run.state not in AT_REST:
-        run.history.add_active(max(at_s - run.accounted_s, 0.0))
-    run.accounted_s = max(at_s, run.accounted_s or at_s)
+    if run.counted_until_s is not None and run.state not in AT_REST:
+        run.history.add_active(max(at_s - run.counted_until_s, 0.0))
+    run.counted_until_s = max(at_s, run.counted_until_s or at_s)

@@ -1,9 +1,9 @@
 """What follows from a life that is over: the next rung of the ladder, another life now or later, or the end."""
 
-from mlx_supervisor.core.actions import Level
+from mlx_supervisor.core.actions import Severity
 from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause, last_line
 from mlx_supervisor.core.events import Outcome
-from mlx_supervisor.core.history import Life
+from mlx_supervisor.core.history import Generation
 from mlx_supervisor.core.machine.run_state import Ending, Run
 from mlx_supervisor.core.machine.starting import spawn, start
 from mlx_supervisor.core.machine.states import S
@@ -16,9 +16,9 @@ UNREADY_TRIPS_AT_MOST = 2
 """Lives that the limit ended before a word of the worker's readiness: one such word may have been lost."""
 
 
-def after_life(run: Run, at_s: float, ending: Ending, ended: str) -> None:
+def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     """Name the cause, decide what changes, and whether there is another life."""
-    life, past, cause = run.life, run.history, ending.cause
+    life, past, cause = run.current, run.history, ending.cause
     assert life is not None
     if run.bye is not None:
         past.weights_sha256 = run.bye.weights_sha256
@@ -26,9 +26,9 @@ def after_life(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     run.need_bytes = life.peak_footprint_bytes or run.need_bytes
     saved = past.durable_step > life.durable_before
     progress = saved and cause is not Cause.BLIND
-    if cause is not Cause.ASKED:
+    if cause is not Cause.REQUESTED:
         life.error = past.error = ending.text
-    run.close_life(at_s, ended, cause)
+    run.close_generation(at_s, ended, cause)
     rung = climb(run.policy, run.batch, past, cause, progress=progress)
     if not ending.restart:
         _come_to_rest(run, ending)
@@ -47,7 +47,7 @@ def _go_on(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, delay_
     parts += [ending.advice, f"next start in {delay_s:.0f} s" if delay_s else "it is started again"]
     text = "; ".join(part for part in parts if part)
     cause = ending.cause
-    run.say("restart", f"{text}.", Level.WARNING, cause=cause.value, batch_size=run.batch.size)
+    run.say("restart", f"{text}.", Severity.WARNING, cause=cause.value, batch_size=run.batch.size)
     if delay_s:
         run.reason = text
         run.go(S.BACKOFF, at_s + delay_s)
@@ -60,19 +60,19 @@ def _go_on(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, delay_
 
 def _lost_work(run: Run, cause: Cause) -> bool:
     """Whether what ended the life could cost updates: not when it had made none, or could save the last."""
-    trained = run.life is not None and run.life.first_step is not None
+    trained = run.current is not None and run.current.first_step is not None
     orderly = run.bye is not None and run.bye.outcome is Outcome.STOPPED
-    return trained and cause not in (Cause.ASKED, Cause.REFUSED) and not orderly
+    return trained and cause not in (Cause.REQUESTED, Cause.REFUSED) and not orderly
 
 
 def _final_word(run: Run, ending: Ending, rung: Rung, progress: bool, lived_s: float) -> str | None:
     """Why there is no other life, or None."""
     cause = ending.cause
-    if cause is Cause.ASKED:
+    if cause is Cause.REQUESTED:
         run.budget.forget()
         return None
     repeated = _repeated(run, ending)
-    spent = run.budget.life_ended(cause, progress=progress, eased=rung.eased, lived_s=lived_s)
+    spent = run.budget.generation_ended(cause, progress=progress, eased=rung.eased, lived_s=lived_s)
     hopeless = _hopeless(run, cause, rung)
     if hopeless is not None or repeated is not None:
         return hopeless or repeated
@@ -96,14 +96,14 @@ def _repeated(run: Run, ending: Ending) -> str | None:
 
 def _died_at(run: Run) -> int:
     """The last step of the life that ended, as far as anybody said."""
-    assert run.life is not None
+    assert run.current is not None
     said = 0 if run.bye is None else run.bye.step
-    return max(said, run.life.last_step or 0, run.life.ready_step)
+    return max(said, run.current.last_step or 0, run.current.ready_step)
 
 
 def _hopeless(run: Run, cause: Cause, rung: Rung) -> str | None:
     """A limit that the very first steps can't keep: say so at once instead of trying again and again."""
-    life, limit_bytes = run.life, run.policy.memory.limit_bytes
+    life, limit_bytes = run.current, run.policy.memory.limit_bytes
     if cause not in MEMORY_CAUSES or run.history.highest_step > 0 or life is None:
         return None
     if life.peak_footprint_bytes <= NEAR_SHARE * limit_bytes:
@@ -120,7 +120,7 @@ def _hopeless(run: Run, cause: Cause, rung: Rung) -> str | None:
     )
 
 
-def _tighter(run: Run, life: Life, saved: bool) -> int | None:
+def _tighter(run: Run, life: Generation, saved: bool) -> int | None:
     """A life that ended before its first checkpoint: let the next one save sooner. Longer lives widen it again."""
     tighter = run.history.tighter_steps
     if life.first_step is None or life.last_step is None:
@@ -134,9 +134,9 @@ def _tighter(run: Run, life: Life, saved: bool) -> int | None:
 def _come_to_rest(run: Run, ending: Ending) -> None:
     state = S.FATAL if ending.cause is Cause.REFUSED else S.STOPPED
     run.go(state)
-    run.finish(state, ending.asked or ending.text)
+    run.finish(state, ending.requested_by or ending.text)
 
 
 def _in_brackets(ending: Ending, ended: str) -> str:
     said = last_line(ending.text)
-    return f" ({said})" if said not in ("", ended) and ending.cause is not Cause.ASKED else ""
+    return f" ({said})" if said not in ("", ended) and ending.cause is not Cause.REQUESTED else ""

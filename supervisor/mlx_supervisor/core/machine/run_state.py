@@ -9,14 +9,14 @@ from mlx_supervisor.core.actions import (
     Field,
     Finish,
     Kill,
-    Level,
-    Persist,
+    Notice,
     RequestStop,
     SaveHistory,
+    Severity,
     Terminate,
 )
 from mlx_supervisor.core.diagnosis.causes import Cause
-from mlx_supervisor.core.history import Life, RunHistory
+from mlx_supervisor.core.history import Generation, RunHistory
 from mlx_supervisor.core.machine.heartbeat import Heartbeat
 from mlx_supervisor.core.machine.states import AT_REST, S, State
 from mlx_supervisor.core.memory.breaker import Breaker, BreakerState, Trip
@@ -33,14 +33,14 @@ REASON_LIMIT_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why the present life is being ended, by us. `asked`: who wants no other after it, "" while nobody does."""
+    """Why the present life is being ended, by us. `requested_by`: who wants no other after it, "" for nobody."""
 
     cause: Cause
     text: str
     restart: bool
     advice: str = ""
     error_key: str = ""
-    asked: str = ""
+    requested_by: str = ""
 
 
 class Run:
@@ -51,15 +51,15 @@ class Run:
         self.history = history or RunHistory()
         self.state = RESTED.get(self.history.outcome, State.STOPPED)
         self.breaker = Breaker(policy.memory, policy.restart.close_after_steps)
-        self.life: Life | None = None
+        self.current: Generation | None = None
         self.last_sample: ev.Sample | None = None
         self.last_step: ev.StepReport | None = None
         self.reason = self.history.reason
         past = self.history
         past.forget_trips_below(policy.memory.limit_bytes)
         self.batch = BatchPlan(policy.batch, past.batch_size, frozenset(past.tripped_sizes), past.leak_from)
-        if past.asked_size is not None and past.asked_effective is not None:
-            self.batch.adopt(past.asked_size, past.asked_effective)
+        if past.requested_size is not None and past.requested_effective is not None:
+            self.batch.adopt(past.requested_size, past.requested_effective)
         self.budget = RestartBudget(policy.restart, past, seed)
         self.memory = MemoryWait(policy.memory.limit_bytes)
         if past.breaker_open:
@@ -74,9 +74,9 @@ class Run:
         self.kills = 0
         self.unready_trips = 0
         self.need_bytes = 0
-        self.autopsy_asked = self.autopsy_due = False
+        self.autopsy_requested = self.autopsy_due = False
         self.cool_until_s: float | None = None
-        self.accounted_s: float | None = None
+        self.counted_until_s: float | None = None
         self.survivor: int | None = None
         self.suspending = False
         self.drain_extended = False
@@ -95,9 +95,9 @@ class Run:
     @property
     def checkpoints_gradients(self) -> bool:
         """Whether activations are computed again instead of kept: by the worker that is there, else by the next."""
-        if self.life is None or self.state in AT_REST:
+        if self.current is None or self.state in AT_REST:
             return checkpoints_gradients(self.policy, self.history)
-        return self.life.gradient_checkpointing
+        return self.current.gradient_checkpointing
 
     def next_deadline(self) -> float | None:
         """When a `Tick` is wanted, in seconds of the events' clock; None when nothing is waited for."""
@@ -110,13 +110,13 @@ class Run:
         self.state = state
         self.deadline_s = deadline_s
 
-    def say(self, kind: str, text: str, level: Level = Level.INFO, **fields: Field) -> None:
-        self.out.append(Persist(kind, text, level, self.history.generation, fields))
+    def say(self, kind: str, text: str, level: Severity = Severity.INFO, **fields: Field) -> None:
+        self.out.append(Notice(kind, text, level, self.history.generation, fields))
 
     def save(self, wait: bool = True) -> None:
         past = self.history
-        past.batch_size, past.asked_size = self.batch.size, self.batch.asked
-        past.asked_effective = self.batch.asked_effective
+        past.batch_size, past.requested_size = self.batch.size, self.batch.requested
+        past.requested_effective = self.batch.requested_effective
         past.tripped_sizes = sorted(self.batch.tripped)
         past.leak_from = self.batch.leak_from
         past.breaker_open = self.breaker.state is not BreakerState.CLOSED
@@ -144,17 +144,17 @@ class Run:
         self.history.trips += 1
         self.breaker.open()
 
-    def close_life(self, at_s: float, ended: str, cause: Cause, alive: bool = False) -> None:
-        if self.life is not None:
-            record = self.life.record(at_s, ended, cause.value)
-            self.out.append(CloseGeneration(self.life.generation, record, alive))
+    def close_generation(self, at_s: float, ended: str, cause: Cause, alive: bool = False) -> None:
+        if self.current is not None:
+            record = self.current.record(at_s, ended, cause.value)
+            self.out.append(CloseGeneration(self.current.generation, record, alive))
 
     def finish(self, state: State, reason: str) -> None:
         outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[state]
         self.history.outcome = outcome
         self.history.wanted = self.suspending and state is S.STOPPED
         self.reason = reason
-        level = Level.ERROR if state is S.FATAL else Level.INFO
+        level = Severity.ERROR if state is S.FATAL else Severity.INFO
         self.say("finish", f"{outcome.capitalize()} at step {self.history.highest_step}: {reason}.", level)
         self.save()
         self.out.append(Finish(outcome, reason))

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.actions import (
-    Level,
     RequestAutopsy,
     RequestClearCache,
     RequestResize,
+    Severity,
 )
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.events import CommandKind, Phase
-from mlx_supervisor.core.machine.restarting import after_life
+from mlx_supervisor.core.machine.restarting import after_exit
 from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Run
 from mlx_supervisor.core.machine.starting import obeys
 from mlx_supervisor.core.machine.states import S
@@ -33,18 +33,18 @@ def on_command_running(run: Run, event: ev.Command) -> None:
     if event.kind is CommandKind.KILL:
         _end_on_command(run, event, 0.0)
     elif event.kind is not CommandKind.START:
-        ending = Ending(Cause.ASKED, _why(event), event.kind is CommandKind.RESTART)
-        run.say(event.kind.value, f"{_asked(event)}; the worker checkpoints and exits.")
+        ending = Ending(Cause.REQUESTED, _why(event), event.kind is CommandKind.RESTART)
+        run.say(event.kind.value, f"{_request_text(event)}; the worker checkpoints and exits.")
         run.drain(event.at_s, ending)
 
 
 def _end_on_command(run: Run, event: ev.Command, grace_s: float) -> None:
-    ending = Ending(Cause.ASKED, _why(event), event.kind is CommandKind.RESTART)
+    ending = Ending(Cause.REQUESTED, _why(event), event.kind is CommandKind.RESTART)
     if event.kind is CommandKind.KILL:
-        run.say("kill", f"{_asked(event)}; the worker is killed.", Level.WARNING)
+        run.say("kill", f"{_request_text(event)}; the worker is killed.", Severity.WARNING)
         run.kill(event.at_s, ending)
     else:
-        run.say(event.kind.value, f"{_asked(event)}; the worker was not ready yet.")
+        run.say(event.kind.value, f"{_request_text(event)}; the worker was not ready yet.")
         run.terminate(event.at_s, ending, grace_s)
 
 
@@ -52,19 +52,19 @@ def on_command_ending(run: Run, event: ev.Command) -> None:
     """What ends the life stays what it was; what comes after is another matter."""
     assert run.ending is not None
     if event.kind is CommandKind.KILL and run.state is not S.KILLING:
-        run.say("kill", f"{_asked(event)}; the worker is killed.", Level.WARNING)
-        run.kill(event.at_s, replace(run.ending, restart=False, asked=_asked(event)))
+        run.say("kill", f"{_request_text(event)}; the worker is killed.", Severity.WARNING)
+        run.kill(event.at_s, replace(run.ending, restart=False, requested_by=_request_text(event)))
     elif event.kind in (CommandKind.START, CommandKind.RESTART):
-        run.ending = replace(run.ending, restart=True, asked="")
+        run.ending = replace(run.ending, restart=True, requested_by="")
     else:
-        run.ending = replace(run.ending, restart=False, asked=_asked(event))
+        run.ending = replace(run.ending, restart=False, requested_by=_request_text(event))
 
 
 def on_step_unready(run: Run, event: ev.StepReport) -> None:
     """Telemetry may be lost, `Ready` too: a worker that makes steps is ready."""
     if obeys(run, event.at_s, event.batch_size):
         run.batch.adopt(event.batch_size, max(event.samples, event.batch_size))
-        run.say("ready", f"Ready, as its step {event.step} tells: its own word was lost.", Level.WARNING)
+        run.say("ready", f"Ready, as its step {event.step} tells: its own word was lost.", Severity.WARNING)
         run.go(S.RUNNING)
         run.heartbeat.progress(event.at_s, Phase.TRAIN, event.seconds)
         on_step_recorded(run, event)
@@ -72,31 +72,31 @@ def on_step_unready(run: Run, event: ev.StepReport) -> None:
 
 def on_start_timeout(run: Run, event: ev.Tick) -> None:
     text = f"not ready after {run.policy.restart.start_timeout_s:.0f} s"
-    run.say("start_timeout", f"The worker is {text}; it is stopped.", Level.ERROR)
+    run.say("start_timeout", f"The worker is {text}; it is stopped.", Severity.ERROR)
     ending = Ending(Cause.START_TIMEOUT, text, restart=True)
     run.terminate(event.at_s, ending, run.policy.restart.term_grace_s)
 
 
 def on_spawn_failed(run: Run, event: ev.ActionFailed) -> None:
-    if event.action != "spawn" or run.life is None or run.life.pid is not None:
+    if event.action != "spawn" or run.current is None or run.current.pid is not None:
         return
     delay_s = run.budget.start_refused() if event.passing else None
     if delay_s is None:
-        run.say("spawn_failed", f"The worker could not be started: {event.error}", Level.ERROR)
-        after_life(run, event.at_s, Ending(Cause.SPAWN_FAILED, event.error, restart=True), "not started")
+        run.say("spawn_failed", f"The worker could not be started: {event.error}", Severity.ERROR)
+        after_exit(run, event.at_s, Ending(Cause.SPAWN_FAILED, event.error, restart=True), "not started")
         return
     run.reason = f"the worker could not be started: {event.error}; tried again in {delay_s:.0f} s"
-    run.say("spawn_failed", f"{run.reason[0].upper()}{run.reason[1:]}.", Level.ERROR)
-    run.life.error = run.history.error = event.error
-    run.close_life(event.at_s, "not started", Cause.SPAWN_FAILED)
+    run.say("spawn_failed", f"{run.reason[0].upper()}{run.reason[1:]}.", Severity.ERROR)
+    run.current.error = run.history.error = event.error
+    run.close_generation(event.at_s, "not started", Cause.SPAWN_FAILED)
     run.go(S.BACKOFF, event.at_s + delay_s)
 
 
 def on_step_recorded(run: Run, event: ev.StepReport) -> None:
     run.last_step = event
     run.history.add_step(event)
-    if run.life is not None:
-        run.life.add_step(event)
+    if run.current is not None:
+        run.current.add_step(event)
 
 
 def on_step(run: Run, event: ev.StepReport) -> None:
@@ -110,7 +110,7 @@ def on_step(run: Run, event: ev.StepReport) -> None:
         _soft_trip(run, event.at_s, trip)
         return
     if run.breaker.leaking:
-        _ask_for_autopsy(run)
+        _request_autopsy(run)
     if run.breaker.state is not was:
         run.say("breaker", f"The breaker is {run.breaker.state.value} again.")
     if run.breaker.state is BreakerState.CLOSED and not run.breaker.leaking:
@@ -149,7 +149,7 @@ def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
             run.deadline_s = event.at_s + run.policy.restart.stop_grace_s
     else:
         text = f"No checkpoint of step {event.step}: {event.error}; the run goes on with the one before."
-        run.say("checkpoint_failed", text, Level.ERROR, step=event.step)
+        run.say("checkpoint_failed", text, Severity.ERROR, step=event.step)
 
 
 def on_bye(run: Run, event: ev.Bye) -> None:
@@ -159,8 +159,8 @@ def on_bye(run: Run, event: ev.Bye) -> None:
 def _observe_sample(run: Run, event: ev.Sample) -> Trip | None:
     run.missing = 0
     run.last_sample = event
-    if run.life is not None:
-        run.life.peak_footprint_bytes = max(run.life.peak_footprint_bytes, event.footprint_bytes)
+    if run.current is not None:
+        run.current.peak_footprint_bytes = max(run.current.peak_footprint_bytes, event.footprint_bytes)
     return run.breaker.sample(event)
 
 
@@ -191,7 +191,7 @@ def on_sample_missing(run: Run, event: ev.SampleMissing) -> None:
         return
     text = f"{run.missing} samples in a row could not be had ({event.reason})"
     what = "the worker is restarted rather than left unwatched (memory.missing_samples)"
-    run.say("blind", f"{text}; {what}.", Level.ERROR)
+    run.say("blind", f"{text}; {what}.", Severity.ERROR)
     ending = Ending(Cause.BLIND, text, restart=True)
     if run.state is S.STARTING:
         run.terminate(event.at_s, ending, run.policy.restart.term_grace_s)
@@ -202,10 +202,10 @@ def on_sample_missing(run: Run, event: ev.SampleMissing) -> None:
 def _soft_trip(run: Run, at_s: float, trip: Trip) -> None:
     if trip.relievable and run.policy.memory.clear_first:
         text = f"Soft trip: {trip.text}. The caches are cleared first (memory.clear_first)."
-        run.say("relief", text, Level.WARNING)
+        run.say("relief", text, Severity.WARNING)
         run.relief, run.cleared = trip, False
         run.out.append(RequestClearCache(run.history.generation))
-        _ask_for_autopsy(run)
+        _request_autopsy(run)
         run.go(S.RELIEVING, at_s + run.policy.memory.relief_wait_s)
     else:
         _trip_and_drain(run, at_s, trip)
@@ -218,9 +218,9 @@ def on_no_relief(run: Run, event: ev.Tick) -> None:
 
 def _trip_and_drain(run: Run, at_s: float, trip: Trip) -> None:
     run.count_trip(trip)
-    run.say("trip", f"Soft trip: {trip.text}. The worker checkpoints and exits.", Level.WARNING, hard=False)
+    run.say("trip", f"Soft trip: {trip.text}. The worker checkpoints and exits.", Severity.WARNING, hard=False)
     if run.policy.restart.stop_grace_s >= AUTOPSY_GRACE_TIMES * run.policy.memory.autopsy_limit_s:
-        _ask_for_autopsy(run)  # before the stop: a worker that has heard that may not hear anything more
+        _request_autopsy(run)  # before the stop: a worker that has heard that may not hear anything more
     run.drain(at_s, Ending(trip.cause, trip.text, restart=True))
 
 
@@ -231,14 +231,14 @@ def _hard_trip(run: Run, at_s: float, trip: Trip) -> None:
     else:
         ending = run.ending
     run.kill(at_s, ending)  # first of all: words can wait, memory cannot
-    run.say("trip", f"Hard trip: {trip.text}. The worker is killed.", Level.WARNING, hard=True)
+    run.say("trip", f"Hard trip: {trip.text}. The worker is killed.", Severity.WARNING, hard=True)
 
 
-def _ask_for_autopsy(run: Run) -> None:
+def _request_autopsy(run: Run) -> None:
     """Once a life."""
     memory = run.policy.memory
-    if memory.autopsy and not run.autopsy_asked:
-        run.autopsy_asked = run.autopsy_due = True
+    if memory.autopsy and not run.autopsy_requested:
+        run.autopsy_requested = run.autopsy_due = True
         run.heartbeat.pardon(memory.autopsy_limit_s)
         run.out.append(RequestAutopsy(run.history.generation, memory.autopsy_limit_s))
 
@@ -252,11 +252,11 @@ def on_autopsied(run: Run, event: ev.Autopsied) -> None:
     findings = [each[:FINDING_LIMIT_CHARS] for each in event.findings[:FINDINGS_AT_MOST]]
     when = f"at step {event.step}" if event.complete else f"at step {event.step}, cut short"
     for each in findings:
-        run.say("autopsy", f"Autopsy, {when}: {each}", Level.WARNING, step=event.step)
+        run.say("autopsy", f"Autopsy, {when}: {each}", Severity.WARNING, step=event.step)
     if not findings:
         run.say("autopsy", f"Autopsy, {when}: nothing was found to have grown, in {event.seconds:.1f} s.")
-    if run.life is not None:
-        run.life.autopsy = findings
+    if run.current is not None:
+        run.current.autopsy = findings
     run.history.autopsy = findings
 
 
@@ -264,7 +264,7 @@ def _why(event: ev.Command) -> str:
     return event.reason[:REASON_LIMIT_CHARS] or event.kind.value
 
 
-def _asked(event: ev.Command) -> str:
+def _request_text(event: ev.Command) -> str:
     return f"{event.kind.value.capitalize()} asked for" + (
         f" ({event.reason[:REASON_LIMIT_CHARS]})" if event.reason else ""
     )

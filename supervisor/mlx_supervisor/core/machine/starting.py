@@ -1,10 +1,10 @@
 """How a worker's life begins: commands to a run at rest, what comes before a start, and the way to its first step."""
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.actions import CloseGeneration, Level, Spawn
+from mlx_supervisor.core.actions import CloseGeneration, Severity, Spawn
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.events import CommandKind, Phase
-from mlx_supervisor.core.history import Life
+from mlx_supervisor.core.history import Generation
 from mlx_supervisor.core.machine.heartbeat import Heartbeat
 from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Run
 from mlx_supervisor.core.machine.states import S
@@ -15,7 +15,7 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
     if event.kind in (CommandKind.START, CommandKind.RESTART):
         if run.survivor is not None:
             text = f"Not started: a process of generation {run.survivor} is still there, unkillable."
-            run.say("start_refused", text, Level.ERROR)
+            run.say("start_refused", text, Severity.ERROR)
             return
         if not run.history.wanted:
             run.budget.forget()
@@ -43,7 +43,7 @@ def _pause(run: Run, kind: str, text: str) -> None:
     """A start that is still to come: a supervisor that dies meanwhile must not forget it."""
     run.history.wanted, run.history.outcome = True, ""
     run.reason = text
-    run.say(kind, f"{text[0].upper()}{text[1:]}.", Level.WARNING)
+    run.say(kind, f"{text[0].upper()}{text[1:]}.", Severity.WARNING)
 
 
 def on_survivor_gone(run: Run, event: ev.Exited) -> None:
@@ -51,7 +51,7 @@ def on_survivor_gone(run: Run, event: ev.Exited) -> None:
         run.say("survivor_gone", f"The unkillable process of generation {run.survivor} is gone.")
         run.survivor = None
         if run.ending is not None:
-            run.close_life(event.at_s, "not killable", run.ending.cause)
+            run.close_generation(event.at_s, "not killable", run.ending.cause)
 
 
 def on_command_in_backoff(run: Run, event: ev.Command) -> None:
@@ -74,10 +74,10 @@ def on_recovered(run: Run, event: ev.Recovered) -> None:
     past = run.history
     run.survivor = None
     if event.generation == past.generation:  # else an older one, whose end alone could not be noted
-        past.add_lost_life(event)
+        past.add_lost_generation(event)
     cause = Cause.HOST_LOST if event.machine_restarted else Cause.SUPERVISOR_LOST
-    run.say("recovered", f"Took over generation {event.generation}: {cause.value}.", Level.WARNING)
-    life = Life.recovered(event, run.batch.size, checkpoints_gradients(run.policy, past))
+    run.say("recovered", f"Took over generation {event.generation}: {cause.value}.", Severity.WARNING)
+    life = Generation.recovered(event, run.batch.size, checkpoints_gradients(run.policy, past))
     run.out.append(CloseGeneration(event.generation, life.record(event.at_s, "lost", cause.value)))
     past.failures += event.machine_restarted  # a supervisor's death alone leaves the worker time to save
     spent = None
@@ -112,7 +112,7 @@ def start(run: Run, at_s: float) -> None:
     run.save()
 
 
-def on_memory_looked_at(run: Run, event: ev.MachineSample) -> None:
+def on_memory_polled(run: Run, event: ev.MachineSample) -> None:
     run.memory.look(event.available_bytes, event.pressure)
     if not run.memory.short(run.need_bytes):
         run.say("waited", f"Enough memory again ({run.memory.words(run.need_bytes)}): starting.")
@@ -123,7 +123,7 @@ def on_wait_over(run: Run, event: ev.Tick) -> None:
     """Another program may simply hold it: the run's own limit still stands, and it won't wait for that again."""
     there, after_s = run.memory.words(run.need_bytes), run.policy.restart.wait_for_memory_s
     text = f"Still {there} after {after_s:.0f} s: another program may hold the rest; starting all the same."
-    run.say("waited", text, Level.WARNING)
+    run.say("waited", text, Severity.WARNING)
     run.memory.accept()
     spawn(run, event.at_s)
 
@@ -133,16 +133,16 @@ def spawn(run: Run, at_s: float) -> None:
     past.generation += 1
     past.wanted, past.outcome, past.cooling = True, "", False
     past.durable_before = past.durable_step
-    past.begin_life()
+    past.begin_generation()
     run.reason = ""
-    run.breaker.begin_life()
+    run.breaker.begin_generation()
     run.memory.started()
     run.heartbeat = Heartbeat(run.policy.restart.hang_timeout_s)
-    run.life = Life(past.generation, at_s, batch_size=run.batch.size, durable_before=past.durable_step)
-    run.life.gradient_checkpointing = checkpoints_gradients(run.policy, past)
+    run.current = Generation(past.generation, at_s, batch_size=run.batch.size, durable_before=past.durable_step)
+    run.current.gradient_checkpointing = checkpoints_gradients(run.policy, past)
     run.last_sample = run.last_step = run.ending = run.bye = run.relief = None
     run.missing = run.kills = 0
-    run.autopsy_asked = run.autopsy_due = False
+    run.autopsy_requested = run.autopsy_due = False
     run.go(S.STARTING, at_s + run.policy.restart.start_timeout_s)
     run.save()
     run.out.append(
@@ -152,15 +152,15 @@ def spawn(run: Run, at_s: float) -> None:
             run.batch.effective,
             past.tighter_steps,
             past.mean_time_between_failures_s,
-            run.life.gradient_checkpointing,
+            run.current.gradient_checkpointing,
         )
     )
 
 
 def on_spawned(run: Run, event: ev.Spawned) -> None:
     run.budget.started()
-    if run.life is not None:
-        run.life.pid = event.pid
+    if run.current is not None:
+        run.current.pid = event.pid
 
 
 def on_ready(run: Run, event: ev.Ready) -> None:
@@ -170,7 +170,7 @@ def on_ready(run: Run, event: ev.Ready) -> None:
     past.highest_step = max(past.highest_step, event.step)
     past.can_checkpoint_gradients = event.can_checkpoint_gradients
     for each in event.passed_over:
-        run.say("checkpoint_passed_over", f"Checkpoint passed over: {each}", Level.WARNING)
+        run.say("checkpoint_passed_over", f"Checkpoint passed over: {each}", Severity.WARNING)
     for each in event.notes:
         run.say("note", each)
     if not obeys(run, event.at_s, event.batch_size):
@@ -187,10 +187,10 @@ def on_ready(run: Run, event: ev.Ready) -> None:
 
 
 def _in_which_way(run: Run, event: ev.Ready) -> str:
-    assert run.life is not None
-    asked = run.life.gradient_checkpointing
-    run.life.ready_step = event.step
-    run.life.gradient_checkpointing = event.gradient_checkpointing
+    assert run.current is not None
+    asked = run.current.gradient_checkpointing
+    run.current.ready_step = event.step
+    run.current.gradient_checkpointing = event.gradient_checkpointing
     if event.gradient_checkpointing:
         return ", with gradient checkpointing"
     return ", without the gradient checkpointing asked for, which this task hasn't" if asked else ""
@@ -201,6 +201,6 @@ def obeys(run: Run, at_s: float, batch_size: int) -> bool:
     if ordered is None or batch_size == ordered:
         return True
     text = f"the worker holds {batch_size} samples at once, {ordered} were ordered"
-    run.say("batch_mismatch", f"Bug: {text}.", Level.ERROR)
+    run.say("batch_mismatch", f"Bug: {text}.", Severity.ERROR)
     run.kill(at_s, Ending(Cause.REFUSED, text, restart=False))
     return False

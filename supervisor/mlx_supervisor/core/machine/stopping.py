@@ -4,11 +4,11 @@ from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.actions import (
     DumpStacks,
     Kill,
-    Level,
+    Severity,
 )
 from mlx_supervisor.core.diagnosis.causes import Cause, diagnose, last_line
 from mlx_supervisor.core.events import Outcome
-from mlx_supervisor.core.machine.restarting import NEAR_SHARE, after_life
+from mlx_supervisor.core.machine.restarting import NEAR_SHARE, after_exit
 from mlx_supervisor.core.machine.run_state import Ending, Run
 from mlx_supervisor.core.machine.states import S
 
@@ -20,7 +20,7 @@ EXIT_REFUSED_CODE = 78
 
 def on_hang(run: Run, event: ev.Tick) -> None:
     text = f"no progress for {run.heartbeat.allowance_s:.0f} s"
-    run.say("hang", f"Hang: {text}. Its stacks go to its stderr; then it is killed.", Level.ERROR)
+    run.say("hang", f"Hang: {text}. Its stacks go to its stderr; then it is killed.", Severity.ERROR)
     run.out.append(DumpStacks(run.history.generation))
     run.terminate(event.at_s, Ending(Cause.HANG, text, restart=True), DUMP_WAIT_S)
 
@@ -28,7 +28,7 @@ def on_hang(run: Run, event: ev.Tick) -> None:
 def on_drain_timeout(run: Run, event: ev.Tick) -> None:
     assert run.ending is not None
     text = f"The worker did not exit in {run.policy.restart.stop_grace_s:.0f} s; it gets SIGTERM."
-    run.say("term", text, Level.WARNING)
+    run.say("term", text, Severity.WARNING)
     run.terminate(event.at_s, run.ending, run.policy.restart.term_grace_s)
 
 
@@ -37,7 +37,7 @@ def on_request_failed(run: Run, event: ev.ActionFailed) -> None:
     if event.action not in ("RequestStop", "RequestClearCache"):
         return
     ending = run.ending or _unheard_trip(run)
-    run.say("unheard", f"The worker could not be asked to stop ({event.error}); it gets SIGTERM.", Level.WARNING)
+    run.say("unheard", f"The worker could not be asked to stop ({event.error}); it gets SIGTERM.", Severity.WARNING)
     run.terminate(event.at_s, ending, run.policy.restart.stop_grace_s)
 
 
@@ -49,14 +49,14 @@ def _unheard_trip(run: Run) -> Ending:
 
 def on_term_timeout(run: Run, event: ev.Tick) -> None:
     assert run.ending is not None
-    run.say("kill", "The worker did not heed SIGTERM; its process group is killed.", Level.WARNING)
+    run.say("kill", "The worker did not heed SIGTERM; its process group is killed.", Severity.WARNING)
     run.kill(event.at_s, run.ending)
 
 
 def on_kill_timeout(run: Run, event: ev.Tick) -> None:
     assert run.ending is not None
     if run.kills < KILLS_AT_MOST:
-        run.say("kill", "The process group is still there; it is killed again.", Level.ERROR)
+        run.say("kill", "The process group is still there; it is killed again.", Severity.ERROR)
         run.kills += 1
         run.out.append(Kill(run.history.generation, run.ending.text))
         run.deadline_s = event.at_s + run.policy.restart.kill_wait_s
@@ -65,7 +65,7 @@ def on_kill_timeout(run: Run, event: ev.Tick) -> None:
         f"a process of generation {run.history.generation} survived {run.kills} SIGKILLs; "
         f"the machine has to be restarted"
     )
-    run.close_life(event.at_s, "not killable", run.ending.cause, alive=True)
+    run.close_generation(event.at_s, "not killable", run.ending.cause, alive=True)
     run.survivor = run.history.generation
     run.go(S.FATAL)
     run.finish(S.FATAL, text)
@@ -78,8 +78,8 @@ def on_exited(run: Run, event: ev.Exited) -> None:
         return
     ending = run.ending
     if ending is None:
-        ending = _unasked_ending(run, event)
-    after_life(run, event.at_s, ending, ended)
+        ending = _unrequested_ending(run, event)
+    after_exit(run, event.at_s, ending, ended)
 
 
 def _all_done(run: Run) -> bool:
@@ -90,7 +90,7 @@ def _all_done(run: Run) -> bool:
     return past.durable_step >= past.target_steps > 0  # a start too many does no harm
 
 
-def _unasked_ending(run: Run, event: ev.Exited) -> Ending:
+def _unrequested_ending(run: Run, event: ev.Exited) -> Ending:
     if event.exit_code == 0:
         return Ending(Cause.CRASH, "it exited as if all was done, before the last step", restart=True)
     said = run.bye.reason if run.bye else last_line(event.stderr_tail)
@@ -118,7 +118,7 @@ def _near_limit(run: Run) -> bool:
 
 
 def _completed(run: Run, at_s: float, ended: str) -> None:
-    run.close_life(at_s, ended, Cause.COMPLETED)
+    run.close_generation(at_s, ended, Cause.COMPLETED)
     if run.bye is not None:
         run.history.weights_sha256 = run.bye.weights_sha256
         run.history.highest_step = max(run.history.highest_step, run.bye.step)

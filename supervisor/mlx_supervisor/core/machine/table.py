@@ -41,7 +41,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     },
     S.WAITING: {
         ev.Command: (starting.on_command_while_waiting, (S.STARTING, S.STOPPED)),
-        ev.MachineSample: (starting.on_memory_looked_at, (S.STARTING,)),
+        ev.MachineSample: (starting.on_memory_polled, (S.STARTING,)),
         ev.Tick: (starting.on_wait_over, (S.STARTING,)),
     },
     S.STARTING: _OBSERVE

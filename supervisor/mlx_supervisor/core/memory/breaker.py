@@ -42,7 +42,7 @@ class Trip:
 
 
 class Breaker:
-    """Judges one life of a worker at a time; `begin_life` starts the next."""
+    """Judges one life of a worker at a time; `begin_generation` starts the next."""
 
     def __init__(self, policy: MemoryPolicy, close_after_steps: int) -> None:
         self._policy = policy
@@ -65,7 +65,7 @@ class Breaker:
         self._last: ev.Sample | None = None
         self._peak_bytes = 0
 
-    def begin_life(self) -> None:
+    def begin_generation(self) -> None:
         """A worker is about to start: half-open after a trip."""
         self._forget()
         if self.state is BreakerState.OPEN:

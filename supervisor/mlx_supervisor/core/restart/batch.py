@@ -14,11 +14,11 @@ class BatchPlan:
         leak_from: int | None = None,
     ) -> None:
         self._policy = policy
-        self.asked = policy.size
-        self.asked_effective = None if policy.size is None else policy.size * policy.accumulation
+        self.requested = policy.size
+        self.requested_effective = None if policy.size is None else policy.size * policy.accumulation
         self.size = size if size is not None else (policy.start or policy.size)
-        if self.size is not None and self.asked is not None:
-            self.size = max(min(self.size, self.asked), self.minimum)
+        if self.size is not None and self.requested is not None:
+            self.size = max(min(self.size, self.requested), self.minimum)
         self.tripped = tripped
         self.leak_from = leak_from
         """The size that a leak halved; None when none did."""
@@ -31,20 +31,20 @@ class BatchPlan:
 
     def adopt(self, size: int, effective: int) -> None:
         """The worker chose by its own configuration: that is what was asked."""
-        if self.asked is None:
-            self.asked = size
-            self.asked_effective = effective
+        if self.requested is None:
+            self.requested = size
+            self.requested_effective = effective
         if self.size is None:
             self.size = size
 
     @property
     def effective(self) -> int | None:
         """Samples of one update: as asked, or shrunk with the size where `preserve_effective` is off."""
-        if self.size is None or self.asked is None or self.asked_effective is None:
+        if self.size is None or self.requested is None or self.requested_effective is None:
             return None
         if self._policy.preserve_effective:
-            return self.asked_effective
-        return max(1, self.asked_effective * self.size // self.asked)
+            return self.requested_effective
+        return max(1, self.requested_effective * self.size // self.requested)
 
     @property
     def at_minimum(self) -> bool:
@@ -70,10 +70,10 @@ class BatchPlan:
 
     def good_step(self) -> int | None:
         """A healthy step; the size to grow to when it is time, else None."""
-        if self.size is None or self.asked is None or self.size >= self.asked:
+        if self.size is None or self.requested is None or self.size >= self.requested:
             return None
         self._good_steps += 1
-        larger = min(self.size * 2, self.asked)
+        larger = min(self.size * 2, self.requested)
         if self._good_steps < self._policy.grow_after_steps or any(larger >= tripped for tripped in self.tripped):
             return None
         self._good_steps = 0

@@ -33,7 +33,9 @@ class RestartBudget:
     def forget(self) -> None:
         """A person wants it to go on: every count begins again."""
         past = self._past
-        past.barren_lives = past.barren_memory_lives = past.waits = past.reboots = past.same_errors = 0
+        past.fruitless_generations = past.fruitless_memory_generations = past.waits = past.reboots = (
+            past.same_errors
+        ) = 0
 
     def start_refused(self) -> float | None:
         """The world did not let us start a worker: how long to wait, in seconds; None when it has refused too often."""
@@ -46,24 +48,26 @@ class RestartBudget:
         """A worker could be started."""
         self._refused_starts = 0
 
-    def life_ended(self, cause: Cause, *, progress: bool, eased: bool = False, lived_s: float = 0.0) -> str | None:
+    def generation_ended(
+        self, cause: Cause, *, progress: bool, eased: bool = False, lived_s: float = 0.0
+    ) -> str | None:
         """Why there is no other life, or None. A life that ended in less need of memory (`eased`) is not counted."""
         past = self._past
         if progress or lived_s >= self._policy.healthy_s:
             past.waits = 0
         if progress:
-            past.barren_lives = past.barren_memory_lives = past.reboots = 0
+            past.fruitless_generations = past.fruitless_memory_generations = past.reboots = 0
             return None
         if cause in OF_MEMORY:
-            past.barren_memory_lives += not eased
-            if past.barren_memory_lives < self._policy.max_memory_without_progress:
+            past.fruitless_memory_generations += not eased
+            if past.fruitless_memory_generations < self._policy.max_memory_without_progress:
                 return None
-            which = f"{past.barren_memory_lives} lives in a row saved nothing new, ended by memory"
+            which = f"{past.fruitless_memory_generations} lives in a row saved nothing new, ended by memory"
             return f"{which} (restart.max_memory_without_progress)"
-        past.barren_lives += 1
-        if past.barren_lives < self._policy.max_without_progress:
+        past.fruitless_generations += 1
+        if past.fruitless_generations < self._policy.max_without_progress:
             return None
-        return f"{past.barren_lives} lives in a row saved nothing new (restart.max_without_progress)"
+        return f"{past.fruitless_generations} lives in a row saved nothing new (restart.max_without_progress)"
 
     def rebooted(self, *, progress: bool) -> str | None:
         """The machine restarted under the run: why there is no other life, or None."""
@@ -92,7 +96,7 @@ class RestartBudget:
         Not at all when the life that ended saved something new: waiting is for what fails again and again, and a run
         that gets on comes to its end however often it dies. Nor when a memory cause has been met by needing less.
         """
-        if cause is Cause.ASKED or progress or (cause in MEMORY_CAUSES and eased):
+        if cause is Cause.REQUESTED or progress or (cause in MEMORY_CAUSES and eased):
             return 0.0
         self._past.waits += 1
         return self._wait_s(self._past.waits - 1)
