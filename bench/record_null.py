@@ -19,8 +19,8 @@ from support import common
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.events import CommandKind
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.daemon.daemon import Daemon
-from mlx_supervisor.daemon.run import SupervisedRun
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.logs import daemon_log
 from mlx_supervisor.settings.reader import read_settings
@@ -46,7 +46,7 @@ class Recorder(Observer):
         self._last: int | None = None
         self._highest = 0
 
-    def on_event(self, run: SupervisedRun, event: ev.Event) -> None:
+    def on_event(self, run: Run, event: ev.Event) -> None:
         """Called after the machine has dealt with it."""
         match event:
             case ev.Sample():
@@ -59,7 +59,7 @@ class Recorder(Observer):
                 self._last, self._highest = None, 0
             case ev.StepReport():
                 self._add(event)
-                if run.machine.breaker.leaking:
+                if run.breaker.leaking:
                     self.verdicts.append(event.step)
 
     def _add(self, report: ev.StepReport) -> None:

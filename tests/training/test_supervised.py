@@ -45,7 +45,7 @@ def test_killed_five_times_it_ends_with_the_same_weights(tmp_path: Path) -> None
         assert foreground.wait() == 0, foreground.stderr
     summary = foreground.summary()
     causes = [life["cause"] for life in summary["generations"]]
-    assert causes == ["killed by somebody else"] * KILLS + ["completed"], f"seed {seed}"
+    assert causes == ["killed externally"] * KILLS + ["completed"], f"seed {seed}"
     assert {life["batch_size"] for life in summary["generations"]} == {8}
     assert summary["replayed_steps"] > 0
     assert summary["weights_sha256"] == undisturbed["weights_sha256"], f"seed {seed}"

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.machine.states import State
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.daemon.run import SupervisedRun
+from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.daemon.step_line import step_line
 
@@ -35,7 +35,7 @@ class Display(Observer, AbstractContextManager["Display"]):
         self.console = console
         self.name = name
 
-    def on_notice(self, run: SupervisedRun, notice: act.Notice) -> None:
+    def on_notice(self, notice: act.Notice) -> None:
         """Every notice but the quiet ones stays on the screen."""
         if notice.kind not in QUIET_KINDS:
             clock = time.strftime("%H:%M:%S")
@@ -54,13 +54,13 @@ class PlainDisplay(Display):
         super().__init__(console, name)
         self._last_s = 0.0
 
-    def on_event(self, run: SupervisedRun, event: ev.Event) -> None:
+    def on_event(self, run: Run, event: ev.Event) -> None:
         """A step, if the last one shown is long enough ago."""
-        if not isinstance(event, ev.StepReport) or event is not run.machine.last_step:
+        if not isinstance(event, ev.StepReport) or event is not run.last_step:
             return
-        if event.at_s - self._last_s >= PLAIN_INTERVAL_S or event.step >= run.machine.history.target_steps:
+        if event.at_s - self._last_s >= PLAIN_INTERVAL_S or event.step >= run.history.target_steps:
             self._last_s = event.at_s
-            self.console.print(step_line(run.machine, event))
+            self.console.print(step_line(run, event))
 
 
 class LiveDisplay(Display):
@@ -68,7 +68,7 @@ class LiveDisplay(Display):
 
     def __init__(self, console: Console, name: str) -> None:
         super().__init__(console, name)
-        self._run: SupervisedRun | None = None
+        self._run: Run | None = None
         self._steps: deque[ev.StepReport] = deque(maxlen=RATE_STEPS)
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._task: asyncio.Task[None] | None = None
@@ -85,10 +85,10 @@ class LiveDisplay(Display):
             self._task.cancel()
         self._live.stop()
 
-    def on_event(self, run: SupervisedRun, event: ev.Event) -> None:
+    def on_event(self, run: Run, event: ev.Event) -> None:
         """Remember what the picture needs."""
         self._run = run
-        if isinstance(event, ev.StepReport) and event is run.machine.last_step:
+        if isinstance(event, ev.StepReport) and event is run.last_step:
             self._steps.append(event)
 
     async def _refresh(self) -> None:
@@ -97,28 +97,27 @@ class LiveDisplay(Display):
                 self._live.update(self._picture(self._run), refresh=True)
             await asyncio.sleep(REFRESH_INTERVAL_S)
 
-    def _picture(self, run: SupervisedRun) -> RenderableType:
-        machine = run.machine
-        history = machine.history
-        state = "restarting" if machine.state is State.STARTING and history.generation > 1 else machine.state.value
+    def _picture(self, run: Run) -> RenderableType:
+        history = run.history
+        state = "restarting" if run.state is State.STARTING and history.generation > 1 else run.state.value
         title = Text.assemble((f"{self.name} ", "bold"), f"{state}, life {history.generation}", ("", ""))
         rows = Table.grid(padding=(0, 2))
         rows.add_row("progress", _bar(history.highest_step, history.target_steps), self._progress(run))
-        sample = machine.last_sample
-        limit = machine.policy.memory.limit_bytes
+        sample = run.last_sample
+        limit = run.policy.memory.limit_bytes
         used = 0 if sample is None else sample.footprint_bytes
         rows.add_row("memory", _bar(used, limit), self._memory(run, used, limit))
-        step = machine.last_step
+        step = run.last_step
         batch = "?" if step is None else f"{step.batch_size} × {step.accumulation}"
         rows.add_row(
             "batch",
             Text(batch),
-            Text(f"{history.trips} trips, breaker {machine.breaker.state.value}, loss {_loss(run)}"),
+            Text(f"{history.trips} trips, breaker {run.breaker.state.value}, loss {_loss(run)}"),
         )
         return Group(title, rows)
 
-    def _progress(self, run: SupervisedRun) -> Text:
-        history = run.machine.history
+    def _progress(self, run: Run) -> Text:
+        history = run.history
         seconds = sum(step.seconds for step in self._steps)
         if not self._steps or seconds <= 0:
             return Text(f"step {history.highest_step}/{history.target_steps or '?'}")
@@ -128,8 +127,8 @@ class LiveDisplay(Display):
         rate = f"{count / seconds:,.0f} {unit}/s"
         return Text(f"step {history.highest_step}/{history.target_steps}, {rate}, {left_s:.0f} s of steps left")
 
-    def _memory(self, run: SupervisedRun, used: int, limit: int) -> Text:
-        leak = run.machine.breaker.leak_bytes_per_step
+    def _memory(self, run: Run, used: int, limit: int) -> Text:
+        leak = run.breaker.leak_bytes_per_step
         slope = "" if leak is None else f", {leak / 1e6:+.1f} MB/step"
         return Text(f"{used / MIB:,.0f} of {limit / MIB:,.0f} MiB{slope}")
 
@@ -138,6 +137,6 @@ def _bar(done: float, total: float) -> ProgressBar:
     return ProgressBar(total=max(total, 1), completed=min(done, max(total, 1)), width=30)
 
 
-def _loss(run: SupervisedRun) -> str:
-    loss = run.machine.history.loss
+def _loss(run: Run) -> str:
+    loss = run.history.loss
     return "?" if loss is None else f"{loss:.4f}"

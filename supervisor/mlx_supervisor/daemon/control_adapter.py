@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlx_supervisor.control.backend import (
     Channel,
@@ -18,13 +17,11 @@ from mlx_supervisor.control.backend import (
 )
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.core.machine.states import AT_REST, State
+from mlx_supervisor.daemon.daemon import Daemon
 from mlx_supervisor.daemon.run import SupervisedRun
 from mlx_supervisor.process.launch import worker_command
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.settings.schema import Settings, SettingsError
-
-if TYPE_CHECKING:
-    from mlx_supervisor.daemon.daemon import Daemon
 
 LIVE = frozenset(State) - AT_REST
 PAUSED = frozenset({State.BACKOFF, State.WAITING})
@@ -37,7 +34,7 @@ RUNNING = frozenset({State.RUNNING, State.RELIEVING})
 class DaemonTarget:
     """Implements `control.target.Target`."""
 
-    def __init__(self, daemon: "Daemon") -> None:
+    def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._reread: Settings | None = None
 

@@ -164,7 +164,7 @@ class SupervisedRun:
             except (OSError, StateDirError, JournalError, wire.WireError) as error:
                 self._failed(action, error)
         self._note(event)
-        self._observers.show(lambda observer: observer.on_event(self, event))
+        self._observers.show(lambda observer: observer.on_event(self.machine, event))
 
     def _failed(self, action: act.Action, error: Exception) -> None:
         name = _action_name(action)
@@ -174,7 +174,7 @@ class SupervisedRun:
             self._complained_s[name] = now_s
             text = f"{FAILED_WORDS.get(name, name)} failed: {error}"
             notice = act.Notice("action_failed", text, act.Severity.ERROR)
-            self._observers.show(lambda observer: observer.on_notice(self, notice))
+            self._observers.show(lambda observer: observer.on_notice(notice))
         passing = isinstance(error, JournalError) or getattr(error, "errno", None) in PASSING_ERRORS
         self._events.append(ev.ActionFailed(now_s, name, str(error), passing))
 
@@ -238,7 +238,7 @@ class SupervisedRun:
 
     def _notice(self, notice: act.Notice) -> None:
         self._recorder.notice(notice)
-        self._observers.show(lambda observer: observer.on_notice(self, notice))
+        self._observers.show(lambda observer: observer.on_notice(notice))
 
     def _spawn(self, action: act.Spawn) -> None:
         self._broken = False

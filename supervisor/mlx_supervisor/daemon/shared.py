@@ -2,19 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import structlog
 
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.journal.journal import Journal
 from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.state_dir import StateDir
 from mlx_supervisor.telemetry import Telemetry
-
-if TYPE_CHECKING:
-    from mlx_supervisor.daemon.run import SupervisedRun
 
 log = structlog.get_logger()
 
@@ -33,10 +30,10 @@ class Shared:
 class Observer:
     """Something that shows a run live: a display. Called on the event loop."""
 
-    def on_event(self, run: "SupervisedRun", event: ev.Event) -> None:
+    def on_event(self, run: Run, event: ev.Event) -> None:
         """After the machine has applied it."""
 
-    def on_notice(self, run: "SupervisedRun", notice: act.Notice) -> None:
+    def on_notice(self, notice: act.Notice) -> None:
         """A notice was issued."""
 
 

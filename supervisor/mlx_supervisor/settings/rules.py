@@ -1,20 +1,16 @@
 """What a settings file must not say although every type is right: contradictions, missing files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from mlx_supervisor.settings import validation
 from mlx_supervisor.settings.paths import resolve
+from mlx_supervisor.settings.schema import BatchSettings, MemorySettings, RunSettings
 from mlx_supervisor.settings.sizes import check_smallest, parse_bytes
-
-if TYPE_CHECKING:
-    from mlx_supervisor.settings.schema import BatchSettings, MemorySettings, RunSettings
 
 ARGS_LIMIT_BYTES = 256 * 1024
 RESERVED_NAMES = frozenset({"all"})

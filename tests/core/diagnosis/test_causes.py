@@ -367,7 +367,7 @@ def test_values_in_journals_stay_what_they_are() -> None:
         "GPU_WATCHDOG": "GPU watchdog",
         "HANG": "hang",
         "CRASH": "crash",
-        "KILLED": "killed by somebody else",
+        "KILLED": "killed externally",
         "SUPERVISOR_LOST": "the supervisor died",
         "HOST_LOST": "the machine restarted",
     }.items()

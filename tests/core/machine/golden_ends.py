@@ -8,7 +8,7 @@ RUNNING = """
         ready                       -> running
         steps 3                     -> running
 """
-STOPPED = "stopped: close asked for, save, finish stopped"
+STOPPED = "stopped: close requested, save, finish stopped"
 
 ENDS = {
     "from the start to the end": (policy(), """
@@ -112,11 +112,11 @@ ENDS = {
     """),
     "killed from outside keeps the batch": (policy(), RUNNING + """
         saved                       -> running: save
-        exit signal=9 oom=no        -> starting: close killed by somebody else, save, spawn 2 batch 8 of 8
-        exit signal=15              -> backoff: close told to stop by somebody else, save
+        exit signal=9 oom=no        -> starting: close killed externally, save, spawn 2 batch 8 of 8
+        exit signal=15              -> backoff: close stopped externally, save
         tick                        -> starting: save, spawn 3 batch 8 of 8
         ready                       -> running
-        exit 75                     -> backoff: close told to stop by somebody else, save
+        exit 75                     -> backoff: close stopped externally, save
     """),
     "refused: at once": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -168,7 +168,7 @@ ENDS = {
         kill                        -> killing: kill
         tick                        -> killing: kill
         tick                        -> killing: kill
-        tick                        -> fatal: close asked for but alive, save, finish failed
+        tick                        -> fatal: close requested but alive, save, finish failed
         recovered                   -> fatal: close the supervisor died, save
         start                       -> starting: save, spawn 2 batch 8 of 8
     """),
@@ -217,9 +217,9 @@ ENDS = {
         tick                        -> killing: kill
         kill                        -> killing
         tick                        -> killing: kill
-        tick                        -> fatal: close asked for but alive, save, finish failed
+        tick                        -> fatal: close requested but alive, save, finish failed
         start                       -> fatal   # it is still there
-        exit signal=9               -> fatal: close asked for
+        exit signal=9               -> fatal: close requested
         exit signal=9               -> fatal
         start                       -> starting: save, spawn 2 batch 8 of 8
     """),
@@ -260,7 +260,7 @@ ENDS = {
     "stop, then start again before it is over": (policy(), RUNNING + """
         stop                        -> draining: ask stop
         start                       -> draining
-        exit 75                     -> starting: close asked for, save, spawn 2 batch 8 of 8 save 1
+        exit 75                     -> starting: close requested, save, spawn 2 batch 8 of 8 save 1
     """),
     "stop, but it was done": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -288,9 +288,9 @@ ENDS = {
         """),
     "restart": (policy(), RUNNING + """
         restart                     -> draining: ask stop
-        exit 75                     -> starting: close asked for, save, spawn 2 batch 8 of 8 save 1
+        exit 75                     -> starting: close requested, save, spawn 2 batch 8 of 8 save 1
         restart                     -> terminating: term
-        exit 75                     -> starting: close asked for, save, spawn 3 batch 8 of 8 save 1
+        exit 75                     -> starting: close requested, save, spawn 3 batch 8 of 8 save 1
     """),
     "over the limit while it stops: the person's wish stays the cause": (
         policy(),
@@ -309,7 +309,7 @@ ENDS = {
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
         ready                       -> running
         restart                     -> draining: ask stop
-        exit 75                     -> starting: close asked for, save, spawn 3 batch 8 of 8 save 1
+        exit 75                     -> starting: close requested, save, spawn 3 batch 8 of 8 save 1
         exit 1                      -> backoff: close crash, save
     """,
     ),

@@ -169,7 +169,7 @@ LADDER = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         exit 1 ValueError: bad      -> starting: close crash, save, spawn 2 batch 8 of 8
         restart                     -> terminating: term
-        exit 75                     -> starting: close asked for, save, spawn 3 batch 8 of 8
+        exit 75                     -> starting: close requested, save, spawn 3 batch 8 of 8
         exit 1 ValueError: bad      -> starting: close crash, save, spawn 4 batch 8 of 8
         exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
     """),
@@ -186,7 +186,7 @@ LADDER = {
         exit 1 KeyError: 5          -> starting: close crash, save, spawn 4 batch 8 of 8 save 2
         ready                       -> running
         steps 5                     -> running
-        exit signal=9 oom=no        -> starting: close killed by somebody else, save, spawn 5 batch 8 of 8 save 2
+        exit signal=9 oom=no        -> starting: close killed externally, save, spawn 5 batch 8 of 8 save 2
         ready                       -> running
         steps 5                     -> running
         exit 1 KeyError: 5          -> starting: close crash, save, spawn 6 batch 8 of 8 save 2

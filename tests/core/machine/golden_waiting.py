@@ -121,11 +121,11 @@ WAITING = {
     "in every way to die: draining, terminating": (policy(), NEEDS_2000 + """
         restart                     -> draining: ask stop
         machine 9                   -> draining
-        exit 75                     -> waiting: close asked for, save
+        exit 75                     -> waiting: close requested, save
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
         restart                     -> terminating: term
         machine 1                   -> terminating
-        exit 75                     -> waiting: close asked for, save
+        exit 75                     -> waiting: close requested, save
     """),
     "waiting at the start, after the end and after a failure": (policy(max_without_progress=1), """
         start                       -> starting: save, spawn 1 batch 8 of 8

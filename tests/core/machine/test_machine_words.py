@@ -111,7 +111,7 @@ def test_each_life_is_told_how_often_the_run_fails() -> None:
         RUNNING
         + """
         restart                     -> draining: ask stop
-        exit 75                     -> starting: close asked for, save, spawn 2 batch 8 of 8 save 1
+        exit 75                     -> starting: close requested, save, spawn 2 batch 8 of 8 save 1
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
         bye stopped                 -> draining
@@ -119,7 +119,7 @@ def test_each_life_is_told_how_often_the_run_fails() -> None:
         exit 1                      -> starting: close crash, save, spawn 4 batch 4 of 8 save 1  # before it trained
         ready                       -> running
         steps 1 mib=500             -> running
-        exit signal=9 after=100     -> starting: close killed by somebody else, save, spawn 5 batch 4 of 8 save 1
+        exit signal=9 after=100     -> starting: close killed externally, save, spawn 5 batch 4 of 8 save 1
         ready                       -> running
         steps 1                     -> running
         exit 1 after=50             -> starting: close crash, save, spawn 6 batch 4 of 8 save 1
@@ -238,7 +238,7 @@ def test_a_suspended_run_is_still_wanted_a_stopped_one_is_not() -> None:
             RUNNING
             + f"""
             {verb}                      -> draining: ask stop
-            exit 75                     -> stopped: close asked for, save, finish stopped
+            exit 75                     -> stopped: close requested, save, finish stopped
         """
         )
         assert line.machine.history.wanted is wanted
@@ -311,7 +311,7 @@ def test_a_life_s_record_has_its_error_its_autopsy_and_whether_it_computed_again
         exit 1 KeyError: 7          -> starting: close crash, save, spawn 3 batch 1 of 1 save 9 recompute
         ready can=yes               -> running
         stop                        -> draining: ask stop
-        exit 75                     -> stopped: close asked for, save, finish stopped
+        exit 75                     -> stopped: close requested, save, finish stopped
     """)  # noqa: E501
     first, second, third = _records(line)
     assert (first["autopsy"], first["gradient_checkpointing"]) == (["a list", "a dict"], False)

@@ -94,7 +94,7 @@ def simulated(
     (folder / "seam/sitecustomize.py").write_text(
         "import sys\n"
         "if 'mlx_supervisor' in sys.orig_argv:\n"
-        "    from mlx_supervisor import child\n"
+        "    from mlx_supervisor.process import child\n"
         f"    child.OomKills.happened = lambda self: {killed}\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(folder / "seam"))
@@ -111,12 +111,12 @@ def test_without_a_control_group_the_kill_is_simulated_and_the_reason_told(
 
 
 def test_killed_by_somebody_else(tmp_path: Path) -> None:
-    check(tmp_path, die(tmp_path, "suicide"), "killed by somebody else", KEPT, "somebody sent it SIGKILL")
+    check(tmp_path, die(tmp_path, "suicide"), "killed externally", KEPT, "somebody sent it SIGKILL")
 
 
 def test_killed_where_the_kernel_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = simulated(tmp_path, monkeypatch, None, "suicide")
-    check(tmp_path, done, "killed by somebody else", KEPT, "somebody sent it SIGKILL")
+    check(tmp_path, done, "killed externally", KEPT, "somebody sent it SIGKILL")
 
 
 # ---- memory

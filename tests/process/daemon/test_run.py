@@ -254,7 +254,7 @@ def test_killed_from_outside_it_goes_on_at_the_same_batch(tmp_path: Path) -> Non
     settings = harness.write_settings(tmp_path, args={"mode": "suicide", "at_step": 13, "lives": 2}, batch={"size": 4})
     summary = harness.run(settings).summary()
     assert summary["outcome"] == "completed"
-    assert [life["cause"] for life in summary["generations"]] == ["killed by somebody else"] * 2 + ["completed"]
+    assert [life["cause"] for life in summary["generations"]] == ["killed externally"] * 2 + ["completed"]
     assert {life["batch_size"] for life in summary["generations"]} == {4}
     assert summary["replayed_steps"] == 4  # 11 and 12, twice
 

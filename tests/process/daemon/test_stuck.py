@@ -17,6 +17,7 @@ from tests.process import harness
 
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.daemon import daemon
 from mlx_supervisor.daemon import run as supervised_run
@@ -101,7 +102,7 @@ def test_a_worker_that_cannot_be_waited_for_is_no_run_without_end(folder, monkey
 
 
 class Fragile(Observer):
-    def on_notice(self, run: SupervisedRun, notice: act.Notice) -> None:
+    def on_notice(self, notice: act.Notice) -> None:
         raise RuntimeError("the terminal is on fire")
 
 
@@ -122,7 +123,7 @@ class Listener(Observer):
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def on_notice(self, run: SupervisedRun, notice: act.Notice) -> None:
+    def on_notice(self, notice: act.Notice) -> None:
         self.texts.append(notice.text)
 
 
@@ -242,7 +243,7 @@ class Missing(Observer):
     def __init__(self) -> None:
         self.reasons: list[str] = []
 
-    def on_event(self, run: SupervisedRun, event: ev.Event) -> None:
+    def on_event(self, run: Run, event: ev.Event) -> None:
         if isinstance(event, ev.SampleMissing):
             self.reasons.append(event.reason)
 

@@ -54,7 +54,7 @@ class Listener(Observer):
     def __init__(self) -> None:
         self.kinds: list[str] = []
 
-    def on_notice(self, run: SupervisedRun, notice: act.Notice) -> None:
+    def on_notice(self, notice: act.Notice) -> None:
         self.kinds.append(notice.kind)
 
 

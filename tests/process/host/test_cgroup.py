@@ -301,7 +301,7 @@ def within(folder: Path, code: str) -> list[str]:
 
 
 def test_the_limit_of_a_real_group_is_the_machines_memory(group: Path) -> None:
-    code = "from mlx_supervisor import machine_memory as m; print(m.machine_bytes(), m.read().available_bytes)"
+    code = "from mlx_supervisor.host import memory as m; print(m.machine_bytes(), m.read().available_bytes)"
     done = subprocess.run(within(group, code), capture_output=True, text=True, check=True)
     total, available = map(int, done.stdout.split())
     assert total == 64 * MIB

@@ -57,7 +57,7 @@ def test_a_driver_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch, broken
 
 def test_without_the_library_nothing_is_told_and_nothing_is_imported_unasked() -> None:
     code = (
-        "import sys; from mlx_supervisor import device_memory; assert 'pynvml' not in sys.modules; "
+        "import sys; from mlx_supervisor.host import nvidia as device_memory; assert 'pynvml' not in sys.modules; "
         "sys.modules['pynvml'] = None; print(device_memory.used_bytes({1}), device_memory.device_bytes())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

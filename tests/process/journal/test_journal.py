@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_supervisor.journal import database
 from mlx_supervisor.journal import writer as journal_writer
-from mlx_supervisor.journal.journal import GenerationFigures, Journal, JournalError, OpenGeneration
+from mlx_supervisor.journal.journal import GenerationFigures, Journal, JournalError, OpenGeneration, database
 from mlx_supervisor.journal.writer import Retention
 
 DEADLINE_S = 20.0
@@ -173,7 +172,7 @@ def test_queued_rows_are_committed_by_themselves(journal: Journal) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from mlx_supervisor.journal import Journal
+from mlx_supervisor.journal.journal import Journal
 journal = Journal(Path(sys.argv[1]), print)
 number = 0
 while True:
@@ -415,7 +414,7 @@ def test_a_full_disk_raises_only_where_durability_was_promised(
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from mlx_supervisor.journal import Journal, JournalError
+from mlx_supervisor.journal.journal import Journal, JournalError
 told = []
 journal = Journal(Path(sys.argv[1]), told.append)
 journal.save_history("night", {"before": 1})

@@ -21,8 +21,8 @@ def test_a_graph_deeper_than_the_usual_stack_is_counted():
     """Where MLX's own recursion would end the process: in one of its own, which a crash must not take along."""
     code = """
 import time, threading
-from mlx_worker import census, graphs
-from tests.training.test_graphs import chain
+from mlx_worker.autopsy import census, lazy_graphs as graphs
+from tests.training.autopsy.test_lazy_graphs import chain
 total, found = chain(150_000), graphs.Graphs()
 native_bytes = census.native_bytes()
 graphs.look(found, [total], graphs.Bounds(native_bytes, native_bytes, 2**40), time.monotonic() + 600)

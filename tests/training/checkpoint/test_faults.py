@@ -273,7 +273,7 @@ SAVER = """
 import os, sys
 from pathlib import Path
 import mlx.core as mx
-from mlx_worker.checkpoints import CheckpointStore
+from mlx_worker.checkpoint.store import CheckpointStore
 store = CheckpointStore(Path(sys.argv[1]), "run", 2)
 loaded = store.load_newest()
 step = loaded.step if loaded else 0

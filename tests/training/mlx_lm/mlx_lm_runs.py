@@ -22,6 +22,7 @@ class Desk:
 
     dropped = last_step = 0
     last_loss = None
+    current_phase = "load"
 
     def __init__(self):
         self.steps, self.details, self.notes = [], [], []
@@ -33,6 +34,10 @@ class Desk:
             self.details.append(fields["detail"])
         elif kind is wire.Ready:
             self.notes += fields["notes"]
+
+    def phase(self, name, detail=""):
+        self.current_phase = name
+        self.send(wire.PhaseChange, phase=name, detail=detail)
 
     def receive(self):
         return []

@@ -6,6 +6,7 @@ told with what holds it; a burst that happened once is not.
 
 import sys
 import time
+from collections.abc import Callable
 
 from mlx_supervisor import wire
 from mlx_worker.autopsy import census
@@ -39,6 +40,8 @@ class Autopsy:
         self._earlier: Census | None = None
         self._spent_s = 0.0
         self._native_bytes: int | None = None
+        self.count_shapes: Callable[[], int] = lambda: 0
+        """Of the shapes that the loss was compiled for."""
 
     def request(self, command: wire.Autopsy) -> None:
         """The first look comes after the update in hand."""
@@ -98,6 +101,7 @@ class Autopsy:
         now, now_s = self._spare.pop(), time.monotonic()
         counted_s = now_s + (until_s - now_s) * (COUNTING_SHARE if last else 1)
         objects = census.take(now, step, counted_s, self._bounds())
+        now.shapes = self.count_shapes()
         self._looks.append(now)
         if not last:
             return step, True, []

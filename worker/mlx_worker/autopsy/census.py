@@ -19,7 +19,6 @@ import psutil
 from mlx_worker.autopsy import introspection
 from mlx_worker.autopsy import lazy_graphs as graphs
 from mlx_worker.autopsy.lazy_graphs import ArrayKind, Graphs
-from mlx_worker.training.gradients import Gradients
 
 CHUNK = 8192
 """Objects looked at between two looks at the clock."""
@@ -159,6 +158,4 @@ def _count_objects(census: Census, objects: list[Any], until_s: float) -> None:
     for number, count in counts.items():
         if classes[number] is not mx.array:
             census.types[introspection.type_name(classes[number])] += count
-    if id(Gradients) in counts:
-        census.shapes = sum(each.shapes for each in objects if type(each) is Gradients)
     census.parts.add("objects")

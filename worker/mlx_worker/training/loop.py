@@ -189,6 +189,7 @@ class Trainer:
     def _train(self) -> None:
         task, progress = self.task, self.progress
         gradients = Gradients(task, splits=self.memory.splits_update)
+        self.commands.autopsy.count_shapes = lambda: gradients.shapes
         task.model.train()
         if progress.step == 0 and task.evaluate_every_steps and not self.stop.requested:
             self.evaluation.validate(progress.step, self.plan.size)
