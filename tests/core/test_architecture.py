@@ -15,59 +15,21 @@ FOLDERS = [SUPERVISOR, WORKER, *(ROOT / name for name in ("tests", "bench", "exa
 
 LAYERS = {
     "mlx_supervisor": [
-        "wire",
-        "core",
-        "core.diagnosis",
-        "core.restart",
-        "core.memory",
-        "core.machine",
-        "host",
-        "journal",
-        "logs",
-        "state_dir",
-        "settings",
-        "process",
-        "sampling",
-        "telemetry",
-        "control",
-        "daemon",
-        "cli",
-        "cli.ctl",
+        *("wire", "core", "core.diagnosis", "core.restart", "core.memory", "core.machine", "host", "journal", "logs"),
+        *("state_dir", "settings", "process", "sampling", "telemetry", "control", "daemon", "cli", "cli.ctl"),
         "__main__",
     ],
     "mlx_worker": [
-        "errors",
-        "task",
-        "memory",
-        "data",
-        "supervision",
-        "autopsy",
-        "checkpoint",
-        "tasks",
-        "tasks.mlx_lm",
-        "training",
-        "__main__",
+        *("errors", "task", "memory", "data", "supervision", "autopsy", "checkpoint", "tasks", "tasks.mlx_lm"),
+        *("training", "__main__"),
     ],
 }
 """Packages, lowest first. A package may import those before it and itself, never one after it."""
 
-PURE = set(
-    [
-        "__future__",
-        "bisect",
-        "collections",
-        "dataclasses",
-        "enum",
-        "functools",
-        "itertools",
-        "math",
-        "random",
-        "re",
-        "statistics",
-        "types",
-        "typing",
-    ]
-)
+PURE = {
+    *("__future__", "bisect", "collections", "dataclasses", "enum", "functools", "itertools", "math", "random", "re"),
+    *("statistics", "types", "typing"),
+}
 """What `core` may import of the standard library: nothing that can touch the world."""
 FOUNDATION = {"wire", "core", "core.diagnosis", "core.machine", "core.memory", "core.restart", "state_dir"}
 """What every adapter may import; `daemon` and `cli` join the adapters."""
