@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import psutil
 import pytest
 import zmq
+from msgspec.msgpack import encode as peer_encode
 from tests.process import harness
 
 from mlx_supervisor import wire
@@ -63,7 +63,7 @@ class Peer:
         self.socket.connect(address)
 
     def send(self, **fields: Any) -> None:
-        self.socket.send(msgpack.packb({"v": 1, "run": "run", "generation": 1, **fields}))
+        self.socket.send(peer_encode({"v": 1, "run": "run", "generation": 1, **fields}))
 
     def hello(self, **fields: Any) -> None:
         self.send(**{"type": "hello", "seq": 0, "pid": 1, "token": TOKEN, **fields})
@@ -182,14 +182,14 @@ def test_the_socket_is_the_owners_alone(folder: Path) -> None:
 def hostile_frames(count: int, seed: int) -> Iterator[list[bytes]]:
     """Random, truncated, oversized, wrongly typed, badly split: what a program gone mad could send."""
     rng = random.Random(seed)
-    good = msgpack.packb({"type": "hello", "v": 1, "run": "run", "generation": 1, "seq": 0, "pid": 1, "token": TOKEN})
+    good = peer_encode({"type": "hello", "v": 1, "run": "run", "generation": 1, "seq": 0, "pid": 1, "token": TOKEN})
     step = {"type": "step", "v": 1, "run": "run", "generation": 1, "seq": 1, "step": 10**6, "loss": 0.0}
     kinds = [
         lambda: [rng.randbytes(rng.randrange(200))],
         lambda: [good[: rng.randrange(len(good))]],
-        lambda: [msgpack.packb({**step, "step": rng.choice(["1", None, -1, 1.5, [1], {}, 2**63])})],
-        lambda: [msgpack.packb({**step, "v": rng.choice([0, 2, "1", None, 10**9])})],
-        lambda: [msgpack.packb({"type": rng.choice(["bye", "nonsense", 7]), "v": 1, "run": "x" * 1000})],
+        lambda: [peer_encode({**step, "step": rng.choice(["1", None, -1, 1.5, [1], {}, 2**63])})],
+        lambda: [peer_encode({**step, "v": rng.choice([0, 2, "1", None, 10**9])})],
+        lambda: [peer_encode({"type": rng.choice(["bye", "nonsense", 7]), "v": 1, "run": "x" * 1000})],
         lambda: [b"\x91" * rng.randrange(5000)],
         lambda: [struct.pack(">BI", 0xDD, 2**32 - 1)],
         lambda: [good, good, good],

@@ -15,8 +15,8 @@ from rich.text import Text
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
-from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.machine.states import State
+from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.daemon.step_line import step_line
 

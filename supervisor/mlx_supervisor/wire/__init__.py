@@ -1,6 +1,7 @@
-"""What supervisor and worker say to each other: frames, the job file, exit statuses, environment variables."""
+"""The protocol between supervisor and worker: messages, the job file, exit statuses, environment variables."""
 
 from mlx_supervisor.wire.fields import VERSION, PhaseName, WireError
+from mlx_supervisor.wire.frames import FRAME_LIMIT_BYTES, decode_supervisor, decode_worker, encode
 from mlx_supervisor.wire.job import (
     JOB_LIMIT_BYTES,
     BatchJob,
@@ -14,28 +15,22 @@ from mlx_supervisor.wire.job import (
     load_json,
 )
 from mlx_supervisor.wire.messages import (
-    FRAME_LIMIT_BYTES,
     Autopsy,
     AutopsyReport,
     Bye,
     Checkpoint,
-    CheckpointNow,
     ClearCache,
     Cleared,
     Finding,
     Hello,
     Message,
     PhaseChange,
-    Ping,
     Ready,
     Resize,
     Step,
     Stop,
     SupervisorMessage,
     WorkerMessage,
-    decode_supervisor,
-    decode_worker,
-    encode,
 )
 from mlx_supervisor.wire.process import (
     EXIT_COMPLETED,
@@ -66,7 +61,6 @@ __all__ = [
     "Bye",
     "Checkpoint",
     "CheckpointJob",
-    "CheckpointNow",
     "ClearCache",
     "Cleared",
     "DrillJob",
@@ -77,7 +71,6 @@ __all__ = [
     "Message",
     "PhaseChange",
     "PhaseName",
-    "Ping",
     "Ready",
     "Resize",
     "Step",

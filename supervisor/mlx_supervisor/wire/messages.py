@@ -1,30 +1,14 @@
-"""Every message between supervisor and worker, the worker's job, and the checkpoint's manifest.
+"""Every message between supervisor and worker: one frame each, one ZeroMQ message each.
 
-Frames are msgpack maps (one per ZeroMQ message), at most `FRAME_LIMIT_BYTES` long. Each names its type, the version,
-the run, the generation (incarnation number of the worker) and a sequence number that grows by one per frame, so that
-drops can be counted. The job and the manifest are JSON files.
+A message carries the version, the run, the generation (which start of the run's worker) and a sequence number that
+grows by one per frame, so that lost frames can be counted.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from mlx_supervisor.wire.fields import (
-    VERSION,
-    Count,
-    Digest,
-    M,
-    PhaseName,
-    Positive,
-    RunName,
-    Seconds,
-    ShortText,
-    Text,
-    WireError,
-)
-
-FRAME_LIMIT_BYTES = 64 * 1024
-"""A longer frame is counted and dropped."""
+from mlx_supervisor.wire.fields import Count, Digest, PhaseName, Positive, RunName, Seconds, ShortText, Text
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
@@ -144,10 +128,6 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
 WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Cleared | AutopsyReport | Bye
 
 
-class CheckpointNow(Message, frozen=True, kw_only=True, tag="checkpoint"):
-    """Write a checkpoint after the update in hand."""
-
-
 class ClearCache(Message, frozen=True, kw_only=True, tag="clear_cache"):
     """Clear MLX's cache, collect garbage, and answer `cleared`."""
 
@@ -171,61 +151,4 @@ class Autopsy(Message, frozen=True, kw_only=True, tag="autopsy"):
     limit_s: Seconds = 5.0
 
 
-class Ping(Message, frozen=True, kw_only=True, tag="ping"):
-    """Answer with the present phase."""
-
-
-SupervisorMessage = CheckpointNow | ClearCache | Stop | Resize | Autopsy | Ping
-
-_worker_decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
-_supervisor_decoder: "msgspec.msgpack.Decoder[SupervisorMessage]" = msgspec.msgpack.Decoder(SupervisorMessage)
-_encoder = msgspec.msgpack.Encoder()
-
-
-class _Version(msgspec.Struct):
-    v: Any = None
-
-
-_version_decoder = msgspec.msgpack.Decoder(_Version)
-
-
-def encode(message: Message) -> bytes:
-    """The message as a msgpack map. Raises WireError when the frame would be over the limit."""
-    frame = _encoder.encode(message)
-    if len(frame) > FRAME_LIMIT_BYTES:
-        raise WireError("oversized", f"{len(frame)} bytes, the limit is {FRAME_LIMIT_BYTES}")
-    return frame
-
-
-def decode_worker(frame: bytes) -> WorkerMessage:
-    """What a worker sent. Raises WireError."""
-    return _decode(_worker_decoder, frame)
-
-
-def decode_supervisor(frame: bytes) -> SupervisorMessage:
-    """What the supervisor sent. Raises WireError."""
-    return _decode(_supervisor_decoder, frame)
-
-
-def _decode(decoder: "msgspec.msgpack.Decoder[M]", frame: bytes) -> M:
-    if len(frame) > FRAME_LIMIT_BYTES:
-        raise WireError("oversized", f"{len(frame)} bytes, the limit is {FRAME_LIMIT_BYTES}")
-    try:
-        message = decoder.decode(frame)
-    except msgspec.ValidationError as error:
-        version = _version_of(frame)
-        if version != VERSION:
-            raise WireError("version", f"found {version!r:.40}, this side speaks {VERSION}") from None
-        raise WireError("type", str(error)) from None
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
-        raise WireError("malformed", str(error)) from None
-    if _version_of(frame) != VERSION:  # the default of `v` is for senders; a frame has to say it
-        raise WireError("version", f"no version, this side speaks {VERSION}")
-    return message
-
-
-def _version_of(frame: bytes) -> object:
-    try:
-        return _version_decoder.decode(frame).v
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError):
-        return None
+SupervisorMessage = ClearCache | Stop | Resize | Autopsy

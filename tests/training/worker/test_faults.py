@@ -25,25 +25,20 @@ def until_hung(worker):
 
 
 def test_commands_are_answered_while_training(desk):
-    worker = desk.start(desk.job(**ENDLESS))
-    first = worker.until(wire.Step)
-    worker.send(wire.Ping)
-    assert worker.until(wire.PhaseChange, lambda message: message.seq > first.seq).phase == "train"
+    worker = desk.start(desk.job(**ENDLESS, checkpoint={"every_steps": 50, "every_seconds": 0}))
+    worker.until(wire.Step)
     worker.send(wire.ClearCache)
     assert worker.until(wire.Cleared).active_bytes > 0
-    worker.send(wire.CheckpointNow)
     saved = worker.until(wire.Checkpoint)
     assert saved.ok
     assert saved.size_bytes > 1000
-    assert saved.stall_s >= saved.seconds > 0
-    assert worker.saved_steps == [saved.step]
-    after = worker.until(wire.Step, lambda message: message.step > saved.step)
-    assert after.step == saved.step + 1, "training goes on where it stood"
+    assert saved.step % 50 == 0
+    worker.until(wire.Step, lambda message: message.step == saved.step + 3)
     worker.send(wire.Stop)
     assert worker.wait() == wire.EXIT_STOPPED
 
 
-def test_garbage_commands_are_dropped(desk):
+def test_malformed_commands_are_dropped(desk):
     worker = desk.start(desk.job(**ENDLESS))
     worker.until(wire.Step)
     stop = wire.Stop(run=worker.job.run, generation=1, seq=0)

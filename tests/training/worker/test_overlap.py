@@ -71,18 +71,6 @@ def test_now_and_then_nothing_is_in_flight_when_the_counters_are_read(desk, chan
     assert clean == pytest.approx([floor] * 3, abs=100), "but for a few numbers of the update before"
 
 
-def test_a_checkpoint_asked_for_is_of_the_update_in_hand(desk):
-    worker = desk.start(desk.job(steps=500, args={"pause_s": 0.02}, memory=MEMORY))
-    worker.until(wire.Step, lambda message: message.step == 3)
-    worker.send(wire.CheckpointNow)
-    saved = worker.until(wire.Checkpoint)
-    last = max(m.step for m in worker.steps if m.seq < saved.seq)
-    assert saved.ok
-    assert saved.step == last, "every update up to the checkpoint was told of before it"
-    worker.send(wire.Stop)
-    assert worker.wait() == wire.EXIT_STOPPED
-
-
 def test_a_relief_keeps_the_cache_small_for_a_while(desk):
     worker = desk.start(desk.job(steps=5000, args={"hidden": 512, "pause_s": 0.005}, memory=MEMORY))
     before = worker.until(wire.Step, lambda message: message.step == 20)

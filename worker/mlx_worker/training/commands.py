@@ -13,7 +13,6 @@ class Commands:
     def __init__(self, link: Link, stop: StopFlag, memory: Memory) -> None:
         self.link = link
         self.stop = stop
-        self.checkpoint_requested = False
         self.autopsy = Autopsy(link, stop, memory)
         self._memory = memory
         self._resize: wire.Resize | None = None
@@ -22,13 +21,9 @@ class Commands:
         """Handle the commands that have come; never waits."""
         for command in self.link.receive():
             match command:
-                case wire.Ping():
-                    self.link.phase(self.link.current_phase)
                 case wire.ClearCache():
                     counters = self._memory.relieve()
                     self.link.send(wire.Cleared, active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes)
-                case wire.CheckpointNow():
-                    self.checkpoint_requested = True
                 case wire.Stop():
                     self.stop.request(command.reason)
                 case wire.Resize():

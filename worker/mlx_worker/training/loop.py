@@ -218,8 +218,8 @@ class Trainer:
     def _needs_its_state(self, step: int) -> bool:
         """Whether the state after this update is needed as it is, so that the next must not have begun."""
         waits = self.memory.waits or self.drills.within_updates or self.commands.autopsy.waits(step)
-        saves = self.commands.checkpoint_requested or self.saver.is_due(step)
-        return waits or saves or self.evaluation.is_due(step, self.plan.steps) or self._milestone_is_due(step)
+        evaluates = self.evaluation.is_due(step, self.plan.steps)
+        return waits or evaluates or self.saver.is_due(step) or self._milestone_is_due(step)
 
     def _launch(self, gradients: Gradients, step: int) -> _Launched:
         """Let the device begin with the next update."""
@@ -277,8 +277,8 @@ class Trainer:
             self.task.milestone(self.progress.step)
             self.watchdog.arm()
         self.commands.poll()
-        if self.saver.is_due(self.progress.step) or self.commands.checkpoint_requested:
-            self._save(waiting=self.commands.checkpoint_requested)
+        if self.saver.is_due(self.progress.step):
+            self._save(waiting=False)
         self.memory.start_peak()
 
     def _look(self, *, more_updates: bool = True) -> None:
@@ -320,7 +320,6 @@ class Trainer:
         )  # fmt: skip
 
     def _save(self, *, waiting: bool) -> bool:
-        self.commands.checkpoint_requested = False
         saved = self.saver.save(self.progress, self.batches.epoch, self.facts, self.task, waiting=waiting)
         if self.link.current_phase != "train":
             self.link.phase("train")
