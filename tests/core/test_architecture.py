@@ -24,8 +24,8 @@ from tests.core.source import (
 LAYERS = {
     "mlx_supervisor": [
         *("wire", "core", "core.diagnosis", "core.restart", "core.memory", "core.machine", "host", "journal", "logs"),
-        *("state_dir", "settings", "process", "sampling", "telemetry", "control", "daemon", "cli", "cli.ctl"),
-        "__main__",
+        *("state_dir", "settings", "process", "sampling", "telemetry"),
+        *("control", "control.handlers", "control.transport", "daemon", "cli", "cli.ctl", "__main__"),
     ],
     "mlx_worker": [
         *("errors", "task", "memory", "data", "supervision", "autopsy", "checkpoint", "tasks", "tasks.mlx_lm"),
@@ -41,7 +41,14 @@ PURE = {
 """What `core` may import of the standard library: nothing that can touch the world."""
 FOUNDATION = {"wire", "core", "core.diagnosis", "core.machine", "core.memory", "core.restart", "state_dir"}
 """What every adapter may import; `daemon` and `cli` join the adapters."""
-USES = {"process": {"host", "settings"}, "sampling": {"host"}, "host": set(), "settings": set()}
+USES = {
+    "process": {"host", "settings"},
+    "sampling": {"host"},
+    "host": set(),
+    "settings": set(),
+    "control.handlers": {"control"},
+    "control.transport": {"control", "control.handlers"},
+}
 """Besides: host and settings only read, so these build on them."""
 ADAPTERS = {"journal", "logs", "telemetry", "control", *USES}
 HEAVY = {"mlx", "mlx_lm", "numpy", "mlx_worker", "torch", "transformers"}

@@ -1,4 +1,4 @@
-"""A control server with a target of our own behind it, and Supervisord's real client in an environment of its own."""
+"""A control server with a fake backend, and Supervisord's real client in an environment of its own."""
 
 import asyncio
 import fcntl
@@ -17,17 +17,17 @@ from typing import Any
 
 import pytest
 
-from mlx_supervisor.control import (
+from mlx_supervisor.control.backend import (
     Channel,
     ConfigChanges,
     ConfigInfo,
-    ControlServer,
     Fault,
     FaultCode,
     ProcessInfo,
     ProcessState,
     RunInfo,
 )
+from mlx_supervisor.control.transport.server import ControlServer
 
 REPOSITORY = Path(__file__).parents[2]
 STOCK = REPOSITORY / ".venv-stock"
@@ -37,7 +37,7 @@ OURS = [sys.executable, "-m", "mlx_supervisor.cli.ctl.main"]
 
 
 @dataclass
-class FakeTarget:
+class FakeBackend:
     """Runs that are only names and states; every call is written down in `calls`."""
 
     folder: Path
@@ -135,15 +135,15 @@ class FakeTarget:
 class Served:
     """A control server on a thread with an event loop of its own. `on_loop` runs something there and waits for it."""
 
-    def __init__(self, target: FakeTarget) -> None:
-        self.target = target
-        self.path = target.folder / "supervisor.sock"
+    def __init__(self, backend: FakeBackend) -> None:
+        self.backend = backend
+        self.path = backend.folder / "supervisor.sock"
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.loop.set_exception_handler(lambda _, context: self.forgotten.append(context))
         self.forgotten: list[dict[str, object]] = []
         self.thread.start()
-        self.server = ControlServer(self.path, target)
+        self.server = ControlServer(self.path, backend)
         self.on_loop(self.server.start())
 
     @property
@@ -191,16 +191,16 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def target(folder: Path) -> FakeTarget:
-    fake = FakeTarget(folder)
+def backend(folder: Path) -> FakeBackend:
+    fake = FakeBackend(folder)
     fake.put("idle")
     fake.put("night", ProcessState.RUNNING, pid=123, started_at_s=time.time() - 62)
     return fake
 
 
 @pytest.fixture
-def served(target: FakeTarget) -> Iterator[Served]:
-    server = Served(target)
+def served(backend: FakeBackend) -> Iterator[Served]:
+    server = Served(backend)
     yield server
     server.close()
 

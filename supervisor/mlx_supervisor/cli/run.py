@@ -12,7 +12,7 @@ from rich.console import Console
 from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
 from mlx_supervisor.cli.nonblocking_stream import PatientStream
 from mlx_supervisor.cli.report import print_summary
-from mlx_supervisor.control.unix_socket import SocketFileError
+from mlx_supervisor.control.transport.unix_socket import SocketFileError
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.daemon.service import Service
 from mlx_supervisor.journal.database import JournalError

@@ -132,7 +132,7 @@ class RunInfo(TypedDict, total=False):
     autopsy: list[str] | None
 
 
-class Target(Protocol):
+class Backend(Protocol):
     """The daemon, as the control plane needs it. All of it is called on the event loop.
 
     Every method that takes a name raises Fault BAD_NAME for one that is not in use. An `async` method may be under way

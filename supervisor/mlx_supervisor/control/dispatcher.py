@@ -3,21 +3,21 @@
 A name from the wire is a key of one table and nothing else: it never becomes an attribute.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate
 
 import structlog
 
-from mlx_supervisor.control.backend import Fault, FaultCode, Target
+from mlx_supervisor.control.backend import Backend, Fault, FaultCode
 from mlx_supervisor.control.xmlrpc_codec import clean
 
-MULTICALL_LIMIT = 64
 SHOWN_LIMIT = 120
 """Characters of a caller's own value that go back to it in a fault."""
 _log = structlog.get_logger("control")
 
-Handler = Callable[..., Awaitable[object]]
+Handler = Callable[Concatenate["Dispatcher", ...], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,78 +97,45 @@ def show(value: object) -> str:
     return text if len(text) <= SHOWN_LIMIT else text[:SHOWN_LIMIT] + "…"
 
 
-class Dispatcher:
-    """Looks a call up in the table, checks it and runs it. Whatever goes wrong comes out as a Fault."""
+def fault_of(error: Exception, code: FaultCode) -> Fault:
+    """A bug, as a fault."""
+    return Fault(code, f"{type(error).__name__}: {error}"[:1000])
 
-    def __init__(self, target: Target, methods: list[Method]) -> None:
-        self._target = target
-        self._methods = {method.name: method for method in methods + self._system()}
-        assert len(self._methods) == len(methods) + 4, "a name occurs twice"
+
+class Dispatcher:
+    """Looks up, checks and runs calls. `backend` and `methods` (by name) are what the handlers work on."""
+
+    def __init__(self, backend: Backend, methods: Sequence[Method]) -> None:
+        self.backend = backend
+        self.methods = {method.name: method for method in methods}
+        assert len(self.methods) == len(methods), "a name occurs twice"
+        self._background: set[asyncio.Task[None]] = set()
 
     async def call(self, name: str, arguments: tuple[Any, ...]) -> object:
         """The result of a call. Raises Fault and nothing else."""
-        method = self._methods.get(name)
+        method = self.methods.get(name)
         if method is None:
             raise Fault(FaultCode.UNKNOWN_METHOD, show(name))
         values = bind(method, arguments)
-        if method.at_shutdown is not None and self._target.shutting_down:
+        if method.at_shutdown is not None and self.backend.shutting_down:
             raise Fault(method.at_shutdown, "the supervisor is shutting down")
         try:
-            return await method.handler(*values)
+            return await method.handler(self, *values)
         except Fault:
             raise
         except Exception as error:
             _log.exception("control_call_failed", method=name)
-            raise Fault(FaultCode.FAILED, f"{type(error).__name__}: {error}"[:1000]) from error
+            raise fault_of(error, FaultCode.FAILED) from error
 
-    def _system(self) -> list[Method]:
-        name = Param("name", "string")
-        return [
-            Method("system.listMethods", "array", "The names of all methods.", self._list),
-            Method("system.methodHelp", "string", "What a method does.", self._help, (name,)),
-            Method("system.methodSignature", "array", "Types of result and parameters.", self._signature, (name,)),
-            Method(
-                "system.multicall",
-                "array",
-                f"Up to {MULTICALL_LIMIT} calls, one after the other; a fault comes as a struct in its place.",
-                self._multicall,
-                (Param("calls", "array"),),
-            ),
-        ]
+    def in_background(self, action: Coroutine[Any, Any, None]) -> None:
+        """Run a start or a stop that no client waits for."""
+        task = asyncio.create_task(action)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
-    async def _list(self) -> list[str]:
-        return sorted(self._methods)
-
-    def _known(self, name: str) -> Method:
-        method = self._methods.get(name)
-        if method is None:
-            raise Fault(FaultCode.SIGNATURE_UNSUPPORTED, show(name))
-        return method
-
-    async def _help(self, name: str) -> str:
-        method = self._known(name)
-        params = ", ".join(f"{param.name}: {param.kind}" for param in method.params)
-        return f"{method.name}({params}) -> {method.returns}\n\n{method.help}"
-
-    async def _signature(self, name: str) -> list[str]:
-        return self._known(name).signature()
-
-    async def _multicall(self, calls: list[Any]) -> list[object]:
-        if len(calls) > MULTICALL_LIMIT:
-            raise Fault(FaultCode.BAD_ARGUMENTS, f"{len(calls)} calls, at most {MULTICALL_LIMIT} are taken at once")
-        results = []
-        for call in calls:
-            try:
-                results.append(await self._one_of_many(call))
-            except Fault as fault:
-                results.append({"faultCode": int(fault.code), "faultString": str(fault)})
-        return results
-
-    async def _one_of_many(self, call: Any) -> object:
-        name = call.get("methodName") if isinstance(call, dict) else None
-        params = call.get("params", []) if isinstance(call, dict) else None
-        if not isinstance(name, str) or not isinstance(params, list):
-            raise Fault(FaultCode.INCORRECT_PARAMETERS, "a call is {methodName: string, params: array}")
-        if name == "system.multicall":
-            raise Fault(FaultCode.INCORRECT_PARAMETERS, "no system.multicall inside of one")
-        return await self.call(name, tuple(params))
+    async def close(self) -> None:
+        """Cancel what runs in the background."""
+        tasks = list(self._background)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,7 +4,7 @@ import datetime
 import time
 from typing import Any
 
-from mlx_supervisor.control.backend import ConfigInfo, FaultCode, ProcessInfo, ProcessState, Target
+from mlx_supervisor.control.backend import Backend, ConfigInfo, FaultCode, ProcessInfo, ProcessState
 from mlx_supervisor.control.xmlrpc_codec import clip_int
 
 PRIORITY = 999
@@ -13,9 +13,9 @@ EXIT_STATUS_LIMIT = 127
 """Exporters take a larger exit status for an error of the protocol."""
 
 
-def process(target: Target, info: ProcessInfo, now_s: float) -> dict[str, Any]:
+def process(backend: Backend, info: ProcessInfo, now_s: float) -> dict[str, Any]:
     """The struct that `getProcessInfo` returns. `now_s`: seconds since 1970."""
-    logs = {channel: str(target.log_path(info.name, channel) or "") for channel in ("stdout", "stderr")}
+    logs = {channel: str(backend.log_path(info.name, channel) or "") for channel in ("stdout", "stderr")}
     return {
         "name": info.name,
         "group": info.name,
@@ -54,9 +54,9 @@ def _exit_status(status: int | None) -> int:
     return -1 if status < 0 else min(status, EXIT_STATUS_LIMIT)
 
 
-def config(target: Target, info: ConfigInfo) -> dict[str, Any]:
+def config(backend: Backend, info: ConfigInfo) -> dict[str, Any]:
     """The struct that `getAllConfigInfo` returns for one run; what has no meaning here has Supervisord's default."""
-    logs = {channel: _config_log(target, info, channel) for channel in ("stdout", "stderr")}
+    logs = {channel: _config_log(backend, info, channel) for channel in ("stdout", "stderr")}
     of_channels = {
         f"{channel}_{key}": value
         for channel, log in logs.items()
@@ -90,8 +90,8 @@ def config(target: Target, info: ConfigInfo) -> dict[str, Any]:
     }
 
 
-def _config_log(target: Target, info: ConfigInfo, channel: Any) -> str:
-    path = target.log_path(info.name, channel) if info.in_use else None
+def _config_log(backend: Backend, info: ConfigInfo, channel: Any) -> str:
+    path = backend.log_path(info.name, channel) if info.in_use else None
     return str(path) if path else "none"
 
 

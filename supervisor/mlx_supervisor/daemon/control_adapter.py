@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlx_supervisor.control.backend import (
+    Backend,
     Channel,
     ConfigChanges,
     ConfigInfo,
@@ -31,8 +32,8 @@ PAUSE_S = 5.0
 RUNNING = frozenset({State.RUNNING, State.RELIEVING})
 
 
-class DaemonTarget:
-    """Implements `control.target.Target`."""
+class DaemonBackend(Backend):
+    """The daemon's runs, as the control interface drives them."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -40,15 +41,12 @@ class DaemonTarget:
 
     @property
     def shutting_down(self) -> bool:
-        """See Target."""
         return self._daemon.shutdown_wanted.is_set()
 
     def processes(self) -> Sequence[ProcessInfo]:
-        """See Target."""
         return [_process_info(run) for run in self._daemon.runs.values()]
 
     def configs(self) -> Sequence[ConfigInfo]:
-        """See Target."""
         settings = self._reread or self._daemon.settings
         return [
             ConfigInfo(
@@ -63,11 +61,9 @@ class DaemonTarget:
         ]
 
     def run_info(self, name: str) -> RunInfo:
-        """See Target."""
         return run_info(self._run(name))
 
     async def start(self, name: str) -> None:
-        """See Target."""
         run = self._run(name)
         await run.until(lambda: not run.recovery.active)
         if self.shutting_down:
@@ -96,7 +92,6 @@ class DaemonTarget:
         raise Fault(code, f"{name}: {reason}")
 
     async def stop(self, name: str) -> None:
-        """See Target."""
         run = self._run(name)
         if run.at_rest:
             raise Fault(FaultCode.NOT_RUNNING, name)
@@ -104,14 +99,12 @@ class DaemonTarget:
         await run.until(lambda: run.at_rest)
 
     async def restart(self, name: str) -> None:
-        """See Target."""
         run = self._run(name)
         if not run.at_rest:
             await self.stop(name)
         await self.start(name)
 
     def signal(self, name: str, signum: int) -> None:
-        """See Target."""
         try:
             self._run(name).signal(signum)
         except ProcessLookupError:
@@ -120,23 +113,19 @@ class DaemonTarget:
             raise Fault(FaultCode.FAILED, f"{name}: {error.strerror}") from None
 
     def log_path(self, name: str, channel: Channel) -> Path | None:
-        """See Target."""
         log = self._run(name).log
         return log.stdout_path if channel == "stdout" else log.stderr_path
 
     def main_log_path(self) -> Path | None:
-        """See Target."""
         return self._daemon.state.log
 
     def clear_logs(self, name: str) -> None:
-        """See Target."""
         try:
             self._run(name).log.clear()
         except OSError as error:
             raise Fault(FaultCode.FAILED, f"{name}: {error.strerror}") from None
 
     def clear_main_log(self) -> None:
-        """See Target."""
         path = self._daemon.state.log
         if not path.exists():
             raise Fault(FaultCode.NO_FILE, str(path))
@@ -146,12 +135,10 @@ class DaemonTarget:
             raise Fault(FaultCode.FAILED, f"{path}: {error.strerror}") from None
 
     def shutdown(self, restart: bool = False) -> None:
-        """See Target."""
         self._daemon.restart_wanted = restart
         self._daemon.shutdown_wanted.set()
 
     def reload_config(self) -> ConfigChanges:
-        """See Target."""
         now = self._daemon.settings
         try:
             self._reread = read_settings(now.path, now.state_dir)
@@ -166,7 +153,6 @@ class DaemonTarget:
         )
 
     async def add(self, name: str) -> None:
-        """See Target."""
         settings = self._reread or self._daemon.settings
         if name in self._daemon.runs:
             raise Fault(FaultCode.ALREADY_ADDED, name)
@@ -181,7 +167,6 @@ class DaemonTarget:
             run.command(CommandKind.START, "autostart")
 
     async def remove(self, name: str) -> None:
-        """See Target."""
         run = self._run(name)
         if run.recovery.active or not run.at_rest:
             raise Fault(FaultCode.STILL_RUNNING, name)

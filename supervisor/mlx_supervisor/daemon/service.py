@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from mlx_supervisor.control.server import ControlServer
-from mlx_supervisor.daemon.control_adapter import DaemonTarget
+from mlx_supervisor.control.transport.server import ControlServer
+from mlx_supervisor.daemon.control_adapter import DaemonBackend
 from mlx_supervisor.daemon.daemon import Daemon
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.host import sd_notify
@@ -17,7 +17,7 @@ class Service:
 
     def __init__(self, settings: Settings, state: StateDir, observers: Sequence[Observer] = ()) -> None:
         self.daemon = Daemon(settings, state, observers)
-        self._control = ControlServer(state.control_socket, DaemonTarget(self.daemon))
+        self._control = ControlServer(state.control_socket, DaemonBackend(self.daemon))
 
     async def open(self, forget: Sequence[str] = ()) -> None:
         """Open the daemon, then its control socket. Raises what `Daemon.open` raises; nothing is left open then."""

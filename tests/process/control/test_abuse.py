@@ -9,7 +9,8 @@ from contextlib import closing
 import pytest
 
 from mlx_supervisor.cli.ctl.client import DaemonClient
-from mlx_supervisor.control import connection, xmlrpc_codec
+from mlx_supervisor.control import xmlrpc_codec
+from mlx_supervisor.control.transport import http_stream
 
 DEADLINE_S = 10.0
 BOMB = """<?xml version="1.0"?><!DOCTYPE bomb [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">
@@ -158,32 +159,32 @@ def fault_of(served, method: str, *arguments: object) -> xmlrpc.client.Fault:
         ("supervisor.signalProcess", ("night", "__class__"), 11),
         ("system.multicall", ("x",), 2),
         ("supervisor.__init__", (), 1),
-        ("supervisor._target.shutdown", (), 1),
+        ("supervisor.backend.shutdown", (), 1),
         ("call", (), 1),
         ("supervisor.startProcess", ("idle:other",), 10),
         ("supervisor.startProcess", ("../idle",), 10),
         ("supervisor.startProcess", ("\u2028<&>]]>" * 1000,), 10),
     ],
 )
-def test_wrong_calls_are_faults(alive, target, method, arguments, code):
+def test_wrong_calls_are_faults(alive, backend, method, arguments, code):
     fault = fault_of(alive, method, *arguments)
     assert fault.faultCode == code
     assert len(fault.faultString) < 500
-    assert target.calls == []
+    assert backend.calls == []
 
 
-def test_a_bug_of_the_target_is_a_fault_and_not_the_end(alive, target):
+def test_a_bug_of_the_target_is_a_fault_and_not_the_end(alive, backend):
     def broken(name: str) -> None:
         raise ZeroDivisionError(f"{name}\x00")
 
-    target.clear_logs = broken
+    backend.clear_logs = broken
     fault = fault_of(alive, "supervisor.clearProcessLogs", "idle")
     assert (fault.faultCode, fault.faultString) == (30, "FAILED: ZeroDivisionError: idle")
 
 
 def test_a_slow_request_is_dropped_at_its_deadline(alive, monkeypatch):
-    monkeypatch.setattr(connection, "HEADER_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(connection, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_stream, "HEADER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_stream, "BODY_TIMEOUT_S", 0.3)
     for said in (b"", b"POST /RPC2 HT", post(b"xxxx")[:-2]):
         with closing(socket.socket(socket.AF_UNIX)) as link:
             link.settimeout(DEADLINE_S)
@@ -194,14 +195,14 @@ def test_a_slow_request_is_dropped_at_its_deadline(alive, monkeypatch):
 
 
 def test_a_client_that_does_not_read_its_answer_is_let_go(alive, folder, monkeypatch):
-    monkeypatch.setattr(connection, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_stream, "WRITE_TIMEOUT_S", 0.3)
     (folder / "night-stdout.log").write_bytes(b"x" * (1 << 20))
     call = xmlrpc.client.dumps(("night", 0, 0), "supervisor.readProcessStdoutLog").encode()
     with closing(socket.socket(socket.AF_UNIX)) as link:
         link.connect(str(alive.path))
         link.sendall(post(call))
-        alive.wait_until(lambda: alive.server._connections)
-        alive.wait_until(lambda: not alive.server._connections)
+        alive.wait_until(lambda: alive.server.connections)
+        alive.wait_until(lambda: not alive.server.connections)
 
 
 def test_what_goes_out_is_always_what_every_client_can_read():

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from mlx_supervisor import __version__
-from mlx_supervisor.control import ConfigChanges, Fault, FaultCode, ProcessState, RunInfo
+from mlx_supervisor.control.backend import ConfigChanges, Fault, FaultCode, ProcessState, RunInfo
 
 GIB = 1024**3
 
 
-def test_status_without_arguments_tells_how_the_training_goes(ours, target):
-    target.infos["night"] = RunInfo(
+def test_status_without_arguments_tells_how_the_training_goes(ours, backend):
+    backend.infos["night"] = RunInfo(
         step=120,
         target_steps=1000,
         loss=2.3456789,
@@ -39,12 +39,12 @@ def test_status_without_arguments_tells_how_the_training_goes(ours, target):
     assert ours("status", "night").code == 0
 
 
-def test_status_of_a_run_that_has_said_nothing_yet(ours, target):
-    target.infos["night"] = RunInfo(phase="load", loss=float("nan"), step=None)
+def test_status_of_a_run_that_has_said_nothing_yet(ours, backend):
+    backend.infos["night"] = RunInfo(phase="load", loss=float("nan"), step=None)
     assert ours("status", "night").out.rstrip("\n").endswith("  (load), loss nan")
-    target.infos["night"] = RunInfo(leak="", leak_bytes_per_step=9e6, phase="running")
+    backend.infos["night"] = RunInfo(leak="", leak_bytes_per_step=9e6, phase="running")
     assert len(ours("status", "night").words[0]) == 6, "what the detector does not call a leak is not shown as one"
-    target.infos.clear()
+    backend.infos.clear()
     assert len(ours("status", "night").out.splitlines()) == 1
 
 
@@ -55,7 +55,7 @@ def test_status_of_unknown_runs_exits_4_and_still_shows_the_others(ours):
     assert ran.code == 4
 
 
-def test_start_stop_restart(ours, target):
+def test_start_stop_restart(ours, backend):
     assert ours("start", "idle").out == "idle: started\n"
     ran = ours("start", "idle", "nix")
     assert (ran.out, ran.code) == ("idle: ERROR (already started)\nnix: ERROR (no such run)\n", 1)
@@ -63,13 +63,13 @@ def test_start_stop_restart(ours, target):
     assert ours("stop", "all").out == "idle: stopped\nnight: stopped\n"
     ran = ours("stop", "night")
     assert (ran.out, ran.code) == ("night: ERROR (not running)\n", 0)
-    target.calls.clear()
+    backend.calls.clear()
     assert ours("restart", "night").out == "night: restarted\n"
-    assert target.calls[0] == ("restart", "night"), "one call, so that nothing can come between"
+    assert backend.calls[0] == ("restart", "night"), "one call, so that nothing can come between"
 
 
-def test_a_failed_start_says_why_and_exits_7(ours, target):
-    target.start_fails["idle"] = Fault(FaultCode.ABNORMAL_TERMINATION, "out of memory at batch 1")
+def test_a_failed_start_says_why_and_exits_7(ours, backend):
+    backend.start_fails["idle"] = Fault(FaultCode.ABNORMAL_TERMINATION, "out of memory at batch 1")
     ran = ours("start", "idle")
     assert (ran.out, ran.code) == ("idle: ERROR (out of memory at batch 1)\n", 7)
 
@@ -99,17 +99,17 @@ def test_tail_f_until_interrupted(our_command, folder, in_background):
         assert client.wait(10) == 0
 
 
-def test_a_reader_that_leaves_early_is_no_traceback(our_command, target):
+def test_a_reader_that_leaves_early_is_no_traceback(our_command, backend):
     for number in range(3000):
-        target.put(f"run-with-a-long-name-{number}", ProcessState.FATAL, detail="because of something long" * 3)
+        backend.put(f"run-with-a-long-name-{number}", ProcessState.FATAL, detail="because of something long" * 3)
     line = " ".join([*our_command, "status"])
     ran = subprocess.run(["bash", "-c", f"{line} | head -1"], capture_output=True, text=True, timeout=20, check=False)
     assert ran.stderr == ""
 
 
-def test_the_other_commands(ours, target, folder):
+def test_the_other_commands(ours, backend, folder):
     (folder / "supervisor.log").write_text("the supervisor speaks\n")
-    target.available = ["new"]
+    backend.available = ["new"]
     assert ours("version").out == f"{__version__}\n"
     assert int(ours("pid").out) > 1
     assert [ours("pid", name).code for name in ("night", "idle", "nix")] == [0, 7, 1]
@@ -122,14 +122,14 @@ def test_the_other_commands(ours, target, folder):
     assert ours("remove", "new").out == "new: removed\n"
     assert ours("remove", "night").out == "night: ERROR (still running)\n"
     assert ours("shutdown").code == 0
-    assert ("signal", "night", signal.SIGUSR1) in target.calls
-    assert target.calls[-1] == ("shutdown", False)
+    assert ("signal", "night", signal.SIGUSR1) in backend.calls
+    assert backend.calls[-1] == ("shutdown", False)
     ran = ours("reread")
     assert (ran.code, ran.err) == (1, "ERROR (the supervisor is shutting down)\n")
 
 
-def test_info_prints_json_with_sizes_that_xmlrpc_has_no_integers_for(ours, target):
-    target.infos["night"] = RunInfo(footprint_bytes=20 * GIB, loss=float("inf"), reason="ok\x00", step=None)
+def test_info_prints_json_with_sizes_that_xmlrpc_has_no_integers_for(ours, backend):
+    backend.infos["night"] = RunInfo(footprint_bytes=20 * GIB, loss=float("inf"), reason="ok\x00", step=None)
     info = json.loads(ours("info", "night").out)
     assert info == {
         "name": "night",
@@ -141,15 +141,15 @@ def test_info_prints_json_with_sizes_that_xmlrpc_has_no_integers_for(ours, targe
     assert len(ours("info").out.splitlines()) == 2
 
 
-def test_update_takes_in_what_changed(ours, target):
-    target.changes = ConfigChanges(added=["new"], changed=["night"], removed=["idle"])
+def test_update_takes_in_what_changed(ours, backend):
+    backend.changes = ConfigChanges(added=["new"], changed=["night"], removed=["idle"])
     assert ours("reread").out == "idle: disappeared\nnew: available\nnight: changed\n"
     assert ours("update", "nix").code == 1
     ran = ours("update")
     assert (ran.out, ran.code) == ("idle: removed\nnight: updated\nnew: added\n", 0)
-    assert sorted(target.runs) == ["new", "night"]
-    target.reread_error = "run.toml: runs.x.seed: found -1, allowed are 0 and more"
-    assert ours("reread").err == f"ERROR ({target.reread_error})\n"
+    assert sorted(backend.runs) == ["new", "night"]
+    backend.reread_error = "run.toml: runs.x.seed: found -1, allowed are 0 and more"
+    assert ours("reread").err == f"ERROR ({backend.reread_error})\n"
 
 
 def test_no_daemon_says_which_socket_and_how_to_start_one(folder, client):
@@ -184,10 +184,10 @@ def test_wrong_options_exit_2_and_say_what_is_allowed(folder, client):
     assert "BYTES" in client("help", "tail").out
 
 
-def test_a_daemon_that_ends_in_the_middle_is_said_so(our_command, served, target, in_background):
-    target.hold_forever()
+def test_a_daemon_that_ends_in_the_middle_is_said_so(our_command, served, backend, in_background):
+    backend.hold_forever()
     with in_background([*our_command, "start", "idle"]) as client:
-        target.wait_for(("start", "idle"))
+        backend.wait_for(("start", "idle"))
         served.on_loop(served.server.close())
         out, _ = client.communicate(timeout=10)
     assert out == "idle: ERROR (the supervisor is gone)\n"

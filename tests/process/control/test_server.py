@@ -15,9 +15,10 @@ import pytest
 
 from mlx_supervisor.cli.ctl import client
 from mlx_supervisor.cli.ctl.client import DaemonClient
-from mlx_supervisor.control import ControlServer, ProcessState, SocketFileError, Target
+from mlx_supervisor.control.backend import Backend, ProcessState
 from mlx_supervisor.control.log_reader import Follower
-from mlx_supervisor.control.server import CONNECTION_LIMIT
+from mlx_supervisor.control.transport.server import CONNECTION_LIMIT, ControlServer
+from mlx_supervisor.control.transport.unix_socket import SocketFileError
 
 
 def connect(served) -> socket.socket:
@@ -61,11 +62,11 @@ def test_only_the_owner_may_connect(served):
     assert stat.S_IMODE(served.path.parent.stat().st_mode) == 0o700
 
 
-def test_an_open_folder_is_closed_before_the_socket_is_there(folder, target):
+def test_an_open_folder_is_closed_before_the_socket_is_there(folder, backend):
     folder.chmod(0o755)
 
     async def serve() -> int:
-        server = ControlServer(folder / "s", target)
+        server = ControlServer(folder / "s", backend)
         await server.start()
         mode = stat.S_IMODE(folder.stat().st_mode)
         await server.close()
@@ -74,49 +75,49 @@ def test_an_open_folder_is_closed_before_the_socket_is_there(folder, target):
     assert asyncio.run(serve()) == 0o700
 
 
-def start_and_close(path: Path, target: Target) -> None:
+def start_and_close(path: Path, backend: Backend) -> None:
     async def both() -> None:
-        server = ControlServer(path, target)
+        server = ControlServer(path, backend)
         await server.start()
         await server.close()
 
     asyncio.run(both())
 
 
-def test_the_socket_of_a_dead_daemon_is_replaced_and_the_file_goes_at_the_end(folder, target):
+def test_the_socket_of_a_dead_daemon_is_replaced_and_the_file_goes_at_the_end(folder, backend):
     path = folder / "supervisor.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert path.exists()
-    start_and_close(path, target)
+    start_and_close(path, backend)
     assert not path.exists()
-    start_and_close(path, target)
+    start_and_close(path, backend)
 
 
-def test_a_live_daemon_keeps_its_socket(served, target, daemon):
+def test_a_live_daemon_keeps_its_socket(served, backend, daemon):
     with pytest.raises(SocketFileError, match="another daemon answers there"):
-        start_and_close(served.path, target)
+        start_and_close(served.path, backend)
     assert daemon.call("supervisor.getVersion") == "3.0"
 
 
-def test_a_file_that_is_no_socket_is_left_alone(folder, target):
+def test_a_file_that_is_no_socket_is_left_alone(folder, backend):
     path = folder / "supervisor.sock"
     path.write_text("precious")
     with pytest.raises(SocketFileError, match="is not a socket"):
-        start_and_close(path, target)
+        start_and_close(path, backend)
     assert path.read_text() == "precious"
 
 
-def test_a_path_that_is_too_long_is_refused_with_its_length(folder, target):
+def test_a_path_that_is_too_long_is_refused_with_its_length(folder, backend):
     with pytest.raises(SocketFileError, match=r"1\d\d bytes are too long"):
-        start_and_close(folder / ("x" * 100), target)
+        start_and_close(folder / ("x" * 100), backend)
 
 
-def test_another_daemons_socket_is_not_removed_at_the_end(folder, target):
+def test_another_daemons_socket_is_not_removed_at_the_end(folder, backend):
     path = folder / "supervisor.sock"
 
     async def replaced() -> None:
-        server = ControlServer(path, target)
+        server = ControlServer(path, backend)
         await server.start()
         path.unlink()
         path.write_text("somebody else's")
@@ -138,34 +139,34 @@ def test_one_connection_serves_many_calls_also_sent_ahead(served):
         assert answer(link) == (200, "3.0")
 
 
-def test_a_long_start_holds_up_nobody_else(served, target, daemon):
-    target.hold_forever()
+def test_a_long_start_holds_up_nobody_else(served, backend, daemon):
+    backend.hold_forever()
     with closing(connect(served)) as waiting:
         waiting.sendall(call("supervisor.startProcess", "idle"))
-        target.wait_for(("start", "idle"))
+        backend.wait_for(("start", "idle"))
         assert daemon.call("supervisor.getProcessInfo", "idle")["statename"] == "STARTING"
-        served.loop.call_soon_threadsafe(target.hold_starts.set)
+        served.loop.call_soon_threadsafe(backend.hold_starts.set)
         assert answer(waiting) == (200, True)
 
 
-def test_a_client_that_leaves_cancels_nothing(served, target):
-    target.hold_forever()
+def test_a_client_that_leaves_cancels_nothing(served, backend):
+    backend.hold_forever()
     with closing(connect(served)) as leaving:
         leaving.sendall(call("supervisor.startProcess", "idle"))
-        target.wait_for(("start", "idle"))
-    served.wait_until(lambda: not served.server._connections)  # it is noticed, and its place given back
-    served.loop.call_soon_threadsafe(target.hold_starts.set)
-    target.wait_for(("started", "idle"))
+        backend.wait_for(("start", "idle"))
+    served.wait_until(lambda: not served.server.connections)  # it is noticed, and its place given back
+    served.loop.call_soon_threadsafe(backend.hold_starts.set)
+    backend.wait_for(("started", "idle"))
 
 
-def test_without_wait_the_answer_comes_at_once(served, target, daemon):
-    target.hold_forever()
+def test_without_wait_the_answer_comes_at_once(served, backend, daemon):
+    backend.hold_forever()
     assert daemon.call("supervisor.startProcess", "idle", False) is True
-    target.wait_for(("start", "idle"))
+    backend.wait_for(("start", "idle"))
     with pytest.raises(xmlrpc.client.Fault, match="ALREADY_STARTED: idle"):
         daemon.call("supervisor.startProcess", "idle", False)
-    served.loop.call_soon_threadsafe(target.hold_starts.set)
-    target.wait_for(("started", "idle"))
+    served.loop.call_soon_threadsafe(backend.hold_starts.set)
+    backend.wait_for(("started", "idle"))
 
 
 def test_more_connections_than_allowed_are_told_so(served, daemon):
@@ -177,12 +178,12 @@ def test_more_connections_than_allowed_are_told_so(served, daemon):
         assert answer(late)[0] == 503
     for link in links:
         link.close()
-    served.wait_until(lambda: not served.server._connections)
+    served.wait_until(lambda: not served.server.connections)
     assert daemon.call("supervisor.getVersion") == "3.0"
 
 
-def test_process_info_has_every_key_of_the_type_that_exporters_expect(daemon, target, folder):
-    target.put("idle", ProcessState.FATAL, exit_status=255, started_at_s=9e9, detail="gave up")
+def test_process_info_has_every_key_of_the_type_that_exporters_expect(daemon, backend, folder):
+    backend.put("idle", ProcessState.FATAL, exit_status=255, started_at_s=9e9, detail="gave up")
     info = daemon.call("supervisor.getProcessInfo", "idle")
     log = f"{folder}/idle-stdout.log"
     assert info.pop("now") > 1.6e9
@@ -201,7 +202,7 @@ def test_process_info_has_every_key_of_the_type_that_exporters_expect(daemon, ta
         "pid": 0,
         "description": "gave up",
     }
-    target.put("idle", ProcessState.EXITED, exit_status=-9)
+    backend.put("idle", ProcessState.EXITED, exit_status=-9)
     assert daemon.call("supervisor.getProcessInfo", "idle")["exitstatus"] == -1
 
 
@@ -232,7 +233,7 @@ def test_multicall_answers_as_supervisord_does(daemon):
         daemon.call("system.multicall", calls * 13)
 
 
-def test_state_of_a_daemon_that_shuts_down(daemon, target):
+def test_state_of_a_daemon_that_shuts_down(daemon, backend):
     assert daemon.call("supervisor.getState") == {"statecode": 1, "statename": "RUNNING"}
     assert daemon.call("supervisor.shutdown") is True
     assert daemon.call("supervisor.getState") == {"statecode": -1, "statename": "SHUTDOWN"}
@@ -331,7 +332,7 @@ def test_a_follower_that_leaves_a_quiet_log_gives_its_place_back(served, folder)
         said = b""
         while not said.endswith(b"1\r\nx\r\n"):
             said += link.recv(100)  # so that there is nothing more to send, whose failure would show that it left
-    served.wait_until(lambda: not served.server._connections)
+    served.wait_until(lambda: not served.server.connections)
 
 
 def test_following_survives_every_rotation(tmp_path):

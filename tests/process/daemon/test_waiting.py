@@ -17,7 +17,7 @@ from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.daemon import control_adapter
-from mlx_supervisor.daemon.control_adapter import DaemonTarget
+from mlx_supervisor.daemon.control_adapter import DaemonBackend
 from mlx_supervisor.daemon.daemon import Daemon
 from mlx_supervisor.daemon.run import SupervisedRun
 from mlx_supervisor.daemon.shared import Observer
@@ -160,19 +160,19 @@ def test_whoever_starts_a_run_is_told_that_it_waits(
     async def scenario() -> None:
         async with running(tmp_path, Listener()) as run:
             daemon = SimpleNamespace(runs={"run": run}, shutdown_wanted=asyncio.Event())
-            target = DaemonTarget(cast(Daemon, daemon))
-            await target.stop("run")
+            backend = DaemonBackend(cast(Daemon, daemon))
+            await backend.stop("run")
             machine.available_bytes = 0
             with pytest.raises(Fault, match="waiting for memory"):
-                await target.start("run")
+                await backend.start("run")
             assert run.machine.state is State.WAITING
             machine.available_bytes = 8 * GIB
             await run.until(lambda: run.machine.state is State.RUNNING)
-            await target.stop("run")
+            await backend.stop("run")
             machine.available_bytes = 0
             monkeypatch.setattr(control_adapter, "PAUSE_S", harness.PATIENCE_S)
             asyncio.get_running_loop().call_later(0.05, lambda: setattr(machine, "available_bytes", 8 * GIB))
-            await target.start("run")  # a blink is not worth a word
+            await backend.start("run")  # a blink is not worth a word
             assert run.machine.state is State.RUNNING
 
     asyncio.run(scenario())

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import structlog
 
-from mlx_supervisor.control.backend import Target
-from mlx_supervisor.control.connection import Connection
+from mlx_supervisor.control.backend import Backend
 from mlx_supervisor.control.dispatcher import Dispatcher
-from mlx_supervisor.control.handlers import Interface
-from mlx_supervisor.control.method_table import method_table
-from mlx_supervisor.control.unix_socket import SocketFile
+from mlx_supervisor.control.handlers.table import METHODS
+from mlx_supervisor.control.transport.connection import Connection
+from mlx_supervisor.control.transport.http_stream import HttpStream
+from mlx_supervisor.control.transport.unix_socket import SocketFile
 
 CONNECTION_LIMIT = 64
 """More are told so (503) and closed."""
@@ -20,13 +20,12 @@ _log = structlog.get_logger("control")
 
 
 class ControlServer:
-    """Serves `target` on a Unix socket at `path`, to the owner of its folder only."""
+    """Serves `backend` on a Unix socket at `path`, to the owner of its folder only."""
 
-    def __init__(self, path: Path, target: Target) -> None:
+    def __init__(self, path: Path, backend: Backend) -> None:
         self._path = path
-        self._interface = Interface(target)
-        self._dispatcher = Dispatcher(target, method_table(self._interface))
-        self._connections: dict[asyncio.Task[None], Connection] = {}
+        self._dispatcher = Dispatcher(backend, METHODS)
+        self.connections: dict[asyncio.Task[None], Connection] = {}
         self._refusals: set[asyncio.Task[None]] = set()
         self._calls: set[asyncio.Task[object]] = set()
         self._file: SocketFile | None = None
@@ -49,36 +48,44 @@ class ControlServer:
         if self._file is None or self._server is None:
             return
         self._server.close()
-        answering = [task for task, connection in self._connections.items() if connection.leave()]
+        answering = [task for task, connection in self.connections.items() if connection.leave()]
         await _wait(answering)
         await _cancel(self._calls)
         await _wait([task for task in answering if not task.done()])
-        await _cancel({*self._connections, *self._refusals})
-        await self._interface.close()
+        await _cancel({*self.connections, *self._refusals})
+        await self._dispatcher.close()
         self._file.close()
         self._file = self._server = None
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(reader, writer, self._dispatcher, self._interface, self._calls)
-        if len(self._connections) >= CONNECTION_LIMIT:
-            self._refuse(connection)
+        stream = HttpStream(reader, writer)
+        if len(self.connections) >= CONNECTION_LIMIT:
+            self._refuse(stream)
             return
+        connection = Connection(stream, self._dispatcher, self._calls)
         task = asyncio.create_task(connection.serve())
-        self._connections[task] = connection
+        self.connections[task] = connection
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._connections.pop(task, None)
+        self.connections.pop(task, None)
         if not task.cancelled() and (error := task.exception()):
             _log.error("control_connection_failed", error=repr(error), exc_info=error)
 
-    def _refuse(self, connection: Connection) -> None:
+    def _refuse(self, stream: HttpStream) -> None:
         if len(self._refusals) >= CONNECTION_LIMIT:
-            connection.abort()
+            stream.abort()
             return
-        task = asyncio.create_task(connection.refuse())
+        task = asyncio.create_task(_turn_away(stream))
         self._refusals.add(task)
         task.add_done_callback(self._refusals.discard)
+
+
+async def _turn_away(stream: HttpStream) -> None:
+    try:
+        await stream.refuse(503, "Too many connections")
+    finally:
+        await stream.close()
 
 
 async def _wait(tasks: list[asyncio.Task[None]]) -> None:

@@ -1,0 +1,1 @@
+"""The methods of the control interface: plain functions by subject, and the table that names them."""

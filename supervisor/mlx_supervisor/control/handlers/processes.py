@@ -1,0 +1,168 @@
+"""Runs as Supervisord's processes: their state, starting, stopping and signalling them."""
+
+import signal as signals
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+
+from mlx_supervisor.control import structs
+from mlx_supervisor.control.backend import (
+    SIGNALLABLE_STATES,
+    STARTED_STATES,
+    Fault,
+    FaultCode,
+    ProcessInfo,
+    ProcessState,
+)
+from mlx_supervisor.control.dispatcher import Dispatcher, show
+from mlx_supervisor.control.handlers.shared import each, find, in_order, narrowed
+
+_log = structlog.get_logger("control")
+KNOWN_FOR_START = frozenset({10, 20, 21, 40, 50, 60})
+KNOWN_FOR_STOP = frozenset({10, 11, 30, 70})
+"""Supervisord's client ends in a traceback on any other fault of these calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verb:
+    """The states in which it applies, and the fault in all others."""
+
+    states: frozenset[ProcessState]
+    refusal: FaultCode
+
+
+_START = _Verb(frozenset(ProcessState) - STARTED_STATES, FaultCode.ALREADY_STARTED)
+_STOP = _Verb(STARTED_STATES, FaultCode.NOT_RUNNING)
+_SIGNAL = _Verb(SIGNALLABLE_STATES, FaultCode.NOT_RUNNING)
+_Action = Callable[[str], Awaitable[object]]
+
+
+async def _on_one(info: ProcessInfo, name: str, verb: _Verb, action: _Action) -> object:
+    """`name` as the client gave it: NAME: and NAME:* mean the group, which is answered with an array."""
+    if name != info.name and name.endswith((":", ":*")):
+        return await _on_each([info], verb, action)
+    if info.state not in verb.states:
+        raise Fault(verb.refusal, info.name)
+    return await action(info.name)
+
+
+async def _on_each(infos: Iterable[ProcessInfo], verb: _Verb, action: _Action) -> list[Any]:
+    return await each([info.name for info in infos if info.state in verb.states], action)
+
+
+async def process_info(dispatcher: Dispatcher, name: str) -> dict[str, Any]:
+    """One run."""
+    return structs.process(dispatcher.backend, find(dispatcher.backend, name), time.time())
+
+
+async def all_process_info(dispatcher: Dispatcher) -> list[Any]:
+    """All runs, by name."""
+    backend = dispatcher.backend
+    return [structs.process(backend, info, time.time()) for info in in_order(backend)]
+
+
+async def start(dispatcher: Dispatcher, name: str, wait: bool) -> object:
+    """Start one run, or the runs of a group that are not started."""
+    return await _on_one(find(dispatcher.backend, name), name, _START, partial(_start, dispatcher, wait))
+
+
+async def start_group(dispatcher: Dispatcher, name: str, wait: bool) -> list[Any]:
+    """Start the runs of a group that are not started."""
+    return await _on_each([find(dispatcher.backend, name)], _START, partial(_start, dispatcher, wait))
+
+
+async def start_all(dispatcher: Dispatcher, wait: bool) -> list[Any]:
+    """Start all runs that are not started."""
+    return await _on_each(dispatcher.backend.processes(), _START, partial(_start, dispatcher, wait))
+
+
+async def _start(dispatcher: Dispatcher, wait: bool, name: str) -> bool:
+    async def action() -> None:
+        await narrowed(dispatcher.backend.start(name), KNOWN_FOR_START, FaultCode.SPAWN_ERROR)
+
+    return await _begin(dispatcher, action, name, wait)
+
+
+async def stop(dispatcher: Dispatcher, name: str, wait: bool) -> object:
+    """Stop one run, or the started runs of a group."""
+    return await _on_one(find(dispatcher.backend, name), name, _STOP, partial(_stop, dispatcher, wait))
+
+
+async def stop_group(dispatcher: Dispatcher, name: str, wait: bool) -> list[Any]:
+    """Stop the started runs of a group."""
+    return await _on_each([find(dispatcher.backend, name)], _STOP, partial(_stop, dispatcher, wait))
+
+
+async def stop_all(dispatcher: Dispatcher, wait: bool) -> list[Any]:
+    """Stop all started runs."""
+    return await _on_each(dispatcher.backend.processes(), _STOP, partial(_stop, dispatcher, wait))
+
+
+async def _stop(dispatcher: Dispatcher, wait: bool, name: str) -> bool:
+    async def action() -> None:
+        await narrowed(dispatcher.backend.stop(name), KNOWN_FOR_STOP, FaultCode.FAILED)
+
+    return await _begin(dispatcher, action, name, wait)
+
+
+async def _begin(dispatcher: Dispatcher, action: Callable[[], Awaitable[None]], name: str, wait: bool) -> bool:
+    async def logged() -> None:
+        try:
+            await action()
+        except Fault as fault:
+            _log.warning("control_background_call_failed", run=name, fault=str(fault))
+
+    if wait:
+        await action()
+    else:
+        dispatcher.in_background(logged())
+    return True
+
+
+async def signal(dispatcher: Dispatcher, name: str, requested: str | int) -> object:
+    """Send a signal to one run, or to the runs of a group that have a process."""
+    info = find(dispatcher.backend, name)
+    return await _on_one(info, name, _SIGNAL, partial(_signal, dispatcher, _signal_number(requested)))
+
+
+async def signal_group(dispatcher: Dispatcher, name: str, requested: str | int) -> list[Any]:
+    """Send a signal to the runs of a group that have a process."""
+    info = find(dispatcher.backend, name)
+    return await _on_each([info], _SIGNAL, partial(_signal, dispatcher, _signal_number(requested)))
+
+
+async def signal_all(dispatcher: Dispatcher, requested: str | int) -> list[Any]:
+    """Send a signal to all runs that have a process."""
+    action = partial(_signal, dispatcher, _signal_number(requested))
+    return await _on_each(dispatcher.backend.processes(), _SIGNAL, action)
+
+
+async def _signal(dispatcher: Dispatcher, number: int, name: str) -> bool:
+    async def send() -> None:
+        dispatcher.backend.signal(name, number)
+
+    await narrowed(send(), KNOWN_FOR_STOP, FaultCode.FAILED)
+    return True
+
+
+def _signal_number(requested: str | int) -> int:
+    """The number of a signal given as 15, "15", "TERM" or "SIGTERM". Raises Fault BAD_SIGNAL."""
+    text = str(requested).strip().upper()
+    try:
+        if text.isascii() and text.isdigit():
+            return signals.Signals(int(text[:4])).value
+        return signals.Signals[text if text.startswith("SIG") else f"SIG{text}"].value
+    except (KeyError, ValueError):
+        raise Fault(FaultCode.BAD_SIGNAL, show(str(requested))) from None
+
+
+async def send_stdin(dispatcher: Dispatcher, name: str, chars: str) -> bool:
+    """Always a fault."""
+    info = find(dispatcher.backend, name)
+    if info.state not in SIGNALLABLE_STATES:
+        raise Fault(FaultCode.NOT_RUNNING, info.name)
+    raise Fault(FaultCode.NO_FILE, f"{info.name}: a training run has no standard input")

@@ -1,0 +1,1 @@
+"""The Unix socket, HTTP and XML-RPC over it."""
