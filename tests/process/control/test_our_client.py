@@ -1,11 +1,14 @@
 """Our own `supervisorctl`: what Supervisord's client says, how the training goes, and errors that say what to do."""
 
+import importlib
 import json
 import signal
 import subprocess
 import sys
+import tomllib
 
 import pytest
+from tests.process.conftest import REPOSITORY
 
 from mlx_supervisor import __version__
 from mlx_supervisor.control.backend import ConfigChanges, Fault, FaultCode, ProcessState, RunInfo
@@ -199,3 +202,10 @@ def test_the_client_imports_nothing_heavy(module):
     code = f"import sys, {module}; print(sorted({{'rich', 'typer', 'msgspec', 'zmq', 'asyncio'}} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
     assert ran.stdout == "[]\n"
+
+
+def test_every_installed_command_exists():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    for entry in project["scripts"].values():
+        module, _, function = entry.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
