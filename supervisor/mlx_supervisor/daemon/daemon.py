@@ -192,7 +192,7 @@ class Daemon:
 
     async def _keep_house(self) -> None:
         watchdog_s = sd_notify.watchdog_interval_s()
-        next_watchdog_s = time.monotonic()
+        next_watchdog_s = time.monotonic() + (watchdog_s or 0.0) / 2  # READY comes first
         while True:
             for run in list(self.runs.values()):
                 run.tend()
