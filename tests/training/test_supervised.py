@@ -115,7 +115,7 @@ def test_growth_from_a_small_start_keeps_the_losses(tmp_path: Path) -> None:
         tmp_path / "growing", steps=steps, pause_s=0.02, dropout=0.0, batch=batch, restart={"close_after_steps": 5}
     )
     done = harness.run(growing, trains=True)
-    assert done.process.returncode == 0
+    assert done.process.returncode == 0, done.stderr
     assert "All well: 2 samples at once" in done.stderr
     assert "All well: 8 samples at once" in done.stderr
     assert done.summary()["generations"][-1]["batch_size"] == 8

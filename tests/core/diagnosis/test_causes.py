@@ -334,14 +334,14 @@ def test_a_worker_that_heard_ctrl_c_was_interrupted() -> None:
     ids=lambda junk: junk[:8],
 )
 def test_anything_may_stand_in_a_stderr(junk: str) -> None:
-    before_s = time.perf_counter()
+    before_s = time.process_time()
     for text in (junk, junk + "\n" + traceback(f"RuntimeError: {CUDA_OOM}"), traceback("KeyError: 'a'") + junk):
         for code, signal in ((1, None), (None, 6), (None, 11), (65, None)):
             found = of(text, code, signal)
             assert len(found.text) <= TEXT_CHARS
             assert len(found.error_key) <= 2 * TEXT_CHARS
     assert of(junk + "\n" + traceback(f"RuntimeError: {CUDA_OOM}")).cause is Cause.DEVICE_OOM
-    assert time.perf_counter() - before_s < 10, "the event loop waits for it"
+    assert time.process_time() - before_s < 10, "the event loop waits for it"
 
 
 def test_a_long_message_keeps_its_place() -> None:

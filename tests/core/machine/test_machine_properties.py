@@ -249,6 +249,8 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=3 * settings.default.max_examples // 2,
+    stateful_step_count=40,
+    suppress_health_check=list(HealthCheck),
 )
 TestAnyOrder = AnyOrder.TestCase

@@ -4,7 +4,7 @@ from functools import cache
 from statistics import median
 
 import pytest
-from tests.core.memory.traces import Replay, Trace, replay, training
+from tests.core.memory.traces import Trace, replay, training
 
 NO_LIMIT_MB = 1e7
 NULL_SEEDS = range(40)
@@ -18,24 +18,16 @@ def _healthy(seed: int) -> Trace:
     return training(seed)
 
 
-@cache
-def _judged(leak_mb: float, seed: int) -> tuple[Trace, Replay]:
-    trace = training(seed, leak_mb, 400 + seed % 200, 500 + seed % 200 + DELAYS[leak_mb])
-    return trace, replay(trace, NO_LIMIT_MB, to_the_trip=False)
-
-
 @pytest.mark.parametrize("leak_mb", DELAYS)
-def test_a_leak_is_recognised_in_time(leak_mb: float) -> None:
-    delays = []
+def test_a_leak_and_its_slope_are_recognised_in_time(leak_mb: float) -> None:
+    delays, slopes = [], []
     for seed in LEAK_SEEDS:
-        trace, seen = _judged(leak_mb, seed)
+        trace = training(seed, leak_mb, 400 + seed % 200, 500 + seed % 200 + DELAYS[leak_mb])
+        seen = replay(trace, NO_LIMIT_MB, to_the_trip=False)
         delays.append(next((step - trace.onset + 1 for step in seen.verdicts if step >= trace.onset), 10_000))
+        if seen.slope_mb is not None:
+            slopes.append(seen.slope_mb)
     assert median(delays) <= DELAYS[leak_mb]
-
-
-@pytest.mark.parametrize("leak_mb", DELAYS)
-def test_its_slope_is_known_by_then(leak_mb: float) -> None:
-    slopes = [seen.slope_mb for _, seen in (_judged(leak_mb, seed) for seed in LEAK_SEEDS) if seen.slope_mb is not None]
     assert median(abs(slope - leak_mb) / leak_mb for slope in slopes) <= 0.3
 
 
