@@ -1,11 +1,11 @@
-"""The folder that holds all that outlives a process: made private, claimed by one supervisor at a time."""
+"""The state folder: private to its owner, locked by one supervisor at a time."""
 
 import fcntl
 import os
 from pathlib import Path
 
 SOCKET_PATH_LIMIT_BYTES = 100
-"""The shortest limit among the systems (macOS: 104 with the final zero), with some room."""
+"""Just below the lowest limit of the supported systems (macOS: 104 with the final zero)."""
 
 
 class StateDirError(Exception):
@@ -25,7 +25,7 @@ class StateDir:
         self._lock = self._claim()
 
     def run_dir(self, run: str) -> Path:
-        """The run's folder, made if need be. Raises StateDirError."""
+        """The run's folder, created if needed. Raises StateDirError."""
         folder = self.path / "runs" / run
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,14 +34,14 @@ class StateDir:
         return folder
 
     def close(self) -> None:
-        """Let another supervisor have it."""
+        """Unlock the folder."""
         os.close(self._lock)
 
     def _prepare(self) -> None:
         longest = len(os.fsencode(self.telemetry_socket))
         if longest > SOCKET_PATH_LIMIT_BYTES:
             raise StateDirError(
-                f"state_dir {self.path}: its sockets' paths would have {longest} bytes, at most "
+                f"state_dir {self.path}: too long for its sockets: found a path of {longest} bytes, at most "
                 f"{SOCKET_PATH_LIMIT_BYTES} are allowed; choose a shorter state_dir"
             )
         try:
@@ -49,7 +49,9 @@ class StateDir:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             owner = self.path.stat().st_uid
             if owner != os.getuid():
-                raise StateDirError(f"state_dir {self.path} belongs to user {owner}, we are user {os.getuid()}")
+                raise StateDirError(
+                    f"state_dir {self.path} belongs to user {owner}; the supervisor runs as user {os.getuid()}"
+                )
             self.path.chmod(0o700)
         except OSError as error:
             raise StateDirError(
@@ -57,13 +59,13 @@ class StateDir:
             ) from error
 
     def _refuse_foreign(self) -> None:
-        """A folder with other things in it is not ours to make private."""
+        """Don't change the mode of a folder that has other contents."""
         if not self.path.is_dir() or (self.path / "supervisor.lock").exists():
             return
         other = next((entry.name for entry in self.path.iterdir()), None)
         if other is not None:
             raise StateDirError(
-                f"state_dir {self.path} holds other things ({other}); allowed: a folder of its own, new or empty"
+                f"state_dir {self.path} has other contents (found {other}); allowed: a new or empty folder"
             )
 
     def _claim(self) -> int:
@@ -80,8 +82,8 @@ class StateDir:
             owner = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(lock)
             raise StateDirError(
-                f"state_dir {self.path} is owned by a running supervisor (process {owner}); "
-                f"use `supervisorctl` to talk to it, or choose another --state-dir"
+                f"state_dir {self.path} is in use by a running supervisor (process {owner}); "
+                f"control it with `supervisorctl`, or choose another --state-dir"
             ) from None
         except OSError as error:
             os.close(lock)

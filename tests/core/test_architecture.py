@@ -150,7 +150,7 @@ def test_the_worker_knows_only_the_wire() -> None:
 @pytest.mark.parametrize("package", ["mlx_supervisor", "mlx_worker"])
 def test_only_declared_packages_are_imported(package: str) -> None:
     ours = {"mlx_supervisor", "mlx_worker"}
-    declared = {"h11", "msgpack", "msgspec", "platformdirs", "psutil", "zmq", "structlog", "pynvml", *TERMINAL}
+    declared = {"h11", "msgpack", "msgspec", "platformdirs", "psutil", "zmq", "structlog", *TERMINAL}
     if package == "mlx_worker":
         declared = {"mlx", "mlx_lm", "msgspec", "numpy", "psutil", "zmq", "tqdm"}
         declared |= {"huggingface_hub", "transformers", "yaml"}  # mlx-lm's own: they define its models and files

@@ -1,4 +1,4 @@
-"""Drives the real command line from outside, with the misbehaving worker in the place of the trainer."""
+"""Drives the real command line from outside, with the misbehaving worker in place of the real one."""
 
 import json
 import os
@@ -14,12 +14,14 @@ from typing import Any
 
 import psutil
 
-from mlx_supervisor.daemon.run import WORKER_VARIABLE
-from mlx_supervisor.process.child import TOKEN_VARIABLE
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.daemon.shared import Observer
+from mlx_supervisor.process.launch import WORKER_VARIABLE
+from mlx_supervisor.wire import TOKEN_VARIABLE
 
 MISBEHAVE = Path(__file__).with_name("misbehave.py")
 PATIENCE_S = 60.0
-"""However slow the machine, longer than this is a failure."""
+"""Longer than this is a failure, however slow the machine."""
 
 
 def write_settings(
@@ -45,8 +47,22 @@ def write_settings(
 
 
 def environment() -> dict[str, str]:
-    """With the misbehaving worker."""
+    """The environment that starts the misbehaving worker."""
     return os.environ | {WORKER_VARIABLE: f"{sys.executable} {MISBEHAVE}"}
+
+
+class NoticeList(Observer):
+    """Keeps every notice."""
+
+    def __init__(self) -> None:
+        self.notices: list[act.Notice] = []
+
+    def on_notice(self, notice: act.Notice) -> None:
+        self.notices.append(notice)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [notice.kind for notice in self.notices]
 
 
 class Foreground:
@@ -85,7 +101,7 @@ class Foreground:
         return result
 
     def until(self, text: str) -> None:
-        """Until people have been told `text`."""
+        """Wait until stderr contains `text`."""
         eventually(lambda: text in self.stderr, lambda: f"{text!r} in:\n{self.stderr}")
 
     def __enter__(self) -> "Foreground":
@@ -110,7 +126,7 @@ def run(settings: Path, *arguments: str, trains: bool = False) -> Foreground:
 
 
 def eventually(condition: Callable[[], bool], explain: Callable[[], str] = lambda: "") -> None:
-    """Until `condition` holds, or the test fails."""
+    """Wait until `condition` holds; the test fails if it never does."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline_s, f"never came true: {explain()}"
@@ -133,7 +149,7 @@ def tokens_of(pid: int) -> set[str]:
 
 
 def carriers(tokens: set[str]) -> list[psutil.Process]:
-    """Living processes with one of the tokens in their environment, in whatever session they are."""
+    """Running processes with one of the tokens in their environment, in any session."""
     found = []
     for process in psutil.process_iter():
         try:

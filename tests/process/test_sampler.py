@@ -1,4 +1,4 @@
-"""The sampler's thread: what it says of real processes, and that what can't be had is told and never a zero."""
+"""The sampler's thread: samples of real processes; a failed reading is a missing sample and never a zero."""
 
 import os
 import subprocess
@@ -12,23 +12,23 @@ from tests.process import harness
 
 from mlx_supervisor.core.events import MemoryPressure, Sample, SampleMissing
 from mlx_supervisor.host import footprint, memory
-from mlx_supervisor.host.footprint import Footprint
+from mlx_supervisor.host.footprint import Footprint, Gauge
 from mlx_supervisor.host.memory import MachineMemory
 from mlx_supervisor.sampling import worker_sampler
-from mlx_supervisor.sampling.worker_sampler import WorkerSampler
+from mlx_supervisor.sampling.worker_sampler import Pace, WorkerSampler
 from mlx_supervisor.wire import TOKEN_VARIABLE
 
 MIB = 2**20
 
 
-class Heard:
-    """Events as they come, taken at once."""
+class SampleList:
+    """Keeps the samples of one run."""
 
     def __init__(self) -> None:
         self.events: list[Sample | SampleMissing] = []
-        self.sampler = WorkerSampler(self._hear)
+        self.sampler = WorkerSampler(self._keep)
 
-    def _hear(self, run: str, event: Sample | SampleMissing) -> None:
+    def _keep(self, run: str, event: Sample | SampleMissing) -> None:
         assert (run, event.generation) == ("run", 3)
         self.events.append(event)
         self.sampler.delivered()
@@ -47,15 +47,15 @@ class Heard:
 
 
 @pytest.fixture
-def heard() -> Iterator[Heard]:
-    result = Heard()
+def samples() -> Iterator[SampleList]:
+    result = SampleList()
     yield result
     result.sampler.close()
 
 
 @contextmanager
 def holding(code: str = "", **variables: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process in a session of its own, ready when it says so; killed in the end, and reaped only then."""
+    """A process in its own session, once it has printed a line; killed and reaped at the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", f"import os, sys\n{code}\nprint(flush=True)\nsys.stdin.read()"],
         stdin=subprocess.PIPE,
@@ -72,7 +72,9 @@ def holding(code: str = "", **variables: str) -> Iterator["subprocess.Popen[byte
         process.communicate()
 
 
-def test_a_sample_tells_the_workers_memory_and_the_machines(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_has_the_memory_of_the_worker_and_the_machine(
+    samples: SampleList, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = MachineMemory(5 * MIB, 6 * MIB, MemoryPressure.WARN)
     monkeypatch.setattr(memory, "read", lambda: machine)
     child = (
@@ -82,8 +84,8 @@ def test_a_sample_tells_the_workers_memory_and_the_machines(heard: Heard, monkey
     with holding(child, **{TOKEN_VARIABLE: "4fa1"}) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        heard.watch(process.pid, token="4fa1")
-        (sample,) = heard.more(1)[:1]
+        samples.watch(process.pid, token="4fa1")
+        (sample,) = samples.more(1)[:1]
         assert isinstance(sample, Sample)
         assert sample.processes == 2
         assert 32 * MIB < sample.children_bytes < sample.footprint_bytes
@@ -95,12 +97,12 @@ def test_a_sample_tells_the_workers_memory_and_the_machines(heard: Heard, monkey
     [
         (PermissionError(13, "Permission denied"), "PermissionError"),
         (b"garbage\n", "ValueError: /proc/"),
-        (b"", "seven numbers were expected"),
+        (b"", "expected seven numbers"),
         (OSError(24, "Too many open files"), "Too many open files"),
     ],
 )
-def test_a_sample_that_can_not_be_had_is_told_with_its_reason(
-    heard: Heard, monkeypatch: pytest.MonkeyPatch, found: "bytes | Exception", reason: str
+def test_a_failed_reading_is_a_missing_sample_with_its_reason(
+    samples: SampleList, monkeypatch: pytest.MonkeyPatch, found: "bytes | Exception", reason: str
 ) -> None:
     real, spoiled = footprint.read_file, threading.Event()
 
@@ -113,68 +115,73 @@ def test_a_sample_that_can_not_be_had_is_told_with_its_reason(
 
     monkeypatch.setattr(footprint, "read_file", spoil)
     with holding() as process:
-        heard.watch(process.pid)
-        assert isinstance(heard.more(1)[0], Sample)
+        samples.watch(process.pid)
+        assert isinstance(samples.more(1)[0], Sample)
         spoiled.set()
-        heard.until(lambda: isinstance(heard.events[-1], SampleMissing))
-        missing = heard.more(5)
+        samples.until(lambda: isinstance(samples.events[-1], SampleMissing))
+        missing = samples.more(5)
         assert all(isinstance(each, SampleMissing) and reason in each.reason for each in missing)
         spoiled.clear()
-        heard.until(lambda: isinstance(heard.events[-1], Sample))
-    assert all(each.footprint_bytes > 0 for each in heard.events if isinstance(each, Sample))
+        samples.until(lambda: isinstance(samples.events[-1], Sample))
+    assert all(each.footprint_bytes > 0 for each in samples.events if isinstance(each, Sample))
 
 
-def test_the_processes_that_can_not_be_listed_are_a_missing_sample(
-    heard: Heard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_process_list_is_a_missing_sample(samples: SampleList, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> list[int]:
         raise PermissionError(13, "no /proc for you")
 
     monkeypatch.setattr("psutil.pids", refused)
     with holding() as process:
-        heard.watch(process.pid)
-        first = heard.more(1)[0]
+        samples.watch(process.pid)
+        first = samples.more(1)[0]
     assert isinstance(first, SampleMissing)
     assert "no /proc for you" in first.reason
 
 
-def test_a_worker_that_has_ended_is_neither_missing_nor_nothing(heard: Heard) -> None:
+def test_a_worker_that_has_ended_is_neither_a_missing_sample_nor_a_zero(
+    samples: SampleList, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with holding() as process:
-        heard.watch(process.pid)
-        heard.more(2)
+        samples.watch(process.pid)
+        samples.more(2)
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
         took = threading.Event()
         measured: list[Footprint | None] = []
-        gauge = heard.sampler._watches["run"].gauge
-        real = gauge.measure
+        real = Gauge.measure
 
-        def measure() -> Footprint | None:
-            measured.append(real())
+        def measure(self: Gauge) -> Footprint | None:
+            measured.append(real(self))
             if len(measured) >= 5:
                 took.set()
             return measured[-1]
 
-        gauge.measure = measure  # type: ignore[method-assign]
+        monkeypatch.setattr(Gauge, "measure", measure)
         assert took.wait(harness.PATIENCE_S)
         assert measured == [None] * len(measured)
-    assert all(isinstance(each, Sample) and each.footprint_bytes > 0 for each in heard.events)
+    assert all(isinstance(each, Sample) and each.footprint_bytes > 0 for each in samples.events)
 
 
-def test_one_run_that_can_not_be_measured_leaves_the_others_watched(heard: Heard) -> None:
-    others: list[str] = []
+def test_a_bug_in_measuring_one_run_does_not_affect_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[str] = []
+    real = footprint.read_file
 
-    def hear(run: str, event: Sample | SampleMissing) -> None:
-        others.append(f"{run} {type(event).__name__}")
+    def keep(run: str, event: Sample | SampleMissing) -> None:
+        received.append(f"{run} {type(event).__name__}")
         both.delivered()
 
-    both = WorkerSampler(hear)
+    def read_file(path: str) -> bytes:
+        if path == f"/proc/{bad.pid}/statm":
+            raise TypeError("a bug")
+        return real(path)
+
+    monkeypatch.setattr(footprint, "read_file", read_file)
+    both = WorkerSampler(keep)
     try:
-        with holding() as process:
-            both.watch("bad", 1, process.pid, 2**40, 0.005)
-            both._watches["bad"].gauge = None  # type: ignore[assignment]  # a bug of ours
-            both.watch("good", 1, process.pid, 2**40, 0.005)
-            harness.eventually(lambda: others.count("good Sample") >= 3 and others.count("bad SampleMissing") >= 3)
+        with holding() as bad, holding() as good:
+            both.watch("bad", 1, bad.pid, 2**40, 0.005)
+            both.watch("good", 1, good.pid, 2**40, 0.005)
+            harness.eventually(lambda: received.count("good Sample") >= 3 and received.count("bad SampleMissing") >= 3)
     finally:
         both.close()
 
@@ -183,25 +190,22 @@ def test_one_run_that_can_not_be_measured_leaves_the_others_watched(heard: Heard
 
 
 def intervals(headrooms: list[int], limit: int, step_s: float = 0.05) -> list[float]:
-    watch = worker_sampler._Watch("run", 1, None, limit, 0.05, lambda: None)  # type: ignore[arg-type]
-    return [
-        WorkerSampler._interval_s(None, watch, limit - left, 10.0 + step_s * index)  # type: ignore[arg-type]
-        for index, left in enumerate(headrooms)
-    ]
+    pace = Pace(limit, 0.05)
+    return [pace.after(limit - left, 10.0 + step_s * index) for index, left in enumerate(headrooms)]
 
 
-def test_far_from_the_limit_the_configured_rate_holds_and_near_it_the_fastest() -> None:
+def test_the_interval_is_the_configured_one_far_from_the_limit_and_the_shortest_near_it() -> None:
     limit = 8192 * MIB
     assert intervals([8000 * MIB, 4000 * MIB], limit)[0] == 0.05
     assert intervals([1 * MIB], limit) == [worker_sampler.LEAST_INTERVAL_S]
     assert intervals([0, -100 * MIB], limit) == [worker_sampler.LEAST_INTERVAL_S] * 2
 
 
-def test_growth_once_seen_is_feared_from_then_on() -> None:
+def test_fast_growth_once_seen_is_expected_from_then_on() -> None:
     limit, step = 8192 * MIB, 205 * MIB  # 4 GiB/s
     calm = intervals([400 * MIB, 400 * MIB], limit)[-1]
     grown = intervals([400 * MIB + step, 400 * MIB], limit)[-1]
     assert calm == 0.05
-    assert grown == pytest.approx(400 * MIB / (step / 0.05) / worker_sampler.LOOKS)
+    assert grown == pytest.approx(400 * MIB / (step / 0.05) / worker_sampler.SAMPLES_BEFORE_LIMIT)
     after = intervals([400 * MIB + step, *[400 * MIB] * 4], limit)[-1]
     assert grown < after < calm

@@ -220,7 +220,7 @@ def test_a_hundred_thousand_hostile_frames_while_a_run_goes_on(folder: Path) -> 
     assert summary["step"] < 1_000_000
     assert len(summary["generations"]) == 1
     records = [json.loads(line) for line in (folder / "state/supervisor.log").read_text().splitlines()]
-    complaints = [record for record in records if record["event"] == "telemetry frames dropped"]
+    complaints = [record for record in records if record["event"] == "frames_dropped"]
     assert 1 <= len(complaints) < 30
     dropped = {key: value for key, value in complaints[-1].items() if key.startswith("dropped_")}
     assert sum(dropped.values()) - dropped["dropped_lost"] == FRAMES // 10 + FRAMES

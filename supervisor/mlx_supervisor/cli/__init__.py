@@ -1,6 +1,6 @@
-"""The command lines. What is slow to import stays in here."""
+"""The command lines. Libraries that are slow to import are used only in here."""
 
 from pathlib import Path
 
 DEFAULT_FILE = Path("~/.config/mlx-supervisor/settings.toml")
-"""The settings that `serve`, and with it `supervisorctl`, goes by when no file is named."""
+"""The settings file of `serve` and `supervisorctl` when none is given."""

@@ -1,4 +1,4 @@
-"""`mlx-supervisor run --bare`: the same worker without a supervisor, under the same limit, held by the kernel."""
+"""`mlx-supervisor run --bare`: the same worker without a supervisor, under the same limit, set by rlimit."""
 
 import os
 import subprocess
@@ -9,15 +9,15 @@ from pathlib import Path
 from mlx_supervisor import wire
 from mlx_supervisor.cli.run import EXIT_WRONG_SETTINGS, choose
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.host.footprint import machine_bytes
+from mlx_supervisor.host.memory import machine_bytes
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.settings.schema import SettingsError
 from mlx_supervisor.settings.to_job import job_of
 from mlx_supervisor.settings.to_policy import limit_bytes
 
 
-def run_bare(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, fresh: bool) -> int:
-    """Run in a temporary folder until it ends or dies; prints how. Returns the worker's exit code, 128 + signal."""
+def run_bare(file: Path, name: str | None, state_dir: Path | None) -> int:
+    """Run in a temporary folder and print how it ended. Returns the worker's exit code, or 128 + its signal."""
     try:
         settings = read_settings(file, state_dir)
         chosen = choose(settings, name)
@@ -36,7 +36,7 @@ def run_bare(file: Path, name: str | None, *, state_dir: Path | None, as_json: b
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         code = subprocess.run(command, env=environment, check=False).returncode
     if code < 0:
-        print(f"The unsupervised run died of signal {-code}; nothing of it is left.")
+        print(f"The unsupervised run was killed by signal {-code}; nothing was saved.")
         return 128 - code
     print(f"The unsupervised run ended with exit code {code}.")
     return code

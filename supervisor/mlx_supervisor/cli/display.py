@@ -1,4 +1,4 @@
-"""What a run in the foreground shows: a live picture on a terminal, plain lines elsewhere."""
+"""What a run in the foreground shows: a live display on a terminal, plain lines elsewhere."""
 
 import asyncio
 import time
@@ -16,7 +16,9 @@ from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import State
+from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.core.policy import MIB
+from mlx_supervisor.core.words import duration
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.daemon.step_line import step_line
 
@@ -25,7 +27,7 @@ REFRESH_INTERVAL_S = 0.25
 RATE_STEPS = 20
 STYLES = {act.Severity.INFO: "", act.Severity.WARNING: "yellow", act.Severity.ERROR: "bold red"}
 QUIET_KINDS = frozenset({"checkpoint"})
-"""Notices too frequent for a terminal; the log has them."""
+"""Notices too frequent for a terminal; they are in the log."""
 
 
 class Display(Observer, AbstractContextManager["Display"]):
@@ -36,7 +38,7 @@ class Display(Observer, AbstractContextManager["Display"]):
         self.name = name
 
     def on_notice(self, notice: act.Notice) -> None:
-        """Every notice but the quiet ones stays on the screen."""
+        """Print every notice but the quiet ones."""
         if notice.kind not in QUIET_KINDS:
             clock = time.strftime("%H:%M:%S")
             self.console.print(Text.assemble((f"{clock}  ", "dim"), (notice.text, STYLES[notice.severity])))
@@ -44,18 +46,18 @@ class Display(Observer, AbstractContextManager["Display"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing to put back."""
+        """Plain lines hold nothing open."""
 
 
 class PlainDisplay(Display):
-    """Lines for a log or a pipe: every notice, and a step now and then."""
+    """Lines for a log or a pipe: every notice, and a step every `PLAIN_INTERVAL_S`."""
 
     def __init__(self, console: Console, name: str) -> None:
         super().__init__(console, name)
         self._last_s = 0.0
 
     def on_event(self, run: Run, event: ev.Event) -> None:
-        """A step, if the last one shown is long enough ago."""
+        """Print a step when the interval since the last one is over, and the final step always."""
         if not isinstance(event, ev.StepReport) or event is not run.last_step:
             return
         if event.at_s - self._last_s >= PLAIN_INTERVAL_S or event.step >= run.history.target_steps:
@@ -64,7 +66,7 @@ class PlainDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """A block at the bottom of the terminal, redrawn four times a second; notices scroll by above it."""
+    """A block at the bottom of the terminal, redrawn four times a second; notices scroll above it."""
 
     def __init__(self, console: Console, name: str) -> None:
         super().__init__(console, name)
@@ -86,7 +88,7 @@ class LiveDisplay(Display):
         self._live.stop()
 
     def on_event(self, run: Run, event: ev.Event) -> None:
-        """Remember what the picture needs."""
+        """Keep what the next redraw needs."""
         self._run = run
         if isinstance(event, ev.StepReport) and event is run.last_step:
             self._steps.append(event)
@@ -94,26 +96,21 @@ class LiveDisplay(Display):
     async def _refresh(self) -> None:
         while True:
             if self._run is not None:
-                self._live.update(self._picture(self._run), refresh=True)
+                self._live.update(self._block(self._run), refresh=True)
             await asyncio.sleep(REFRESH_INTERVAL_S)
 
-    def _picture(self, run: Run) -> RenderableType:
+    def _block(self, run: Run) -> RenderableType:
         history = run.history
         state = "restarting" if run.state is State.STARTING and history.generation > 1 else run.state.value
-        title = Text.assemble((f"{self.name} ", "bold"), f"{state}, life {history.generation}", ("", ""))
+        title = Text.assemble((f"{self.name} ", "bold"), f"{state}, generation {history.generation}")
         rows = Table.grid(padding=(0, 2))
         rows.add_row("progress", _bar(history.highest_step, history.target_steps), self._progress(run))
         sample = run.last_sample
         limit = run.policy.memory.limit_bytes
         used = 0 if sample is None else sample.footprint_bytes
-        rows.add_row("memory", _bar(used, limit), self._memory(run, used, limit))
-        step = run.last_step
-        batch = "?" if step is None else f"{step.batch_size} × {step.accumulation}"
-        rows.add_row(
-            "batch",
-            Text(batch),
-            Text(f"{history.trips} trips, breaker {run.breaker.state.value}, loss {_loss(run)}"),
-        )
+        rows.add_row("memory", _bar(used, limit), Text(memory_text(used, limit, run.breaker.growth)))
+        facts = f"{history.trips} trips, breaker {run.breaker.state.value}, loss {_loss(run)}"
+        rows.add_row("batch", Text(_batch(run.last_step)), Text(facts))
         return Group(title, rows)
 
     def _progress(self, run: Run) -> Text:
@@ -125,16 +122,30 @@ class LiveDisplay(Display):
         unit, count = ("tokens", tokens) if tokens else ("samples", sum(step.samples for step in self._steps))
         left_s = (history.target_steps - history.highest_step) * seconds / len(self._steps)
         rate = f"{count / seconds:,.0f} {unit}/s"
-        return Text(f"step {history.highest_step}/{history.target_steps}, {rate}, {left_s:.0f} s of steps left")
+        return Text(f"step {history.highest_step}/{history.target_steps}, {rate}, {duration(left_s)} left")
 
-    def _memory(self, run: Run, used: int, limit: int) -> Text:
-        leak = run.breaker.leak_bytes_per_step
-        slope = "" if leak is None else f", {leak / 1e6:+.1f} MB/step"
-        return Text(f"{used / MIB:,.0f} of {limit / MIB:,.0f} MiB{slope}")
+
+def memory_text(used_bytes: int, limit_bytes: int, growth: Growth) -> str:
+    """Footprint and limit; then, as far as known, growth per step, its causes, and when it reaches the limit."""
+    parts = [f"{used_bytes / MIB:,.0f} of {limit_bytes / MIB:,.0f} MiB"]
+    slope = growth.bytes_per_step
+    if slope is not None and slope > 0:
+        causes = [f"{cause} {part / MIB:.1f}" for cause, part in growth.by_cause.items() if part > 0]
+        shares = f" ({', '.join(causes)})" if causes else ""
+        parts.append(f"{'leak' if growth.verdict else 'growth'} {slope / MIB:.1f} MiB/step{shares}")
+    if growth.steps_left is not None and growth.seconds_left is not None:
+        parts.append(f"limit in {growth.steps_left:,.0f} steps ({duration(growth.seconds_left)})")
+    return ", ".join(parts)
 
 
 def _bar(done: float, total: float) -> ProgressBar:
     return ProgressBar(total=max(total, 1), completed=min(done, max(total, 1)), width=30)
+
+
+def _batch(step: ev.StepReport | None) -> str:
+    if step is None:
+        return "?"
+    return f"micro-batch {step.batch_size}, effective batch {step.batch_size * step.accumulation}"
 
 
 def _loss(run: Run) -> str:

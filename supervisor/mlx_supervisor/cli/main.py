@@ -7,7 +7,7 @@ from typing import Annotated
 
 
 def main() -> None:
-    """Entry point. `serve` goes past the command-line library: the daemon stays small."""
+    """Entry point. `serve` does not load the command-line library: it would cost the daemon memory."""
     _hold_standard_descriptors()
     if sys.argv[1:2] == ["serve"]:
         from mlx_supervisor.cli.serve import serve
@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def _hold_standard_descriptors() -> None:
-    """Where somebody closed one of them (`2>&-`), a file of ours would get its number, and the worker's output."""
+    """Open those that are closed (`2>&-`): otherwise one of our files takes the number, and receives output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -30,40 +30,43 @@ def _typer_app() -> None:
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=mlx_supervisor.__doc__)
 
-    def version(wanted: bool) -> None:
-        if wanted:
+    def version(requested: bool) -> None:
+        if requested:
             typer.echo(mlx_supervisor.__version__)
             raise typer.Exit
 
     @app.callback()
     def options(
         _: Annotated[
-            bool, typer.Option("--version", callback=version, is_eager=True, help="Print it and exit.")
+            bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
         ] = False,
     ) -> None:
-        """Supervises MLX training: start a run, walk away; it finishes."""
+        """Supervise MLX training runs: checkpoint and restart them before memory runs out, and after crashes."""
 
     @app.command()
     def run(
         file: Annotated[Path, typer.Argument(help="The settings file (TOML).")],
         name: Annotated[str | None, typer.Argument(help="The run, if the file has several.")] = None,
-        json: Annotated[bool, typer.Option("--json", help="End with the summary as one line of JSON.")] = False,
-        fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; the old run's folder is set aside.")] = False,
-        state_dir: Annotated[Path | None, typer.Option(help="Where checkpoints, logs and the journal go.")] = None,
+        json: Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON at the end.")] = False,
+        fresh: Annotated[
+            bool, typer.Option("--fresh", help="Start over; keep the old folder as NAME.previous.")
+        ] = False,
+        state_dir: Annotated[Path | None, typer.Option(help="Folder for checkpoints, logs and the journal.")] = None,
         bare: Annotated[
-            bool, typer.Option("--bare", help="Without supervision, under the same memory limit: to see it die.")
+            bool, typer.Option("--bare", help="Run without supervision, under the same memory limit.")
         ] = False,
     ) -> None:
-        """Run one training in the foreground, with live progress; exits 0 when it completed."""
-        from mlx_supervisor.cli import bare as bare_run
-        from mlx_supervisor.cli import run as foreground
+        """Run one training in the foreground, with live progress. Exit status 0: completed."""
+        from mlx_supervisor.cli.bare import run_bare
+        from mlx_supervisor.cli.run import run as run_supervised
 
-        command = bare_run.run_bare if bare else foreground.run
-        sys.exit(command(file, name, state_dir=state_dir, as_json=json, fresh=fresh))
+        if bare:
+            sys.exit(run_bare(file, name, state_dir))
+        sys.exit(run_supervised(file, name, state_dir=state_dir, as_json=json, fresh=fresh))
 
     @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     def serve(context: typer.Context) -> None:
-        """Be the daemon, in the foreground (launchd and systemd want it so)."""
+        """Run the daemon in the foreground, as launchd and systemd expect."""
         from mlx_supervisor.cli.serve import serve as serve_daemon
 
         sys.exit(serve_daemon(context.args))

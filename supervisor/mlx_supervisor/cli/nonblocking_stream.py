@@ -1,4 +1,4 @@
-"""What people are shown, written by a thread: no closed terminal and no pipe that nobody reads holds up a run."""
+"""Console output, written by a thread: a closed terminal or an unread pipe never blocks a run."""
 
 import os
 import threading
@@ -6,13 +6,13 @@ from collections import deque
 from typing import TextIO
 
 WAITING_LIMIT_CHARS = 256 * 1024
-"""What may wait for a reader; what comes after is dropped, and said."""
+"""Text that may wait for a slow reader; more is dropped, and the number of dropped writes is shown later."""
 
 
-class PatientStream:
-    """Stands in for a text stream where rich wants to write. `write` neither blocks nor raises.
+class NonblockingStream:
+    """A text stream for rich to write to. `write` neither blocks nor raises.
 
-    After `settle` it blocks as long as the reader does: for the words after a run, when nothing can be held up.
+    After `settle`, it blocks as long as the reader does: for the summary after a run.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -21,41 +21,41 @@ class PatientStream:
         self._chars = 0
         self._dropped = 0
         self._settling = False
-        self._gone = stream is None
+        self._closed = stream is None
         self._changed = threading.Condition()
         if stream is not None:
             threading.Thread(target=self._work, args=(stream,), name="display", daemon=True).start()
 
     @property
     def encoding(self) -> str:
-        """Of the stream behind."""
+        """Of the wrapped stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Of the stream behind."""
+        """Of the wrapped stream."""
         try:
             return self._stream is not None and self._stream.isatty()
         except (OSError, ValueError):
             return False
 
     def fileno(self) -> int:
-        """Of the stream behind. Raises OSError when there is none."""
+        """Of the wrapped stream. Raises OSError when there is none."""
         if self._stream is None:
             raise OSError("no stream")
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
-        """Have it written, unless too much waits already or the reader is gone."""
+        """Queue the text; drop it when too much is waiting or the reader has closed the stream."""
         with self._changed:
             if self._settling:
-                self._changed.wait_for(lambda: self._gone or self._chars < WAITING_LIMIT_CHARS)
-            if self._gone:
+                self._changed.wait_for(lambda: self._closed or self._chars < WAITING_LIMIT_CHARS)
+            if self._closed:
                 return len(text)
             if self._chars >= WAITING_LIMIT_CHARS:
                 self._dropped += 1
                 return len(text)
             if self._dropped:
-                text = f"({self._dropped} writes left out: nobody read)\n{text}"
+                text = f"({self._dropped} writes dropped: the output was not read)\n{text}"
                 self._dropped = 0
             self._texts.append(text)
             self._chars += len(text)
@@ -63,13 +63,13 @@ class PatientStream:
         return len(text)
 
     def flush(self) -> None:
-        """Until all is written, once settled; before that, nothing."""
+        """Once settled: block until all is written. Before that: do nothing."""
         with self._changed:
             if self._settling:
-                self._changed.wait_for(lambda: self._gone or self._chars == 0)
+                self._changed.wait_for(lambda: self._closed or self._chars == 0)
 
     def settle(self) -> None:
-        """Wait for the reader from now on."""
+        """From now on, wait for the reader."""
         self._settling = True
 
     def _work(self, stream: TextIO) -> None:
@@ -80,15 +80,15 @@ class PatientStream:
             try:
                 _write(stream, text.encode(self.encoding, "replace"))
             except (OSError, ValueError):
-                self._gone = True
+                self._closed = True
             with self._changed:
                 self._chars -= len(text)
                 self._changed.notify_all()
-                if self._gone:
+                if self._closed:
                     return
 
 
 def _write(stream: TextIO, data: bytes) -> None:
-    """Past the stream's own buffer, whose lock a stuck thread would hold into the interpreter's end."""
+    """Bypass the stream's own buffer: a blocked thread would hold its lock until the interpreter exits."""
     while data:
         data = data[os.write(stream.fileno(), data) :]

@@ -10,8 +10,8 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 
 from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
-from mlx_supervisor.cli.nonblocking_stream import PatientStream
-from mlx_supervisor.cli.report import print_summary
+from mlx_supervisor.cli.nonblocking_stream import NonblockingStream
+from mlx_supervisor.cli.summary_text import print_summary
 from mlx_supervisor.control.transport.unix_socket import SocketFileError
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.daemon.service import Service
@@ -28,14 +28,14 @@ EXIT_INTERRUPTED = 130
 
 
 def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, fresh: bool) -> int:
-    """Run it to its end; the exit code as DESIGN's section 11 has it. With `as_json`, people's lines go to stderr."""
-    stream = PatientStream(sys.stderr if as_json else sys.stdout)
+    """Run to the end; returns the exit code (`EXIT_…`). With `as_json`, everything but the JSON line goes to stderr."""
+    stream = NonblockingStream(sys.stderr if as_json else sys.stdout)
     console = Console(file=cast(TextIO, stream), highlight=False, soft_wrap=True, markup=False, emoji=False)
     try:
         settings = read_settings(file, state_dir)
         chosen = choose(settings, name)
         if fresh and f"{chosen}.previous" in settings.runs:
-            problem = f"runs: {chosen}.previous is where --fresh sets {chosen} aside; give that run another name"
+            problem = f"runs: {chosen}.previous is the folder to which --fresh moves {chosen}; rename that run"
             raise SettingsError([problem], settings.path)
         state = StateDir(settings.state_dir)
     except (SettingsError, StateDirError) as error:
@@ -51,9 +51,9 @@ def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, 
         state.close()
     folder = state.path / "runs" / chosen
     stream.settle()
-    print_summary(console, summary, folder, again=f"mlx-supervisor run {file}" + (f" {name}" if name else ""))
+    print_summary(console, summary, folder, resume=f"mlx-supervisor run {file}" + (f" {name}" if name else ""))
     if as_json:
-        line = PatientStream(sys.stdout)
+        line = NonblockingStream(sys.stdout)
         line.settle()
         line.write(json.dumps(summary, allow_nan=False) + "\n")
         line.flush()
@@ -61,7 +61,7 @@ def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, 
 
 
 def choose(settings: Settings, name: str | None) -> str:
-    """The run meant. Raises SettingsError when there is no such run, or several and none is named."""
+    """The run to use. Raises SettingsError when there is no such run, or several and no name is given."""
     names = list(settings.runs)
     if name is None and len(names) == 1:
         return names[0]
@@ -88,19 +88,19 @@ async def _foreground(
     received: set[signal.Signals] = set()
 
     def interrupt(number: signal.Signals) -> None:
-        """The same signal again kills, but SIGHUP: a terminal that is closed sends it twice, and SIGTERM after it."""
+        """A second signal of the same kind kills. Not SIGHUP: a closing terminal sends it twice, then SIGTERM."""
         if number in received and number is not signal.SIGHUP:
             run.command(CommandKind.KILL, f"second {number.name}")
-            console.print("Killing the worker; the checkpoint before this one stays.")
+            console.print("Killing the worker. The last complete checkpoint is kept.")
         elif not received:
             run.command(CommandKind.STOP, number.name)
-            console.print("Stopping: the worker checkpoints and exits. Again to kill it.")
+            console.print("Stopping: the worker checkpoints and exits. A second Ctrl-C kills it.")
         received.add(number)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # nohup: it is to outlive the terminal
+            continue  # nohup: the run outlives the terminal
         loop.add_signal_handler(number, interrupt, number)
     with display:
         try:

@@ -1,6 +1,6 @@
 """`mlx-supervisor serve`: the daemon in the foreground."""
 
-from mlx_supervisor.cli import lean_imports  # isort: skip  # noqa: F401 - before all that it keeps out
+from mlx_supervisor.cli import lean_imports  # isort: skip  # noqa: F401 - must come before the imports it blocks
 
 import argparse
 import asyncio
@@ -22,10 +22,13 @@ log = structlog.get_logger()
 
 
 def serve(arguments: list[str]) -> int:
-    """Run until SIGTERM, SIGINT or `supervisorctl shutdown`; workers checkpoint and go on at the next start."""
-    parser = argparse.ArgumentParser(prog="mlx-supervisor serve", description="The daemon, in the foreground.")
-    parser.add_argument("-c", "--configuration", type=Path, default=DEFAULT_FILE.expanduser(), metavar="FILE")
-    parser.add_argument("--state-dir", type=Path, metavar="DIR")
+    """Run until SIGTERM, SIGINT or `supervisorctl shutdown`; workers checkpoint, and runs resume at the next start."""
+    parser = argparse.ArgumentParser(prog="mlx-supervisor serve", description="Run the daemon in the foreground.")
+    file_help = f"settings file (TOML); default: {DEFAULT_FILE}"
+    parser.add_argument(
+        "-c", "--configuration", type=Path, default=DEFAULT_FILE.expanduser(), metavar="FILE", help=file_help
+    )
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="state folder; overrides state_dir")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
     options = parser.parse_args(arguments)
     try:
@@ -38,12 +41,12 @@ def serve(arguments: list[str]) -> int:
     try:
         restart = asyncio.run(_serve(settings, state))
     except Exception as error:
-        log.error("the daemon could not start", error=f"{type(error).__name__}: {error}")
+        log.error("start_failed", error=f"{type(error).__name__}: {error}")
         return 2 if isinstance(error, (SettingsError, StateDirError)) else 1
     finally:
         state.close()
     if restart:
-        os.execv(sys.executable, [sys.executable, "-m", "mlx_supervisor", "serve", *arguments])  # noqa: S606 - no shell is meant
+        os.execv(sys.executable, [sys.executable, "-m", "mlx_supervisor", "serve", *arguments])  # noqa: S606 - no shell needed
     return 0
 
 
@@ -53,7 +56,7 @@ async def _serve(settings: Settings, state: StateDir) -> bool:
     received: set[signal.Signals] = set()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # nohup: it is to outlive the terminal
+            continue  # nohup: the daemon outlives the terminal
         loop.add_signal_handler(number, _on_signal, service, number, received)
     await service.open()
     log.info("serving", socket=str(state.control_socket), runs=", ".join(service.daemon.runs))
@@ -66,11 +69,11 @@ async def _serve(settings: Settings, state: StateDir) -> bool:
 
 
 def _on_signal(service: Service, number: signal.Signals, received: set[signal.Signals]) -> None:
-    """The same signal again kills, but SIGHUP: a terminal that is closed sends it twice, and SIGTERM after it."""
+    """A second signal of the same kind kills. Not SIGHUP: a closing terminal sends it twice, then SIGTERM."""
     if number in received and number is not signal.SIGHUP:
-        log.warning("asked twice: workers are killed", signal=number.name)
+        log.warning("killing_workers", reason=f"second {number.name}")
         service.daemon.kill_all(f"second {number.name}")
     else:
-        log.info("asked to end: workers checkpoint first", signal=number.name)
+        log.info("shutting_down", reason=number.name)
         service.daemon.shutdown_wanted.set()
     received.add(number)

@@ -1,1 +1,1 @@
-"""The supervisor process: joins sources, machines and adapters."""
+"""The supervisor process: connects event sources, machines and adapters."""

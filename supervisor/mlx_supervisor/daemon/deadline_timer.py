@@ -8,9 +8,9 @@ from collections.abc import Callable
 import structlog
 
 LATE_S = 1.0
-"""A deadline noticed this late means that the supervisor was stopped or stuck."""
+"""A timer that fires this late means that the supervisor was stopped or stuck."""
 CATCH_UP_S = 1.0
-"""Then the deadline waits this long, so that the worker's queued messages are read first."""
+"""The deadline is then postponed by this much, so that the worker's queued messages are read first."""
 
 log = structlog.get_logger()
 
@@ -28,7 +28,7 @@ class DeadlineTimer:
         self._catch_up_s = -math.inf
 
     def schedule(self) -> None:
-        """Set the timer to the next deadline. One that fires too early does no harm: it sets the next one."""
+        """Set the timer to the next deadline. An early timer is harmless: it sets the next one."""
         deadline_s = self._next_deadline()
         if deadline_s is None:
             return
@@ -40,7 +40,7 @@ class DeadlineTimer:
         self._timer = asyncio.get_running_loop().call_later(max(at_s - time.monotonic(), 0.0), self._fire)
 
     def cancel(self) -> None:
-        """No call from now on, until `schedule`."""
+        """Stop the timer until `schedule`."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._timer_s = None, math.inf

@@ -1,4 +1,4 @@
-"""Taking over from a dead supervisor: its workers are ended, and how far they came is read from the journal."""
+"""Recovery from a dead supervisor: ends its workers, and reads their progress from the journal."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 
 class Recovery:
-    """Of one run, from a dead supervisor. `active` from before its start to its end; `changed` is called then."""
+    """Recovery of one run. `active` while it is under way; `changed` is called at its end."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Recovery:
         self._hurried = True
 
     async def recover(self, orphans: Sequence[OpenGeneration]) -> None:
-        """Make sure that no worker of a dead supervisor is running, and learn how far it came."""
+        """End the orphans, then report their progress to the machine as an `ev.Recovered`."""
         self.active = True
         try:
             restart = self._machine.policy.restart
@@ -54,20 +54,20 @@ class Recovery:
                     self._waiting = asyncio.get_running_loop().create_task(self._wait_for(orphans))
                     return
             self._take_over(orphans)
-        except Exception as error:  # the run can be started all the same: its last worker is gone, or never was
+        except Exception as error:  # the run can be started: its last worker has ended, or never started
             log.error("recovery_failed", run=self._run, exc_info=error)
         finally:
             self.active = self._hurried = False
             self._changed()
 
     async def close(self) -> None:
-        """Stop waiting for what can't be killed."""
+        """Stop waiting for an unkillable worker."""
         if self._waiting is not None:
             self._waiting.cancel()
             await asyncio.gather(self._waiting, return_exceptions=True)
 
     async def _wait_for(self, orphans: Sequence[OpenGeneration]) -> None:
-        """A worker that can't be killed: until it is gone, starts are refused."""
+        """Starts are refused until a worker that survived SIGKILL has ended."""
         for orphan in orphans:
             await end_orphaned_generation(orphan, 0.0, lambda: False, lambda _: None)
         self._take_over(orphans)
@@ -81,40 +81,40 @@ class Recovery:
 async def end_orphaned_generation(
     orphan: OpenGeneration, grace_s: float, hurried: Callable[[], bool], notice: Callable[[act.Notice], None]
 ) -> bool:
-    """Wait until this worker is gone, and kill it after `grace_s`, or as soon as `hurried` says so.
+    """Wait until this worker has ended, and kill it after `grace_s` seconds or as soon as `hurried` returns True.
 
-    What can't be killed is waited for, since no other worker may start beside it; False when `hurried` ended that.
+    A worker that survives SIGKILL is waited for, since no other may run at the same time. False: `hurried` ended that.
     """
     if orphan.boot_id != boot_id():
         return True
-    notice(act.Notice("recovering", f"Making sure that no worker of generation {orphan.generation} lives."))
+    notice(act.Notice("recovering", f"Checking for a leftover worker (generation {orphan.generation})."))
     if not await end_orphaned_worker(orphan.pid, orphan.create_time_s, orphan.token, grace_s, hurried):
         return True
-    text = f"Generation {orphan.generation} outlived its supervisor and was killed."
+    text = f"Killed orphaned worker (generation {orphan.generation})."
     notice(act.Notice("orphan_killed", text, act.Severity.WARNING))
-    told = False
+    reported = False
     while await kill_orphans(0, orphan.token, group=False):
         if hurried():
             return False
-        if not told:
-            told = True
-            text = f"A process of generation {orphan.generation} is still there, unkillable: nothing starts beside it."
+        if not reported:
+            reported = True
+            text = f"A process of generation {orphan.generation} survived SIGKILL; new starts are blocked."
             notice(act.Notice("survivor", text, act.Severity.ERROR))
     return True
 
 
 def recovered(orphan: OpenGeneration, journal: Journal, run: str) -> ev.Recovered:
-    """What the journal knows of a life that its supervisor did not see the end of."""
-    told = journal.life(run, orphan.generation)
+    """The progress of a generation whose supervisor died, from the journal."""
+    progress = journal.life(run, orphan.generation)
     return ev.Recovered(
         time.monotonic(),
         orphan.generation,
         orphan.boot_id != boot_id(),
-        first_step=told.first_step,
-        last_step=told.last_step,
-        batch_size=told.batch_size or orphan.batch_size,
-        accumulation=told.accumulation,
-        train_s=told.train_s,
-        lived_s=max((told.last_wall_s or orphan.opened_s) - orphan.opened_s, 0.0),
-        peak_footprint_bytes=told.peak_footprint_bytes,
+        first_step=progress.first_step,
+        last_step=progress.last_step,
+        batch_size=progress.batch_size or orphan.batch_size,
+        accumulation=progress.accumulation,
+        train_s=progress.train_s,
+        lived_s=max((progress.last_wall_s or orphan.opened_s) - orphan.opened_s, 0.0),
+        peak_footprint_bytes=progress.peak_footprint_bytes,
     )

@@ -1,4 +1,4 @@
-"""One run: its machine, and the adapters that carry out what the machine decides."""
+"""One run: its machine, and the adapters that carry out the machine's actions."""
 
 import asyncio
 import errno
@@ -24,24 +24,23 @@ from mlx_supervisor.daemon.summary import summary_of, write_summary
 from mlx_supervisor.daemon.worker_process import WorkerProcess, drill_text
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs.run_log import RunLog
-from mlx_supervisor.process.launch import WORKER_VARIABLE as WORKER_VARIABLE
-from mlx_supervisor.process.launch import worker_command as worker_command
 from mlx_supervisor.sampling.host_poller import HostPoller
 from mlx_supervisor.settings.schema import DrillSettings, Settings
 from mlx_supervisor.settings.to_policy import policy_of
 from mlx_supervisor.state_dir import StateDirError
 
-COMPLAINT_INTERVAL_S = 60.0
-PASSING_ERRORS = frozenset(
+FAILURE_NOTICE_INTERVAL_S = 60.0
+"""At most one notice in this time for failures of the same action."""
+TRANSIENT_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 )
-"""What may be otherwise in a minute; everything else that spoils a start is likely to stay."""
+"""Errors that may pass within a minute; a start that fails with any other is likely to fail again."""
 SILENCE_S = 5.0
-"""Without any sample for so long, the sampler itself is suspect: every second of it counts as a missing sample."""
-FAILED_WORDS = {
+"""After this long without a sample, the sampler may have failed: each further second counts as a missing sample."""
+ACTION_TEXTS = {
     "spawn": "Starting the worker",
-    "SaveHistory": "Keeping the run's history in the journal",
-    "CloseGeneration": "Noting the worker's end in the journal",
+    "SaveHistory": "Saving the run's history to the journal",
+    "CloseGeneration": "Recording the worker's end in the journal",
     "Finish": "Writing summary.json",
 }
 
@@ -49,9 +48,9 @@ log = structlog.get_logger()
 
 
 class SupervisedRun:
-    """Events are dealt with one at a time, in order; an action that fails becomes the next event.
+    """Handles events one at a time, in order. An action that fails becomes an event.
 
-    Raises SettingsError, StateDirError or JournalError when the run can't even be set up.
+    Raises SettingsError, StateDirError or JournalError when the run can't be set up.
     """
 
     def __init__(self, name: str, settings: Settings, shared: Shared, observers: Sequence[Observer] = ()) -> None:
@@ -68,9 +67,9 @@ class SupervisedRun:
         self._events: deque[ev.Event] = deque()
         self._working = False
         self._broken = False
-        self._complained_s: dict[str, float] = {}
+        self._failure_notice_s: dict[str, float] = {}
         self._changed = asyncio.Event()
-        self._drill_told = False
+        self._drill_reported = False
         self._host = HostPoller(self.post)
         self.worker = WorkerProcess(name, settings, shared, self.log, self._recorder, self._post_worker)
         self.recovery = Recovery(name, shared.journal, self.machine, self._notice, self.post, self._changed.set)
@@ -80,16 +79,16 @@ class SupervisedRun:
 
     @property
     def pid(self) -> int | None:
-        """Of the living worker."""
+        """Of the running worker."""
         return None if self.worker.child is None else self.worker.child.pid
 
     @property
     def at_rest(self) -> bool:
-        """No worker, and none to come."""
+        """Whether there is no worker, and none is due to start."""
         return self.machine.state in AT_REST and not (self._broken and self.worker.child is not None)
 
     def command(self, kind: ev.CommandKind, reason: str = "") -> None:
-        """What somebody asks of the run. While it is recovering only KILL does something: it ends the wait."""
+        """A command from outside. During recovery only KILL has an effect: it kills the orphans at once."""
         if self.recovery.active:
             if kind is ev.CommandKind.KILL:
                 self.recovery.hurry()
@@ -105,13 +104,13 @@ class SupervisedRun:
         self.worker.child.signal(number)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Until `condition` holds; it is looked at after every event."""
+        """Wait until `condition` holds; it is checked after every event."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
 
-    def tend(self) -> None:
-        """Once a second: keep the logs within their bounds, and notice a sampler that has fallen silent."""
+    def housekeep(self) -> None:
+        """Once a second: rotate the logs, and report missing samples when the sampler has stopped."""
         self.log.rotate_if_needed()
         sample, child = self.machine.last_sample, self.worker.child
         if child is None:
@@ -122,11 +121,11 @@ class SupervisedRun:
             self.post(ev.SampleMissing(now_s, self.machine.history.generation, f"no sample for {silent_s:.0f} s"))
 
     def summary(self) -> dict[str, object]:
-        """As `summary.json` has it. Lives that the journal can't tell of are told from memory."""
+        """The contents of `summary.json`. Generations that the journal can't return come from memory."""
         return summary_of(self.name, self.machine.history, self._recorder.lives())
 
     async def close(self) -> None:
-        """After the run has come to rest."""
+        """Release everything. The run must be at rest."""
         self._timer.cancel()
         self._host.repeat(False)
         await self.worker.close()
@@ -136,14 +135,14 @@ class SupervisedRun:
     # ---- events
 
     def post(self, event: ev.Event) -> None:
-        """Give the machine an event, and do what it wants."""
+        """Give the machine an event, and carry out its actions."""
         self._events.append(event)
         if self._working:
             return
         self._working = True
         try:
             while self._events:
-                self._deal_with(self._events.popleft())
+                self._handle(self._events.popleft())
             self._timer.schedule()
         except Exception as error:
             self._give_up(error)
@@ -157,7 +156,7 @@ class SupervisedRun:
             self._host.poll()
         self.post(event)
 
-    def _deal_with(self, event: ev.Event) -> None:
+    def _handle(self, event: ev.Event) -> None:
         for action in apply(self.machine, event):
             try:
                 self._do(action)
@@ -168,20 +167,20 @@ class SupervisedRun:
 
     def _failed(self, action: act.Action, error: Exception) -> None:
         name = _action_name(action)
-        log.error("an action failed", run=self.name, action=name, error=str(error))
+        log.error("action_failed", run=self.name, action=name, error=str(error))
         now_s = time.monotonic()
-        if now_s - self._complained_s.get(name, -math.inf) >= COMPLAINT_INTERVAL_S:
-            self._complained_s[name] = now_s
-            text = f"{FAILED_WORDS.get(name, name)} failed: {error}"
+        if now_s - self._failure_notice_s.get(name, -math.inf) >= FAILURE_NOTICE_INTERVAL_S:
+            self._failure_notice_s[name] = now_s
+            text = f"{ACTION_TEXTS.get(name, name)} failed: {error}"
             notice = act.Notice("action_failed", text, act.Severity.ERROR)
             self._observers.show(lambda observer: observer.on_notice(notice))
-        passing = isinstance(error, JournalError) or getattr(error, "errno", None) in PASSING_ERRORS
-        self._events.append(ev.ActionFailed(now_s, name, str(error), passing))
+        transient = isinstance(error, JournalError) or getattr(error, "errno", None) in TRANSIENT_ERRORS
+        self._events.append(ev.ActionFailed(now_s, name, str(error), transient))
 
     def _give_up(self, error: Exception) -> None:
-        """A bug of ours. A worker that nobody watches is worse than none: it is killed, and the run has failed."""
-        reason = f"a bug of the supervisor: {type(error).__name__}: {error}"[:500]
-        log.error(reason, run=self.name, exc_info=error)
+        """A bug in the supervisor: kill the worker, since its memory is no longer watched, and fail the run."""
+        reason = f"bug in the supervisor: {type(error).__name__}: {error}"[:500]
+        log.error("supervisor_bug", run=self.name, exc_info=error)
         self._broken = True
         self._events.clear()
         if self.worker.child is not None:
@@ -189,17 +188,17 @@ class SupervisedRun:
         self.machine.state = State.FATAL
         self.machine.reason = self.machine.history.reason = reason
         self.machine.history.outcome, self.machine.history.wanted = "failed", False
-        life = self.machine.current
+        generation = self.machine.current
         last: list[act.Action] = [act.Notice("bug", f"Failed: {reason}.", act.Severity.ERROR)]
-        if life is not None and self.worker.child is not None:
-            record = life.record(time.monotonic(), "killed", "a bug of the supervisor")
-            last.append(act.CloseGeneration(life.generation, record))
+        if generation is not None and self.worker.child is not None:
+            record = generation.record(time.monotonic(), "killed", "bug in the supervisor")
+            last.append(act.CloseGeneration(generation.generation, record))
         last += [act.SaveHistory(self.machine.history.snapshot()), act.Finish("failed", reason)]
         for action in last:
             try:
                 self._do(action)
-            except Exception as another:  # one of these may be what is broken
-                log.error("an action failed", run=self.name, action=_action_name(action), error=repr(another))
+            except Exception as another:  # the bug may be in one of these
+                log.error("action_failed", run=self.name, action=_action_name(action), error=repr(another))
 
     def _on_deadline(self) -> None:
         if self.machine.state is State.BACKOFF:
@@ -234,7 +233,7 @@ class SupervisedRun:
             case act.DumpStacks() | act.Terminate() | act.Kill():
                 self.worker.signal(action)
             case _:
-                raise AssertionError(f"nobody does {action}")
+                raise AssertionError(f"unhandled action: {action}")
 
     def _notice(self, notice: act.Notice) -> None:
         self._recorder.notice(notice)
@@ -244,8 +243,8 @@ class SupervisedRun:
         self._broken = False
         self.worker.spawn(action, self.machine.policy.memory.limit_bytes)
         drill = self.settings.runs[self.name].drill
-        if drill != DrillSettings() and not self._drill_told:
-            self._drill_told = True
+        if drill != DrillSettings() and not self._drill_reported:
+            self._drill_reported = True
             self._notice(act.Notice("drill", drill_text(drill), act.Severity.WARNING))
 
 

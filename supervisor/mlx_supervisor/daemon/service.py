@@ -1,4 +1,4 @@
-"""A daemon with its control socket, as the command lines run it."""
+"""A daemon and its control socket, as the command lines run them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from mlx_supervisor.state_dir import StateDir
 
 
 class Service:
-    """`open`, then command the daemon's runs or `serve`, then `close`."""
+    """Call `open`, command the daemon's runs or `serve`, call `close`."""
 
     def __init__(self, settings: Settings, state: StateDir, observers: Sequence[Observer] = ()) -> None:
         self.daemon = Daemon(settings, state, observers)
         self._control = ControlServer(state.control_socket, DaemonBackend(self.daemon))
 
     async def open(self, forget: Sequence[str] = ()) -> None:
-        """Open the daemon, then its control socket. Raises what `Daemon.open` raises; nothing is left open then."""
+        """Open the daemon, then its control socket. Raises what `Daemon.open` raises, and then leaves nothing open."""
         await self.daemon.open(forget)
         try:
             await self._control.start()
@@ -29,12 +29,12 @@ class Service:
             raise
 
     async def serve(self) -> None:
-        """Until a shutdown is requested. Suspended runs resume under the next supervisor."""
+        """Run until a shutdown is requested, then suspend the runs; they resume under the next supervisor."""
         daemon = self.daemon
         starting = asyncio.get_running_loop().create_task(daemon.start_wanted())
         sd_notify.ready()
         await daemon.shutdown_wanted.wait()
-        if not daemon.restart_wanted:  # a service manager told of the end would end what is started in its place
+        if not daemon.restart_wanted:  # after STOPPING=1, a service manager would also end the replacement
             sd_notify.stopping()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)

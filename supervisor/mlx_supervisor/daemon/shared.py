@@ -1,4 +1,4 @@
-"""What all runs of a daemon use together, and who watches them live."""
+"""What all runs of a daemon share, and observers of a run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Shared:
-    """One of each for all runs. `machine_bytes`: the memory of the machine, or of the control group."""
+    """One of each for all runs. `machine_bytes`: memory of the machine, or the control group's limit if less."""
 
     state: StateDir
     journal: Journal
@@ -28,17 +28,17 @@ class Shared:
 
 
 class Observer:
-    """Something that shows a run live: a display. Called on the event loop."""
+    """Receives the events and notices of a run, on the event loop; for example a display."""
 
     def on_event(self, run: Run, event: ev.Event) -> None:
-        """After the machine has applied it."""
+        """The machine has applied an event."""
 
     def on_notice(self, notice: act.Notice) -> None:
         """A notice was issued."""
 
 
 class Observers:
-    """The observers of one run. One that fails is dropped: the run matters more."""
+    """The observers of one run. An observer that raises is dropped."""
 
     def __init__(self, run: str, observers: Sequence[Observer]) -> None:
         self._run = run

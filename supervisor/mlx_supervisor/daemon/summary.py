@@ -1,4 +1,4 @@
-"""What is left of a run for people and programs: `summary.json`, and the last line of `run --json`."""
+"""The summary of a run for programs: `summary.json`, and the last line of `run --json`."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from mlx_supervisor.core.history import RunHistory
 
 
 def summary_of(run: str, history: RunHistory, generations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The summary's keys, in order. `generations`: the records of all lives, oldest first."""
+    """The summary's keys, in order. `generations`: the records of all generations, oldest first."""
     loss = history.loss
     return {
         "run": run,
@@ -30,7 +30,7 @@ def summary_of(run: str, history: RunHistory, generations: Sequence[Mapping[str,
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Replace `summary.json` in one go. Raises OSError."""
+    """Replace `summary.json` atomically. Raises OSError."""
     temporary = folder / ".summary.json.tmp"
     with temporary.open("w") as file:
         os.fchmod(file.fileno(), 0o600)

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 
 
 class WorkerProcess:
-    """At most one at a time. What happens to it is told by `post`, on the event loop."""
+    """At most one worker at a time. `post` receives its events, on the event loop."""
 
     def __init__(
         self,
@@ -82,11 +83,11 @@ class WorkerProcess:
         self._waiting = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
         try:
             self._recorder.open_generation(action, token, child.pid, child.create_time_s)
-        except JournalError as error:  # its token is in the journal, which finds it too
+        except JournalError as error:  # not fatal: the journal has its token, which identifies it too
             log.error("worker_pid_not_recorded", run=self._run, error=str(error))
 
     def request(self, action: act.Action) -> None:
-        """Send the worker a request. Raises OSError when it can't be reached."""
+        """Send the worker a request. Raises OSError when that fails."""
         fields: dict[str, object] = {}
         if isinstance(action, act.RequestStop):
             fields = {"reason": action.reason[:500]}
@@ -99,7 +100,7 @@ class WorkerProcess:
             raise OSError(problem)
 
     def signal(self, action: act.DumpStacks | act.Terminate | act.Kill) -> None:
-        """Send the worker, or its group, a signal; nothing when it is gone."""
+        """Send the worker, or its process group, a signal. Does nothing when it has ended."""
         if self.child is None:
             return
         if isinstance(action, act.DumpStacks):
@@ -110,11 +111,11 @@ class WorkerProcess:
             self.child.kill()
 
     def bye_received(self) -> None:
-        """Nothing more is to come from this worker."""
+        """The worker has sent its last message."""
         self._bye.set()
 
     async def close(self) -> None:
-        """After the worker has ended."""
+        """Release what is held for the worker, which must have ended."""
         if self._waiting is not None:
             self._waiting.cancel()
             await asyncio.gather(self._waiting, return_exceptions=True)
@@ -122,17 +123,15 @@ class WorkerProcess:
     async def _wait(self, child: Child, generation: int) -> None:
         try:
             status = await child.wait()
-        except Exception as error:  # whatever it is, the run must not wait for this worker for ever
+        except Exception as error:  # whatever it is, the run must not wait for this worker forever
             log.error("worker_wait_failed", run=self._run, exc_info=error)
             child.kill()
             status = ExitStatus(None, None, None)
         self._shared.sampler.unwatch(self._run)
         if status.exit_code is not None and not self._bye.is_set():
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(BYE_WAIT_S):
                     await self._bye.wait()
-            except TimeoutError:
-                pass
         self._shared.telemetry.forget(self._run)
         self._caffeinate.release()
         self.child = None
@@ -145,7 +144,7 @@ class WorkerProcess:
 
 
 def drill_text(drill: DrillSettings) -> str:
-    """What the settings break on purpose."""
+    """A sentence with the faults that the settings inject."""
     default = DrillSettings()
     names = [name for name in drill.__struct_fields__ if getattr(drill, name) != getattr(default, name)]
     return "Fire drill: " + ", ".join(f"{name} = {getattr(drill, name)}" for name in names) + "."

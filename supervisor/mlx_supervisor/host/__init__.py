@@ -1,1 +1,1 @@
-"""What the operating system says: memory, processes, control groups, reports. One subject a file."""
+"""Readings of the operating system: memory, processes, control groups, kill reports."""

@@ -1,10 +1,10 @@
-"""Which boot of the machine this is."""
+"""Identifies the current boot of the machine."""
 
 from pathlib import Path
 
 
 def boot_id() -> str:
-    """What is different after every start of the machine."""
+    """A text that differs after every boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # macOS

@@ -1,4 +1,4 @@
-"""Keep the machine from sleeping while a worker lives: `caffeinate` on macOS, nothing elsewhere."""
+"""Keep the machine awake while a worker runs: `caffeinate` on macOS, nothing elsewhere."""
 
 import contextlib
 import subprocess
@@ -8,7 +8,7 @@ CAFFEINATE = "/usr/bin/caffeinate"
 
 
 def command_for(pid: int) -> list[str]:
-    """-i: no idle sleep; -w: until that process exits, so nothing is left behind when the supervisor dies."""
+    """-i: no idle sleep; -w: until that process exits, so it ends even when the supervisor dies."""
     return [CAFFEINATE, "-i", "-w", str(pid)]
 
 
@@ -20,7 +20,7 @@ class Caffeinate:
         self._process: subprocess.Popen[bytes] | None = None
 
     def hold(self, pid: int) -> str | None:
-        """Keep awake for as long as `pid` lives. None when that is so or not needed, else why it is not."""
+        """Keep awake until `pid` ends. Returns why that failed, or None."""
         self.release()
         if not self._enabled:
             return None
@@ -33,11 +33,11 @@ class Caffeinate:
         return None
 
     def release(self) -> None:
-        """The worker is gone: reap `caffeinate`, or end it. Never raises, waits a second at most."""
+        """End `caffeinate` and reap it. Never raises, waits a second at most."""
         process, self._process = self._process, None
         if process is None:
             return
         with contextlib.suppress(OSError):
-            process.kill()  # it holds nothing but the assertion, which goes with it
+            process.kill()  # it holds only the assertion, which ends with it
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1.0)

@@ -1,7 +1,7 @@
-"""The memory control group (cgroup) of a process: its limit, what is left of it, and the kills counted there.
+"""The memory control group (cgroup) of a process: its limit, the memory left, and the kills counted there.
 
-Versions 1 and 2, and both at once (hybrid). A limit is a group's own or an ancestor's, as far up as can be seen from
-here. What is not there or can't be read counts as no limit: the machine's own memory is the bound then. Only reads.
+Versions 1 and 2, and both at once (hybrid). A limit is a group's own or an ancestor's, as far up as is visible. A limit
+that is missing or unreadable counts as none: the machine's memory is the bound then. Only reads.
 """
 
 import re
@@ -12,15 +12,14 @@ from pathlib import Path
 
 ROOT = Path("/")
 NO_LIMIT_BYTES = 1 << 60
-"""Version 1 spells "no limit" as the largest number of whole pages; nothing real comes near this."""
-
+"""Version 1 writes "no limit" as the largest number of whole pages, which is above this."""
 GROUPS_AT_MOST = 16
-"""How many moves of one process are followed."""
+"""How many groups of one process are followed."""
 
 
 @dataclass(frozen=True)
 class _Names:
-    """How a version calls its files."""
+    """File names of a version."""
 
     limit: str
     usage: str
@@ -36,14 +35,14 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """Where a process stands in the hierarchy that counts memory. `mount`: as far up as can be seen."""
+    """A group in the hierarchy that counts memory. `mount`: the topmost visible folder."""
 
     folder: Path
     mount: Path
     version: int
 
     def levels(self) -> Iterator[Path]:
-        """The group's folder and its ancestors', the innermost first."""
+        """Folders of the group and its ancestors, innermost first."""
         folder = self.folder
         while folder != self.mount:
             yield folder
@@ -51,16 +50,16 @@ class ControlGroup:
         yield folder
 
     def limit_bytes(self) -> int | None:
-        """The least limit that holds for the group; None without one."""
+        """The lowest limit that applies to the group; None without one."""
         limits = [limit for level in self.levels() if (limit := self._limit_bytes(level)) is not None]
         return min(limits, default=None)
 
     def available_bytes(self) -> int | None:
-        """What the group may still take: the least over all limits, never below 0; None without a limit."""
+        """Memory the group may still take: the minimum over all limits, at least 0; None without a limit."""
         return min((left for level in self.levels() if (left := self._left_bytes(level)) is not None), default=None)
 
     def oom_kills(self) -> int | None:
-        """Processes of this group that the kernel's out-of-memory killer has ended; None where it doesn't count.
+        """Processes of this group that the kernel's out-of-memory killer has killed; None where it doesn't count.
 
         Version 2 counts those of the groups below too, version 1 doesn't.
         """
@@ -68,7 +67,7 @@ class ControlGroup:
         for level in self.levels():
             if (kills := _field(level / names.oom_kills, "oom_kill")) is not None:
                 return kills
-            if self.version == 1:  # an ancestor's count has nothing of ours in it
+            if self.version == 1:  # an ancestor's count does not include this group
                 return None
         return None
 
@@ -82,16 +81,15 @@ class ControlGroup:
             return None
         names = _NAMES[self.version]
         usage = _number(level / names.usage) or 0
-        # the kernel takes back file pages not lately used before it kills
+        # the kernel reclaims inactive file pages before it kills
         reclaimable = min(_field(level / "memory.stat", names.inactive_file) or 0, usage)
         return max(limit - usage + reclaimable, 0)
 
 
 class OomKills:
-    """Whether the kernel's out-of-memory killer was at work where a process lives, from now on.
+    """Whether the kernel's out-of-memory killer has killed in a process's control group since this was created.
 
-    By the counter of the process's control group, which knows nothing of other containers. Where there is none, by the
-    machine's.
+    Reads the group's counter, which excludes other containers; where there is none, the machine's.
     """
 
     def __init__(self, pid: int, root: Path = ROOT) -> None:
@@ -102,27 +100,27 @@ class OomKills:
         self.follow()
 
     def follow(self) -> None:
-        """Take note of a group that the process has moved to. To be called while it lives, now and then."""
+        """Add the group that the process is in now. Call it repeatedly while the process runs."""
         group = find(self._pid, self._root)
         if group is not None and group.folder not in self._seen and len(self._seen) < GROUPS_AT_MOST:
             self._seen[group.folder] = group, group.oom_kills()
 
     def happened(self) -> bool | None:
-        """None: this kernel does not count."""
+        """None where the kernel doesn't count."""
         counts = [(before, group.oom_kills()) for group, before in self._seen.values()]
-        if not counts or any(None in each for each in counts):  # a group may be gone by now
+        if not counts or any(None in each for each in counts):  # a group may have been removed
             counts.append((self._machine, machine_oom_kills(self._root)))
         grown = [now > before for before, now in counts if before is not None and now is not None]
         return any(grown) if grown else None
 
 
 def machine_oom_kills(root: Path = ROOT) -> int | None:
-    """Out-of-memory kills since the machine started, in whatever container; None where the kernel doesn't count."""
+    """Out-of-memory kills since boot, in all containers; None where the kernel doesn't count."""
     return _field(root / "proc" / "vmstat", "oom_kill")
 
 
 def find(pid: int | None = None, root: Path = ROOT) -> ControlGroup | None:
-    """The memory control group of a process, or our own. None: there is none, or it can't be told.
+    """The memory control group of a process, by default this one. None: there is none, or it can't be read.
 
     `root`: the folder that holds `proc` and the mounts.
     """
@@ -132,7 +130,7 @@ def find(pid: int | None = None, root: Path = ROOT) -> ControlGroup | None:
 
 @lru_cache(maxsize=8)
 def _resolve(cgroup: str, root: Path) -> ControlGroup | None:
-    """Kept, as the table of mounts can be long: a process that changes its group has another text."""
+    """Cached, as the mount table can be long. A process that moves has a different `cgroup` text."""
     mounts = _text(root / "proc" / "self" / "mountinfo")
     for version, path in _paths(cgroup):
         for top, point in _mounts(mounts, version):
@@ -144,14 +142,14 @@ def _resolve(cgroup: str, root: Path) -> ControlGroup | None:
 
 
 def _paths(cgroup: str) -> Iterator[tuple[int, str]]:
-    """Version and path out of /proc/PID/cgroup; version 1 first: where it has the memory controller, 2 has not."""
+    """Version and path from /proc/PID/cgroup; version 1 first: if it has the memory controller, 2 does not."""
     lines = [line.split(":", 2) for line in cgroup.splitlines() if line.count(":") >= 2]
     yield from ((1, path) for _, controllers, path in lines if "memory" in controllers.split(","))
     yield from ((2, path) for number, controllers, path in lines if number == "0" and not controllers)
 
 
 def _mounts(mountinfo: str, version: int) -> list[tuple[str, str]]:
-    """The root within the hierarchy and the mount point of each mount that counts memory; those that show most first.
+    """Root and mount point of each mount that counts memory; those that show most of the hierarchy first.
 
     A line of proc_pid_mountinfo(5): id, parent, device, root, point, options, …, "-", type, source, options.
     """
@@ -172,7 +170,7 @@ def _unescaped(field: str) -> str:
 
 
 def _folder(mount: Path, path: str, top: str) -> Path | None:
-    """A group's folder under a mount. Within a container the path may be the host's: then the mount is the group."""
+    """A group's folder under a mount. In a container the path may be the host's: then the mount is the group."""
     if not mount.is_dir():
         return None
     parts = path.strip("/").split("/")
@@ -192,13 +190,13 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path) -> int | None:
-    """The one number that the file holds; None for "max" and for all else."""
+    """The number in the file; None for "max" and anything else."""
     text = _text(path).strip()
     return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _field(path: Path, name: str) -> int | None:
-    """A number out of a file of names and numbers, one pair a line."""
+    """A value from a file with one name and number per line."""
     for line in _text(path).splitlines():
         key, _, value = line.partition(" ")
         if key == name and value.isascii() and value.isdigit():

@@ -1,4 +1,4 @@
-"""What the operating system charges to one process, and to all of a worker's. One seam per platform."""
+"""Memory footprint of a process, and of all processes of a worker, as the operating system counts it."""
 
 import errno
 import os
@@ -8,21 +8,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlx_supervisor.host.memory import machine_bytes as machine_bytes
 from mlx_supervisor.host.process_tree import Processes, read_file
 
 RUSAGE_INFO_V4 = 4
 RUSAGE_INFO_V4_BYTES = 296
 PHYS_FOOTPRINT_OFFSET = 72
-"""Of `struct rusage_info_v4`: a 16-byte uuid, then 35 unsigned 64-bit numbers; phys_footprint is the eighth."""
+"""In `struct rusage_info_v4`: a 16-byte uuid, then 35 unsigned 64-bit numbers; phys_footprint is the eighth."""
 SHORT_SHARE = 0.85
-"""From this share of the limit on, pages that several processes share have to be counted once only."""
+"""Above this share of the limit, pages shared by several processes are counted once."""
 SHARED_INTERVAL_S = 0.5
-"""How often what is shared is read anew below the limit: it costs some 3 ms a GiB, ..."""
+"""How often shared pages are read below the limit (it takes about 3 ms per GiB), ..."""
 SHARED_SHARE = 0.02
-"""... and at most this share of the time goes into it."""
-PROVEN_S = 0.1
-"""Over the limit by a reading so recent, what was shared then is taken to be shared now."""
+"""... for at most this share of the time."""
+OVER_REREAD_S = 0.1
+"""While over the limit, shared pages are reread when the last reading is older than this."""
 
 Read = Callable[[int], int]
 
@@ -30,45 +29,45 @@ Read = Callable[[int], int]
 def resident_bytes(pid: int) -> int:
     """Linux: the resident set in bytes.
 
-    Raises ProcessLookupError when the process has ended, also when it was not yet reaped; OSError when it can't be
-    read, ValueError when what was read makes no sense.
+    Raises ProcessLookupError when the process has ended, reaped or not; OSError when it can't be read; ValueError when
+    the contents are malformed.
     """
     try:
         statm = read_file(f"/proc/{pid}/statm")
     except FileNotFoundError:
-        os.kill(pid, 0)  # no such process; if there is, something else is amiss
+        os.kill(pid, 0)  # raises ProcessLookupError unless the process exists
         raise
     return parse_statm(statm, pid)
 
 
 def parse_statm(statm: bytes, pid: int = 0) -> int:
-    """The resident set in bytes out of /proc/PID/statm (its second field, in pages). Raises as `resident_bytes`."""
+    """The resident set in bytes from /proc/PID/statm (second field, in pages). Raises as `resident_bytes`."""
     fields = statm.split()
     if len(fields) != 7 or not all(each.isdigit() for each in fields):
-        raise ValueError(f"/proc/{pid}/statm: found {statm[:80]!r}, seven numbers were expected")
-    if int(fields[0]) == 0:  # a program has at least its own text; this one has given everything back
+        raise ValueError(f"/proc/{pid}/statm: found {statm[:80]!r}; expected seven numbers")
+    if int(fields[0]) == 0:  # no virtual memory: the process has exited
         raise ProcessLookupError(errno.ESRCH, "has ended", str(pid))
     return int(fields[1]) * _PAGE_BYTES
 
 
 def proportional_bytes(pid: int) -> int:
-    """Linux: the resident set in bytes, each page divided by the number of processes that share it. Raises likewise."""
+    """Linux: the resident set in bytes, each page divided by the number of processes that share it (Pss)."""
     return parse_rollup(read_file(f"/proc/{pid}/smaps_rollup"), pid)
 
 
 def parse_rollup(rollup: bytes, pid: int = 0) -> int:
-    """Pss in bytes out of /proc/PID/smaps_rollup. Raises ValueError when it has none."""
+    """Pss in bytes from /proc/PID/smaps_rollup. Raises ValueError when there is none."""
     for line in rollup.splitlines():
         fields = line.split()
         if len(fields) == 3 and fields[0] == b"Pss:" and fields[1].isdigit() and fields[2] == b"kB":
             return int(fields[1]) * 1024
-    raise ValueError(f"/proc/{pid}/smaps_rollup: found {rollup[:80]!r}, a line of Pss was expected")
+    raise ValueError(f"/proc/{pid}/smaps_rollup: found {rollup[:80]!r}; expected a Pss line")
 
 
 def parse_rusage(buffer: bytes) -> int:
-    """phys_footprint in bytes out of a `rusage_info_v4`. Raises ValueError on a buffer of another length."""
+    """phys_footprint in bytes from a `rusage_info_v4`. Raises ValueError for any other length."""
     if len(buffer) != RUSAGE_INFO_V4_BYTES:
-        raise ValueError(f"rusage_info_v4 has {RUSAGE_INFO_V4_BYTES} bytes, found {len(buffer)}")
+        raise ValueError(f"rusage_info_v4: found {len(buffer)} bytes; expected {RUSAGE_INFO_V4_BYTES}")
     (footprint,) = struct.unpack_from("<Q", buffer, PHYS_FOOTPRINT_OFFSET)
     return int(footprint)
 
@@ -92,13 +91,13 @@ def darwin_footprint() -> Read:
 
 
 def readers() -> tuple[Read, Read | None]:
-    """This platform's footprint of a process, and the one that counts shared pages once; None: the first does."""
+    """This platform's reader of a footprint, and one that counts shared pages once (None: the first does)."""
     return (darwin_footprint(), None) if sys.platform == "darwin" else (resident_bytes, proportional_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Of all of a worker's processes; `children_bytes` is what is not the leader's."""
+    """Of all processes of a worker; `children_bytes`: of all but the leader."""
 
     total_bytes: int
     children_bytes: int
@@ -106,7 +105,7 @@ class Footprint:
 
 
 class Gauge:
-    """Measures one worker. `readers`: as the function of that name gives them."""
+    """Measures one worker. `readers`: see the function of that name."""
 
     def __init__(self, processes: Processes, limit_bytes: int, readers: tuple[Read, Read | None]) -> None:
         self._processes = processes
@@ -114,19 +113,19 @@ class Gauge:
         self._read, self._read_shared = readers
         self._shared: dict[int, int] = {}
         self._shared_due_s = 0.0
-        self._proven_s = -PROVEN_S
+        self._over_read_s = -OVER_REREAD_S
 
     def measure(self) -> Footprint | None:
-        """None: the leader has ended, and there is nothing to measure.
+        """None: the leader has ended.
 
-        Raises OSError, ValueError or psutil.Error when any process can't be measured: a sum without it says nothing.
+        Raises OSError, ValueError or psutil.Error when any of the processes can't be measured.
         """
         leader = self._processes.leader
         try:
             sizes = {leader: self._read(leader)}
         except ProcessLookupError:
             return None
-        self._processes.look()
+        self._processes.refresh()
         for pid in list(self._processes.others):
             try:
                 sizes[pid] = self._read(pid)
@@ -135,22 +134,22 @@ class Gauge:
         for pid, parent in self._processes.newborn():
             sizes[pid] = max(sizes.get(pid, 0) - sizes.get(parent, 0), 0)
         if len(sizes) > 1 and self._read_shared is not None:
-            self._take_off_shared(sizes, self._read_shared)
+            self._subtract_shared(sizes, self._read_shared)
         total = sum(sizes.values())
         return Footprint(total, total - sizes[leader], len(sizes))
 
-    def _take_off_shared(self, sizes: dict[int, int], read: Read) -> None:
-        """Where headroom is short. Below the limit what was shared lately will do; over it, only what is shared now."""
+    def _subtract_shared(self, sizes: dict[int, int], read: Read) -> None:
+        """Near the limit only. Below it, the last reading of shared pages is good for a while; over it, a fresh one."""
         if sum(sizes.values()) <= SHORT_SHARE * self._limit_bytes:
             return
         now_s = time.monotonic()
-        fresh_until_s = self._proven_s + PROVEN_S if self._over(sizes) else self._shared_due_s
+        fresh_until_s = self._over_read_s + OVER_REREAD_S if self._over(sizes) else self._shared_due_s
         if now_s >= fresh_until_s:
             self._shared = {pid: _shared(size, pid, read) for pid, size in sizes.items()}
             took_s = time.monotonic() - now_s
             self._shared_due_s = now_s + max(SHARED_INTERVAL_S, took_s / SHARED_SHARE)
             if self._over(sizes):
-                self._proven_s = now_s
+                self._over_read_s = now_s
         for pid, size in sizes.items():
             sizes[pid] = max(size - self._shared.get(pid, 0), 0)
 
@@ -159,7 +158,7 @@ class Gauge:
 
 
 def _shared(size: int, pid: int, read: Read) -> int:
-    """What other processes have of it. Where that can't be told, nothing: better too much than unnoticed."""
+    """Bytes that other processes share. 0 when that can't be read: the footprint is then overestimated."""
     try:
         return max(size - read(pid), 0)
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
 """macOS' reports of the processes that it killed for memory (jetsam), read after a worker died by SIGKILL.
 
 The layout is Apple's ("Identifying high-memory use with jetsam event reports"): a line of JSON as header, then a body
-whose `processes` name a `reason` where one was killed. No machine of ours has written one; the tests construct them.
-macOS does not report every such kill, and only an administrator's account may read the folder.
+whose `processes` have a `reason` if they were killed. Tested with constructed reports only. macOS does not report every
+such kill, and only administrators may read the folder.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ FOLDER = Path("/Library/Logs/DiagnosticReports")
 PATTERN_PREFIX = "JetsamEvent-"
 PATTERN_SUFFIX = ".ips"
 REPORT_LIMIT_BYTES = 4 * 1024 * 1024
-"""A longer report is passed over; those seen of whole machines have a tenth of it."""
+"""Longer reports are skipped; published ones have a tenth of it."""
 REPORTS_AT_MOST = 8
-"""The newest ones of a worker's life."""
+"""The newest ones since the worker started."""
 ENTRIES_AT_MOST = 10_000
 CLOCK_SLACK_S = 2.0
 POLL_S = 0.2
 OTHER_REASONS = frozenset({"vnode-limit", "disk-space-shortage"})
-"""What jetsam also kills for, that is not memory (bsd/kern/kern_memorystatus.c)."""
+"""Reasons of jetsam other than memory (bsd/kern/kern_memorystatus.c)."""
 
 
 class _Process(msgspec.Struct):
@@ -43,9 +43,9 @@ class _Header(msgspec.Struct):
 
 
 def killed(pid: int, since_wall_s: float, folder: Path | None = None) -> bool | None:
-    """Whether a report says that this process was killed for memory after `since_wall_s` (its start; Unix seconds).
+    """Whether a report names this process as killed for memory after `since_wall_s` (its start; Unix seconds).
 
-    `folder`: instead of `FOLDER`. None where there are no reports to read. False proves nothing. Never raises.
+    `folder`: instead of `FOLDER`. None where reports can't be read. False is no proof. Never raises.
     """
     try:
         paths = _newest(folder or FOLDER, since_wall_s)
@@ -55,7 +55,7 @@ def killed(pid: int, since_wall_s: float, folder: Path | None = None) -> bool | 
 
 
 async def killed_within(pid: int, since_wall_s: float, wait_s: float, folder: Path | None = None) -> bool | None:
-    """As `killed`, but a report may take `wait_s` seconds to be written. At once None where none can be."""
+    """As `killed`, but wait up to `wait_s` seconds for the report. Returns None at once where none can be read."""
     deadline_s = time.monotonic() + wait_s
     while True:
         found = await asyncio.to_thread(killed, pid, since_wall_s, folder)
@@ -82,7 +82,7 @@ def _newest(folder: Path, since_wall_s: float) -> list[Path]:
 
 
 def _names(path: Path, pid: int, since_wall_s: float) -> bool:
-    """Whether this report tells of the kill; one that can't be read doesn't."""
+    """Whether this report names the process; False when it can't be read."""
     try:
         with path.open("rb") as file:
             data = file.read(REPORT_LIMIT_BYTES + 1)
@@ -99,5 +99,5 @@ def _names(path: Path, pid: int, since_wall_s: float) -> bool:
 
 
 def _wall_s(text: str) -> float:
-    """`2026-06-20 09:02:10.42 +0100`; ValueError when it is anything else."""
+    """`2026-06-20 09:02:10.42 +0100`; Raises ValueError for anything else."""
     return datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f %z").timestamp()

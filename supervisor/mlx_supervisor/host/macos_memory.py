@@ -1,66 +1,43 @@
-"""What macOS tells of the machine's memory, by sysctl. Written from the documented layouts; see docs/memory.md."""
+"""Memory pressure on macOS, from sysctl. Written from the documented layouts; see docs/memory.md."""
 
-import struct
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from mlx_supervisor.core.events import MemoryPressure
 
 PRESSURE_LEVEL = "kern.memorystatus_vm_pressure_level"
-SWAP_USAGE = "vm.swapusage"
 COMPRESSOR_BYTES = "vm.compressor_bytes_used"
 LEVELS = {1: MemoryPressure.NORMAL, 2: MemoryPressure.WARN, 4: MemoryPressure.CRITICAL}
-XSW_USAGE = struct.Struct("<3Q2I")
-"""`struct xsw_usage` of sys/sysctl.h: total, available and used bytes of swap, a page's size, whether encrypted."""
 SWAP_LEFT_SHARE = 0.05
 COMPRESSED_SHARE = 0.5
-"""The level has read normal with swap full. Less than the one share of swap left, and more than the other of memory
-held by the compressor, is a warning whatever the level says. Both are our own choice."""
+"""The level has been seen normal with swap full. So less than the first share of swap free, with more than the second
+of memory held by the compressor, counts as a warning. Both were chosen without a measurement."""
 VALUE_LIMIT_BYTES = 256
 
 Sysctl = Callable[[str], bytes | None]
-"""The value of a name; None: there is none."""
+"""Returns the value of a name, or None."""
 T = TypeVar("T")
 
 
-class Swap(NamedTuple):
-    """In bytes."""
-
-    total: int
-    available: int
-    used: int
-
-
 def parse_pressure_level(value: bytes) -> MemoryPressure:
-    """A 32-bit number: 1 normal, 2 warning, 4 critical. Raises ValueError on anything else."""
+    """A 32-bit number: 1 normal, 2 warning, 4 critical. Raises ValueError for anything else."""
     level = _number(value)
     if level not in LEVELS:
-        raise ValueError(f"{PRESSURE_LEVEL}: found {level}, allowed are {sorted(LEVELS)}")
+        raise ValueError(f"{PRESSURE_LEVEL}: found {level}; allowed: {sorted(LEVELS)}")
     return LEVELS[level]
 
 
-def parse_swap_usage(value: bytes) -> Swap:
-    """A `struct xsw_usage`. Raises ValueError on one of another length."""
-    if len(value) != XSW_USAGE.size:
-        raise ValueError(f"{SWAP_USAGE} has {XSW_USAGE.size} bytes, found {len(value)}")
-    total, available, used, _, _ = XSW_USAGE.unpack(value)
-    return Swap(total, available, used)
+def pressure(sysctl: Sysctl, total_bytes: int, swap: tuple[int, int] | None) -> MemoryPressure:
+    """The system's level, or a warning where that is normal despite full swap (`SWAP_LEFT_SHARE`).
 
-
-def swap_used_bytes(sysctl: Sysctl) -> int | None:
-    """None where it can't be told."""
-    swap = _read(sysctl, SWAP_USAGE, parse_swap_usage)
-    return None if swap is None else swap.used
-
-
-def pressure(sysctl: Sysctl, total_bytes: int) -> MemoryPressure:
-    """The system's level, or a warning of our own where that says nothing yet (`SWAP_LEFT_SHARE`)."""
+    `swap`: used and free bytes, if known.
+    """
     level = _read(sysctl, PRESSURE_LEVEL, parse_pressure_level) or MemoryPressure.NORMAL
-    swap = _read(sysctl, SWAP_USAGE, parse_swap_usage)
     compressed = _read(sysctl, COMPRESSOR_BYTES, _number)
     if level is not MemoryPressure.NORMAL or swap is None or compressed is None:
         return level
-    full = swap.available < SWAP_LEFT_SHARE * swap.total
+    used, free = swap
+    full = free < SWAP_LEFT_SHARE * (used + free)
     return MemoryPressure.WARN if full and compressed > COMPRESSED_SHARE * total_bytes else level
 
 
@@ -89,7 +66,7 @@ def libc_sysctl() -> Sysctl:
 
 def _number(value: bytes) -> int:
     if len(value) not in (4, 8):
-        raise ValueError(f"4 or 8 bytes were expected, found {len(value)}")
+        raise ValueError(f"found {len(value)} bytes; allowed: 4 or 8")
     return int.from_bytes(value, "little")
 
 

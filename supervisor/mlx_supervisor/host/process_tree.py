@@ -1,4 +1,4 @@
-"""Which processes a worker consists of: its session, and descendants that left it but still carry its token."""
+"""The processes of a worker: its session, and descendants outside it that still carry its token."""
 
 import os
 import sys
@@ -10,20 +10,20 @@ import psutil
 from mlx_supervisor.wire import TOKEN_VARIABLE
 
 SCAN_INTERVAL_S = 1.0
-"""How often the list of processes is read when the kernel tells of no new one."""
+"""How often the process list is read when the kernel reports no new process."""
 SCAN_SHARE = 0.05
-"""At most this share of the time goes into reading the list, however many processes there are."""
+"""Reading the list takes at most this share of the time, however many processes there are."""
 RESCAN_INTERVAL_S = 30.0
-"""How often all are looked at anew: the number of one that ended may be another's by now."""
+"""How often all processes are checked again: a pid may have been reused."""
 NEWBORN_S = 0.5
-"""So long, a process that has not started a program of its own is taken to have nothing but its parent's memory."""
+"""For this long after a fork, a process that has not called exec counts only memory beyond its parent's."""
 PF_FORKNOEXEC = 0x40
-"""Of the flags in /proc/PID/stat: forked, and no program started since (the kernel's include/linux/sched.h)."""
+"""Flag in /proc/PID/stat: forked, but no exec yet (the kernel's include/linux/sched.h)."""
 SHORT_BYTES = 4096
 
 
 class Processes:
-    """The processes of one worker. `others`: all but its leader, as of the last look."""
+    """The processes of one worker. `others`: all but its leader, as of the last `refresh`."""
 
     def __init__(self, leader: int, token: str = "") -> None:
         self.leader = leader
@@ -34,8 +34,8 @@ class Processes:
         self._last_started = 0
         self._due_s = self._allowed_s = self._rescan_s = 0.0
 
-    def look(self) -> None:
-        """Bring the list up to date: once a second, and sooner when the machine has started something meanwhile.
+    def refresh(self) -> None:
+        """Update the list: once a second, and sooner when the kernel has started a process.
 
         Raises OSError when the processes can't be listed.
         """
@@ -51,12 +51,12 @@ class Processes:
         self._due_s, self._allowed_s = now_s + SCAN_INTERVAL_S, now_s + took_s / SCAN_SHARE
 
     def forget(self, pid: int) -> None:
-        """It has ended."""
+        """Remove a process that has ended."""
         if pid in self.others:
             self.others.remove(pid)
 
     def newborn(self) -> list[tuple[int, int]]:
-        """Others between fork and exec, each with its parent, whose very memory (vfork) or copy of it they have."""
+        """Others between fork and exec, each with its parent: they share (vfork) or copy its memory."""
         found = []
         for pid in self.others:
             if pid not in self._grown:
@@ -68,13 +68,13 @@ class Processes:
         return found
 
     def _scan(self, alive: set[int]) -> None:
-        """A stranger stays one until it ends: only new ones are asked."""
+        """Only new processes are checked: others do not change."""
         new = sorted(alive - self._known - {self.leader, os.getpid()})
-        self.others = [pid for pid in self.others if pid in alive] + [pid for pid in new if self._is_ours(pid)]
+        self.others = [pid for pid in self.others if pid in alive] + [pid for pid in new if self._belongs(pid)]
         self._known = alive
         self._grown &= alive
 
-    def _is_ours(self, pid: int) -> bool:
+    def _belongs(self, pid: int) -> bool:
         try:
             return os.getsid(pid) == self.leader or (self._mark is not None and self._mark in _environment(pid))
         except (OSError, psutil.Error):  # it has ended, or is another user's
@@ -82,7 +82,7 @@ class Processes:
 
 
 def last_started() -> int:
-    """Linux: the number of the process, or thread, that was started last. 0 where that can't be told."""
+    """Linux: the id of the process or thread that was started last. 0 where that can't be read."""
     try:
         return int(read_file("/proc/loadavg").rsplit(maxsplit=1)[-1])
     except (OSError, ValueError, IndexError):
@@ -90,7 +90,7 @@ def last_started() -> int:
 
 
 def read_file(path: str) -> bytes:
-    """A file of /proc that is short, at an eighth of what pathlib takes. Raises OSError."""
+    """A short file of /proc, eight times faster than pathlib. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(descriptor, SHORT_BYTES)
@@ -99,7 +99,7 @@ def read_file(path: str) -> bytes:
 
 
 def _parent_of_newborn(pid: int) -> int | None:
-    """Linux, by /proc/PID/stat (proc_pid_stat(5)): the parent of a newborn; None: it is none, or can't be told."""
+    """Linux, from /proc/PID/stat (proc_pid_stat(5)): the parent of a newborn. None: not a newborn, or unreadable."""
     try:
         fields = read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()
         parent, flags, started_ticks = int(fields[1]), int(fields[6]), int(fields[19])
@@ -110,7 +110,7 @@ def _parent_of_newborn(pid: int) -> int | None:
 
 
 def _environment(pid: int) -> bytes:
-    """NAME=VALUE of each variable, between zero bytes. Raises OSError or psutil.Error when it can't be had."""
+    """NAME=VALUE of each variable, between zero bytes. Raises OSError or psutil.Error."""
     return _of_proc(pid) if sys.platform == "linux" else _of_psutil(pid)
 
 

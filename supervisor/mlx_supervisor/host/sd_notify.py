@@ -1,39 +1,29 @@
-"""What systemd wants to hear: one datagram to NOTIFY_SOCKET (sd_notify(3)). Without systemd, silence.
+"""Messages to systemd: one datagram each to NOTIFY_SOCKET (sd_notify(3)). Without systemd, nothing is sent.
 
-Nothing here raises into the daemon: a supervisor's supervisor that does not listen is no reason to stop training.
+Never raises: training goes on when systemd can't be reached. Each function returns whether the message was sent.
 """
 
 import os
 import socket
 
-STATUS_LIMIT = 512
-
 
 def ready() -> bool:
-    """The daemon can be asked. Like the others: whether somebody was told."""
+    """The daemon accepts commands."""
     return _send("READY=1")
 
 
-def status(text: str) -> bool:
-    """One line for `systemctl status`."""
-    return _send(f"STATUS={' '.join(text.split())[:STATUS_LIMIT]}")
-
-
 def watchdog() -> bool:
-    """Still alive; to be said by the loop that does the work, or it says nothing."""
+    """The event loop is alive. Must be sent from that loop."""
     return _send("WATCHDOG=1")
 
 
 def stopping() -> bool:
-    """On the way out."""
+    """The daemon is shutting down."""
     return _send("STOPPING=1")
 
 
 def watchdog_interval_s() -> float | None:
-    """The longest silence that systemd accepts, in seconds; None: it does not watch us (sd_watchdog_enabled(3)).
-
-    Speak at half of it.
-    """
+    """The watchdog timeout in seconds; None without a watchdog (sd_watchdog_enabled(3)). Send at half of it."""
     if _address() is None:
         return None
     try:
@@ -46,7 +36,7 @@ def watchdog_interval_s() -> float | None:
 
 
 def _address() -> str | None:
-    """A path, or an abstract name after "@"; anything else is not for us (vsock and the like)."""
+    """A path, or an abstract name after "@". Other kinds (vsock) are ignored."""
     value = os.environ.get("NOTIFY_SOCKET", "")
     if value.startswith("/"):
         return value

@@ -1,4 +1,4 @@
-"""The supervisor's own log, and the stdout and stderr of each run; all rotated, none ever in the way of its writer."""
+"""The supervisor's own log: rotated, and never raising into its writer."""
 
 import contextlib
 import logging
@@ -12,11 +12,11 @@ import structlog
 
 LOG_BYTES = 10 * 1024 * 1024
 LOG_BACKUPS = 3
-_MODE = 0o600
+MODE = 0o600
 
 
 class _PrivateFile(RotatingFileHandler):
-    """Mode 0600; a log that cannot be written loses lines, counts them and says so once lines fit again."""
+    """Mode 0600. Lines that can't be written are counted, and their number is logged once writing works again."""
 
     def __init__(self, path: Path) -> None:
         self.lost = 0
@@ -25,18 +25,18 @@ class _PrivateFile(RotatingFileHandler):
         )
 
     def _open(self) -> Any:
-        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, _MODE)
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, MODE)
         return open(descriptor, "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123 - a descriptor
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Count; never print, never raise."""
+        """Count the line; never print or raise."""
         self.lost += 1
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; first, after a gap, how much is missing."""
+        """Write a line; after a gap, first log how many are missing."""
         lost, self.lost = self.lost, 0
         if lost:
-            gap = logging.LogRecord("logs", logging.WARNING, "", 0, f"{lost} lines of this log were lost", (), None)
+            gap = logging.LogRecord("logs", logging.WARNING, "", 0, f"log_lines_lost: {lost}", (), None)
             super().emit(gap)
             if self.lost:
                 self.lost = lost + 1
@@ -45,15 +45,15 @@ class _PrivateFile(RotatingFileHandler):
 
 
 def configure(log_path: Path | None, console: bool, level: str = "info") -> None:
-    """Send structlog's lines, and the standard library's, as JSON to a rotated file and readable to stderr.
+    """Send the records of structlog and logging as JSON to a rotated file, and as text to stderr.
 
-    `log_path` None: no file. `console`: also to stderr, in colour on a terminal. May be called again. A log file that
-    cannot be opened or written never raises into a caller: its lines are lost and counted.
+    `log_path` None: no file. `console`: also to stderr, in colour on a terminal. Replaces an earlier configuration. A
+    log file that can't be opened or written never raises into a caller: its lines are lost and counted.
     Raises ValueError for an unknown level.
     """
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
-        raise ValueError(f"found the log level {level!r}; allowed: debug, info, warning, error, critical")
+        raise ValueError(f"log level: found {level!r}; allowed: debug, info, warning, error, critical")
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -71,7 +71,7 @@ def configure(log_path: Path | None, console: bool, level: str = "info") -> None
         stream = _Quiet(sys.stderr)
         stream.setFormatter(_formatter(shared, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())))
         handlers.append(stream)
-    _install(handlers or [logging.NullHandler()], number)
+    logging.basicConfig(handlers=handlers or [logging.NullHandler()], level=number, force=True)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -81,10 +81,10 @@ def configure(log_path: Path | None, console: bool, level: str = "info") -> None
 
 
 class _Quiet(logging.StreamHandler[TextIO]):
-    """A terminal that went away is no reason for tracebacks."""
+    """Prints no tracebacks when the terminal has been closed."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Nothing: the line is in the file."""
+        """Do nothing: the line is in the file."""
 
 
 def _formatter(
@@ -94,14 +94,3 @@ def _formatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
     )
-
-
-def _install(handlers: list[logging.Handler], level: int) -> None:
-    root = logging.getLogger()
-    for old in [handler for handler in root.handlers if getattr(handler, "_of_mlx_supervisor", False)]:
-        root.removeHandler(old)
-        old.close()
-    for handler in handlers:
-        handler._of_mlx_supervisor = True  # type: ignore[attr-defined]
-        root.addHandler(handler)
-    root.setLevel(level)

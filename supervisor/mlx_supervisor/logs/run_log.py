@@ -1,11 +1,11 @@
-"""The two log files of one run: worker and supervisor append, and rotation keeps their descriptors good."""
+"""The two log files of one run: worker and supervisor append, and rotation keeps their descriptors valid."""
 
 import contextlib
 import os
 import re
 from pathlib import Path
 
-from mlx_supervisor.logs.daemon_log import _MODE, LOG_BACKUPS, LOG_BYTES
+from mlx_supervisor.logs.daemon_log import LOG_BACKUPS, LOG_BYTES, MODE
 
 LINE_LIMIT = 8192
 TAIL_LIMIT_BYTES = 16 * 1024
@@ -16,63 +16,57 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 class RunLog:
     """`stdout.log` and `stderr.log` of one run. A worker inherits the descriptors; both sides append.
 
-    Rotation copies and truncates, so a worker's descriptor stays good: every writer must append (O_APPEND). What a
-    worker writes between the copy and the truncation is lost; that is a moment in 10 MiB. A file that grew past twice
-    `max_bytes` between two looks leaves only its last `max_bytes` behind.
-    Raises OSError when the files cannot be opened.
+    Rotation copies and truncates, so a worker's descriptor stays valid: every writer must append (O_APPEND). What a
+    worker writes between the copy and the truncation is lost. Of a file that grew past twice `max_bytes` between two
+    checks, only the last `max_bytes` are kept. Only the constructor and `clear` raise OSError.
     """
 
     def __init__(self, folder: Path, max_bytes: int = LOG_BYTES, backups: int = LOG_BACKUPS) -> None:
         self.folder = folder
         self.stdout_path = folder / "stdout.log"
         self.stderr_path = folder / "stderr.log"
-        self.lost = 0
-        """Lines and rotations that the disk refused."""
         self._max_bytes = max_bytes
         self._backups = backups
-        self._stderr_gone = 0
+        self._stderr_truncated_bytes = 0
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._stdout = os.open(self.stdout_path, flags, _MODE)
+        self._stdout = os.open(self.stdout_path, flags, MODE)
         try:
-            self._stderr = os.open(self.stderr_path, flags, _MODE)
+            self._stderr = os.open(self.stderr_path, flags, MODE)
         except OSError:
             os.close(self._stdout)
             raise
 
     def descriptors(self) -> tuple[int, int]:
-        """For a worker's stdout and stderr; they stay ours to close."""
+        """For a worker's stdout and stderr. Don't close them."""
         return self._stdout, self._stderr
 
     def line(self, text: str) -> None:
-        """Append one whole line to stdout.log; control characters other than tab become spaces. Never raises."""
+        """Append one line to stdout.log; control characters other than tab become spaces."""
         data = _CONTROL.sub(" ", text)[:LINE_LIMIT].encode("utf-8", "replace") + b"\n"
-        try:
-            if os.write(self._stdout, data) != len(data):
-                self.lost += 1
-        except OSError:
-            self.lost += 1
+        with contextlib.suppress(OSError):
+            os.write(self._stdout, data)
 
     def stderr_offset(self) -> int:
-        """Where stderr ends now, with what was rotated away: take it before a life, give it to `tail_since` after."""
+        """The end of stderr, in bytes ever written: read it before a generation, pass it to `tail_since` after."""
         try:
-            return self._stderr_gone + os.fstat(self._stderr).st_size
+            return self._stderr_truncated_bytes + os.fstat(self._stderr).st_size
         except OSError:
-            return self._stderr_gone
+            return self._stderr_truncated_bytes
 
     def tail_since(self, offset: int, limit_bytes: int = TAIL_LIMIT_BYTES) -> str:
-        """The end of stderr, from `offset` at the earliest, also where the rotation has just taken it away.
+        """The last `limit_bytes` of stderr, from `offset` on, including what was rotated.
 
-        A file that somebody else cut short is read from its start.
+        A file that was truncated by another program is read from its start.
         """
         try:
             size = os.fstat(self._stderr).st_size
-            start = offset - self._stderr_gone
+            start = offset - self._stderr_truncated_bytes
             data = os.pread(self._stderr, limit_bytes, max(start if start <= size else 0, size - limit_bytes, 0))
             if start < 0 and len(data) < limit_bytes:
                 data = self._end_of_copy(min(-start, limit_bytes - len(data))) + data
         except OSError as error:
-            return f"(stderr.log cannot be read: {error})"
+            return f"(stderr.log can't be read: {error})"
         return data.decode("utf-8", "replace")
 
     def _end_of_copy(self, size_bytes: int) -> bytes:
@@ -84,15 +78,13 @@ class RunLog:
             return b""
 
     def rotate_if_needed(self) -> bool:
-        """Rotate a file over its limit; True when one was. A failure is counted, and tried again the next time."""
+        """Rotate the files over their limit. Returns whether one was rotated; a failure is retried next time."""
         rotated = False
         for descriptor, path in ((self._stdout, self.stdout_path), (self._stderr, self.stderr_path)):
-            try:
+            with contextlib.suppress(OSError):
                 if os.fstat(descriptor).st_size > self._max_bytes:
                     self._rotate(descriptor, path)
                     rotated = True
-            except OSError:
-                self.lost += 1
         return rotated
 
     def _rotate(self, descriptor: int, path: Path) -> None:
@@ -103,18 +95,18 @@ class RunLog:
             if self._backups:
                 self._copy_end(descriptor, _backup(path, 1))
         finally:
-            # a disk too full for the copy needs the room all the more
+            # also when the disk is too full for the copy
             self._empty(descriptor)
 
     def _empty(self, descriptor: int) -> None:
         if descriptor == self._stderr:
-            self._stderr_gone += os.fstat(descriptor).st_size
+            self._stderr_truncated_bytes += os.fstat(descriptor).st_size
         os.ftruncate(descriptor, 0)
 
     def _copy_end(self, descriptor: int, target: Path) -> None:
         size = os.fstat(descriptor).st_size
         position = 0 if size <= 2 * self._max_bytes else size - self._max_bytes
-        out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
+        out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, MODE)
         try:
             while position < size and (data := os.pread(descriptor, min(_COPY_BYTES, size - position), position)):
                 position += os.write(out, data)
@@ -129,7 +121,7 @@ class RunLog:
                 _backup(path, number).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close both files; again: nothing."""
+        """Close both files. May be called again."""
         descriptors, self._stdout, self._stderr = (self._stdout, self._stderr), -1, -1
         for descriptor in descriptors:
             if descriptor >= 0:

@@ -1,4 +1,4 @@
-"""Worker processes: started in a session of their own, signalled as a group, and nothing of them left behind."""
+"""Worker processes: started in their own session, signalled as a process group, ended with all their children."""
 
 import asyncio
 import os
@@ -17,15 +17,14 @@ from mlx_supervisor.process.orphans import POLL_S, kill_group, kill_orphans
 from mlx_supervisor.wire import LIFELINE_VARIABLE, TOKEN_VARIABLE
 
 FOLLOW_INTERVAL_S = 2.0
-"""How often a worker's control group is looked at; more often in the first seconds, when a wrapper may move it."""
-
+"""How often a worker's control group is read; more often in the first seconds, when a wrapper may move it."""
 JETSAM_WAIT_S = 2.0
-"""How long macOS' report of a kill for memory may be on its way to the disk."""
+"""How long to wait for macOS' report of a kill for memory."""
 
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """How the leader ended; both None when it was not ours to reap. `oom_killed`: None where the kernel can't tell."""
+    """How the leader ended; both None when that is unknown. `oom_killed`: None where the kernel doesn't count."""
 
     exit_code: int | None
     signal: int | None
@@ -35,8 +34,7 @@ class ExitStatus:
 class Child:
     """One worker process. Its pid is also the id of its session and of its process group.
 
-    The write end of the lifeline pipe is held by this process alone: when it dies, however it dies, the worker reads
-    end of file.
+    Only this process holds the write end of the lifeline pipe: however it dies, the worker then reads end of file.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], token: str, lifeline: int) -> None:
@@ -54,7 +52,7 @@ class Child:
         """Start `command`. `token` goes into its environment. Raises OSError when that fails."""
         read_end, write_end = os.pipe()
         environment = os.environ | {TOKEN_VARIABLE: token, LIFELINE_VARIABLE: str(read_end)}
-        environment.pop("NOTIFY_SOCKET", None)  # the service manager's socket is the supervisor's alone
+        environment.pop("NOTIFY_SOCKET", None)  # only the supervisor may talk to the service manager
         try:
             process = subprocess.Popen(
                 list(command),
@@ -74,34 +72,34 @@ class Child:
         return cls(process, token, write_end)
 
     def terminate(self) -> None:
-        """SIGTERM to the leader, who checkpoints; its helpers are its own to end."""
+        """SIGTERM to the leader only: it checkpoints, and ends its own children."""
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
 
     def dump_stacks(self) -> None:
-        """Have the leader write its stacks to its stderr."""
+        """Make the leader write its stacks to its stderr (SIGUSR1)."""
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGUSR1)
 
     def kill(self) -> None:
-        """SIGKILL to the whole group."""
+        """SIGKILL to the whole process group."""
         self._killed = True
         kill_group(self.pid)
 
     def brake(self) -> None:
-        """As `kill`, from another thread, and only while the leader is not reaped: then its number may be free."""
+        """As `kill`, from another thread, and only until the leader is reaped: its pid may be reused after that."""
         if self._process.returncode is None:
             self._killed = True
             kill_group(self.pid)
 
     def signal(self, number: int) -> None:
-        """Any other signal, to the leader. Raises ProcessLookupError when it is gone."""
+        """Any other signal, to the leader. Raises ProcessLookupError when it has ended."""
         if self._process.returncode is not None:
             raise ProcessLookupError(self.pid)
         self._process.send_signal(number)
 
     async def wait(self) -> ExitStatus:
-        """Reap the leader, kill what is left of its group, and say how it ended once nothing is there any more."""
+        """Reap the leader, kill the rest of its group and all processes with its token, and return how it ended."""
         await self._ended()
         code = self._process.wait()
         await kill_orphans(self.pid, self.token)
@@ -112,14 +110,14 @@ class Child:
         return ExitStatus(code, None, oom_killed)
 
     async def _oom_killed(self, code: int) -> bool | None:
-        """By the kernel's count. macOS keeps none: there its report tells, which is not always written."""
+        """By the kernel's count. macOS keeps none, but may write a report."""
         counted = self._oom_kills.happened()
         if counted is not None or code != -signal.SIGKILL or self._killed:
             return counted
         return await jetsam.killed_within(self.pid, self.create_time_s, JETSAM_WAIT_S) or None
 
     async def _ended(self) -> None:
-        """Until the leader has ended. Its control group is followed meanwhile: the dead no longer say theirs."""
+        """Wait for the leader. Follow its control group meanwhile: it can't be read after its death."""
         ended = asyncio.ensure_future(_readable(_pidfd(self.pid), self._process))
         interval_s = POLL_S
         try:
@@ -134,7 +132,7 @@ class Child:
 def _create_time_s(pid: int) -> float:
     try:
         return psutil.Process(pid).create_time()
-    except (psutil.Error, OSError):  # then only the token tells an orphan from a stranger
+    except (psutil.Error, OSError):  # then only the token identifies an orphan
         return 0.0
 
 
@@ -146,7 +144,7 @@ def _pidfd(pid: int) -> int | None:
 
 
 async def _readable(pidfd: int | None, process: subprocess.Popen[bytes]) -> None:
-    """Until the process has ended: by its pidfd where there is one, else by looking."""
+    """Wait until the process has ended: by its pidfd where there is one, else by polling."""
     if pidfd is None:
         while process.poll() is None:
             await asyncio.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""Ends what a dead worker or a dead supervisor left running."""
+"""Ends orphans: processes that a dead worker or a dead supervisor left running."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ import psutil
 from mlx_supervisor.wire import TOKEN_VARIABLE
 
 ORPHANS_WAIT_S = 5.0
-"""How long to wait for killed members of the group to vanish."""
+"""How long to wait for killed processes to end."""
 POLL_S = 0.02
 
 
@@ -23,15 +23,15 @@ def _never() -> bool:
 async def end_orphaned_worker(
     pid: int, create_time_s: float, token: str, grace_s: float, hurried: Callable[[], bool] = _never
 ) -> bool:
-    """Make sure that a dead supervisor's worker is gone: it is given `grace_s` to checkpoint and leave, then killed.
+    """End a dead supervisor's worker: it has `grace_s` seconds to checkpoint and exit, and is killed then.
 
-    `hurried` ends the grace. True when it had to be killed. The pid alone proves nothing: the start time or the token
-    has to match. `pid` 0: the supervisor died before it could note it.
+    `hurried` returning True ends the grace period. Returns whether anything was killed. A pid may have been reused:
+    the start time or the token has to match. `pid` 0: the supervisor died before it recorded the pid.
     """
     if pid == 0:
         return await _end_by_token(token, grace_s, hurried)
     deadline_s = time.monotonic() + grace_s
-    while _is_ours(pid, create_time_s):
+    while _is_running(pid, create_time_s):
         if hurried() or time.monotonic() >= deadline_s:
             kill_group(pid)
             await kill_orphans(pid, token)
@@ -42,34 +42,35 @@ async def end_orphaned_worker(
 
 async def _end_by_token(token: str, grace_s: float, hurried: Callable[[], bool]) -> bool:
     deadline_s = time.monotonic() + grace_s
-    while await _orphans(0, token, group=False) and not hurried() and time.monotonic() < deadline_s:
+    while await _find_orphans(0, token, group=False) and not hurried() and time.monotonic() < deadline_s:
         await asyncio.sleep(10 * POLL_S)
     return await kill_orphans(0, token, group=False)
 
 
 async def kill_orphans(pid: int, token: str, group: bool = True) -> bool:
-    """SIGKILL all that still carries the worker's token or is in its group; True when there was something.
+    """SIGKILL every process with the worker's token or in its process group. Returns whether there was any.
 
-    `group` False: the leader died long ago and its number may be another's by now, so only the token counts.
+    `group` False: match the token only, as the leader died long ago and its pid may have been reused.
     """
     deadline_s = time.monotonic() + ORPHANS_WAIT_S
     found = False
-    while remains := await _orphans(pid, token, group):
+    while orphans := await _find_orphans(pid, token, group):
         found = True
-        for each in remains:
-            _kill_one(each)
+        for process in orphans:
+            with suppress(psutil.Error):
+                process.kill()
         if time.monotonic() >= deadline_s:
             break
         await asyncio.sleep(POLL_S)
     return found
 
 
-async def _orphans(pid: int, token: str, group: bool) -> list[psutil.Process]:
-    """In a thread: with thousands of processes on the machine it takes a while, and other runs have to be watched."""
-    return await asyncio.to_thread(_find_orphans, pid, token, group)
+async def _find_orphans(pid: int, token: str, group: bool) -> list[psutil.Process]:
+    """In a thread: it takes a while with thousands of processes, and must not block the event loop."""
+    return await asyncio.to_thread(_scan, pid, token, group)
 
 
-def _find_orphans(pid: int, token: str, group: bool) -> list[psutil.Process]:
+def _scan(pid: int, token: str, group: bool) -> list[psutil.Process]:
     mark = (TOKEN_VARIABLE, token)
     found = []
     for process in psutil.process_iter():
@@ -84,7 +85,7 @@ def _find_orphans(pid: int, token: str, group: bool) -> list[psutil.Process]:
     return found
 
 
-def _is_ours(pid: int, create_time_s: float) -> bool:
+def _is_running(pid: int, create_time_s: float) -> bool:
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - create_time_s) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
@@ -93,10 +94,6 @@ def _is_ours(pid: int, create_time_s: float) -> bool:
 
 
 def kill_group(pid: int) -> None:
+    """SIGKILL to the process group of this leader. Does nothing when it has ended."""
     with suppress(ProcessLookupError, PermissionError):  # macOS refuses permission for a group of zombies
         os.killpg(pid, signal.SIGKILL)
-
-
-def _kill_one(process: psutil.Process) -> None:
-    with suppress(psutil.Error):
-        process.kill()

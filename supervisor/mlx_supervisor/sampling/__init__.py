@@ -1,1 +1,1 @@
-"""When memory is read: each worker's, and the machine's."""
+"""Timing of memory readings: of each worker, and of the machine."""

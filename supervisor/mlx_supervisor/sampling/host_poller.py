@@ -10,14 +10,14 @@ from mlx_supervisor.core.events import MachineSample
 from mlx_supervisor.host import memory as machine_memory
 
 FIRST_INTERVAL_S = 0.05
-"""Memory mostly comes back at once, or within a blink: a restart should not pay a second for it."""
+"""Memory is mostly free again at once; a restart should not wait a second for it."""
 INTERVAL_S = 1.0
 
 log = structlog.get_logger()
 
 
 class HostPoller:
-    """`post` takes a `MachineSample`; it is called on the event loop."""
+    """Calls `post` with a `MachineSample`, on the event loop."""
 
     def __init__(self, post: Callable[[MachineSample], None]) -> None:
         self._post = post
@@ -25,16 +25,16 @@ class HostPoller:
         self._interval_s = FIRST_INTERVAL_S
 
     def poll(self) -> None:
-        """Read the machine now. A machine that can't be read is said so in the log, and nothing is waited for."""
+        """Read the machine's memory now. A failure is logged, and nothing is posted."""
         try:
             memory = machine_memory.read()
-        except Exception as error:  # whatever it is: a start must not fail for want of a figure
-            log.error("the machine's memory can't be read", error=repr(error))
+        except Exception as error:  # whatever it is, a start must not fail because of it
+            log.error("machine_memory_unreadable", error=repr(error))
             return
         self._post(MachineSample(time.monotonic(), memory.available_bytes, memory.pressure))
 
     def repeat(self, waiting: bool) -> None:
-        """Poll repeatedly while `waiting`; may be called again at any time."""
+        """Poll repeatedly while `waiting`. Calling it again is harmless."""
         if not waiting:
             if self._timer is not None:
                 self._timer.cancel()
@@ -46,5 +46,5 @@ class HostPoller:
         self._timer = None
         self._interval_s = min(2 * self._interval_s, INTERVAL_S)
         self.poll()
-        if self._timer is None and self._interval_s > FIRST_INTERVAL_S:  # nothing was posted: whoever waits still does
+        if self._timer is None and self._interval_s > FIRST_INTERVAL_S:  # nothing was posted: the run still waits
             self.repeat(True)

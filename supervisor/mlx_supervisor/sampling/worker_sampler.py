@@ -1,7 +1,7 @@
-"""Samples of the workers' memory, taken in a thread of its own so that a busy event loop can't delay them.
+"""Memory samples of the workers, taken in a separate thread so that a busy event loop can't delay them.
 
-The interval follows the headroom over the fastest growth to be feared (as earlyoom does it): at rest the configured
-rate, near the limit down to `LEAST_INTERVAL_S`.
+The interval follows the headroom over the fastest expected growth (as in earlyoom): the configured interval far from
+the limit, down to `LEAST_INTERVAL_S` near it.
 """
 
 import threading
@@ -17,19 +17,38 @@ from mlx_supervisor.host.process_tree import Processes
 
 LEAST_INTERVAL_S = 0.002
 MACHINE_INTERVAL_S = 1.0
-"""How often the machine's memory is read anew."""
-FEARED_BYTES_PER_S = 512 * 1024 * 1024
-"""Growth that is always reckoned with, in bytes a second; faster growth once seen counts instead."""
-LOOKS = 4
-"""Samples wanted before feared growth reaches the limit."""
+"""How often the machine's memory is read."""
+EXPECTED_BYTES_PER_S = 512 * 1024 * 1024
+"""Growth that is always expected, in bytes per second; faster growth replaces it once seen."""
+SAMPLES_BEFORE_LIMIT = 4
+"""Samples to take before expected growth reaches the limit."""
 PENDING_AT_MOST = 64
-"""Samples under way to a stalled event loop; further ones are dropped."""
-
+"""Samples that a stalled event loop has not processed; further ones are dropped."""
 BRAKE_S = 0.5
-"""Over the limit for so long, while the event loop took no sample: it is stuck, and the worker is killed from here."""
+"""Over the limit for this long without the event loop taking a sample: the loop is stuck, and the worker is killed."""
 
 NOT_READ = MachineMemory(0, None, MemoryPressure.NORMAL)
 Deliver = Callable[[str, Sample | SampleMissing], None]
+
+
+class Pace:
+    """Seconds from one sample to the next; `interval_s` at most."""
+
+    def __init__(self, limit_bytes: int, interval_s: float) -> None:
+        self._limit_bytes = limit_bytes
+        self._interval_s = interval_s
+        self._last: tuple[int, float] | None = None
+        self._fastest_bytes_per_s: float = EXPECTED_BYTES_PER_S
+
+    def after(self, used_bytes: int, now_s: float) -> float:
+        """The interval after this sample."""
+        if self._last is not None:
+            last_bytes, last_s = self._last
+            growth = (used_bytes - last_bytes) / max(now_s - last_s, LEAST_INTERVAL_S)
+            self._fastest_bytes_per_s = max(growth, 0.9 * self._fastest_bytes_per_s, EXPECTED_BYTES_PER_S)
+        self._last = used_bytes, now_s
+        headroom_s = (self._limit_bytes - used_bytes) / self._fastest_bytes_per_s
+        return min(max(headroom_s / SAMPLES_BEFORE_LIMIT, LEAST_INTERVAL_S), self._interval_s)
 
 
 @dataclass
@@ -37,21 +56,19 @@ class _Watch:
     run: str
     generation: int
     gauge: Gauge
+    pace: Pace
     limit_bytes: int
     interval_s: float
     brake: Callable[[], None]
     over_since_s: float | None = None
     due_s: float = 0.0
-    last_bytes: int = 0
-    last_s: float = 0.0
-    fastest_bytes_per_s: float = FEARED_BYTES_PER_S
 
 
 class WorkerSampler:
-    """`deliver` is called in the sampler's thread; `delivered` tells it that a sample has been dealt with.
+    """Calls `deliver` in the sampler's thread; `delivered` must be called once a sample has been processed.
 
-    What to do about a sample is the event loop's business, but for one case: a worker over its limit while the loop is
-    stuck (a hanging disk, for one) would take the machine down.
+    The event loop decides what to do about a sample, with one exception: a worker that is over its limit while the
+    loop is stuck (on a hanging disk, say) is killed from here, before it takes the machine down.
     """
 
     def __init__(self, deliver: Deliver) -> None:
@@ -63,7 +80,6 @@ class WorkerSampler:
         self._closing = False
         self._pending = 0
         self._delivered_s = time.monotonic()
-        self.dropped = 0
         self._thread = threading.Thread(target=self._loop, name="sampler", daemon=True)
         self._thread.start()
 
@@ -77,22 +93,24 @@ class WorkerSampler:
         brake: Callable[[], None] = lambda: None,
         token: str = "",
     ) -> None:
-        """Sample a worker, first at once: its session, and what left it with `token` in its environment.
+        """Sample a worker from now on: its session, and processes outside it with `token` in their environment.
 
         Replaces an earlier watch of the same run. `brake` kills the worker; it is called in the sampler's thread.
         """
         gauge = Gauge(Processes(session, token), limit_bytes, self._readers)
         with self._changed:
-            self._watches[run] = _Watch(run, generation, gauge, limit_bytes, interval_s, brake)
+            self._watches[run] = _Watch(
+                run, generation, gauge, Pace(limit_bytes, interval_s), limit_bytes, interval_s, brake
+            )
             self._changed.notify()
 
     def unwatch(self, run: str) -> None:
-        """No more samples of this run."""
+        """Stop sampling this run."""
         with self._changed:
             self._watches.pop(run, None)
 
     def delivered(self) -> None:
-        """A sample arrived in the event loop."""
+        """The event loop has processed a sample."""
         with self._changed:
             self._pending -= 1
             self._delivered_s = time.monotonic()
@@ -120,21 +138,21 @@ class WorkerSampler:
 
     def _take(self, watch: _Watch) -> None:
         now_s, used_bytes = time.monotonic(), 0
-        begun_cpu_s = time.thread_time()
+        start_cpu_s = time.thread_time()
         event: Sample | SampleMissing
         try:
             found = watch.gauge.measure()
-            if found is None:  # the worker has ended: nothing is missing, and its exit will be told
+            if found is None:  # the worker has ended: no sample is missing, and its exit is reported elsewhere
                 watch.due_s = now_s + watch.interval_s
                 return
             used_bytes = found.total_bytes
             event = self._sample(watch, found, now_s)
-        except Exception as error:  # whatever it is, the watching must go on, and a zero must not come of it
+        except Exception as error:  # whatever it is: sampling goes on, and this is no zero
             event = SampleMissing(now_s, watch.generation, f"{type(error).__name__}: {error}"[:200])
             watch.due_s = now_s + watch.interval_s
         else:
-            took_s = time.thread_time() - begun_cpu_s  # counting shared pages can take long: half the time at most
-            watch.due_s = now_s + max(self._interval_s(watch, used_bytes, now_s), 2 * took_s)
+            took_s = time.thread_time() - start_cpu_s  # counting shared pages can be slow: at most half of the time
+            watch.due_s = now_s + max(watch.pace.after(used_bytes, now_s), 2 * took_s)
         over = used_bytes > watch.limit_bytes
         if self._has_room(over):
             self._deliver(watch.run, event)
@@ -156,9 +174,8 @@ class WorkerSampler:
 
     def _has_room(self, over: bool) -> bool:
         with self._changed:
-            # why a worker was killed from here has to be known once the loop goes on
+            # the samples that explain a kill from here must reach the loop
             if self._pending >= (8 if over else 1) * PENDING_AT_MOST:
-                self.dropped += 1
                 return False
             self._pending += 1
             return True
@@ -170,13 +187,5 @@ class WorkerSampler:
         watch.over_since_s = watch.over_since_s or now_s
         with self._changed:
             stuck = now_s - max(watch.over_since_s, self._delivered_s) >= BRAKE_S
-            if stuck and self._watches.get(watch.run) is watch:  # else its number may be another's
+            if stuck and self._watches.get(watch.run) is watch:  # else its pid may have been reused
                 watch.brake()
-
-    def _interval_s(self, watch: _Watch, used_bytes: int, now_s: float) -> float:
-        if watch.last_s:
-            growth = (used_bytes - watch.last_bytes) / max(now_s - watch.last_s, LEAST_INTERVAL_S)
-            watch.fastest_bytes_per_s = max(growth, 0.9 * watch.fastest_bytes_per_s, FEARED_BYTES_PER_S)
-        watch.last_bytes, watch.last_s = used_bytes, now_s
-        headroom_s = (watch.limit_bytes - used_bytes) / watch.fastest_bytes_per_s
-        return min(max(headroom_s / LOOKS, LEAST_INTERVAL_S), watch.interval_s)

@@ -17,7 +17,7 @@ import pytest
 from tests.process import harness
 from tests.process.host.cage import NoCageError, cage, worker_in
 
-from mlx_supervisor.daemon.run import WORKER_VARIABLE
+from mlx_supervisor.process.launch import WORKER_VARIABLE
 
 RECORDED = Path(__file__).parents[2] / "core" / "diagnosis" / "stderr"
 EXITS = tomllib.loads((RECORDED / "index.toml").read_text())

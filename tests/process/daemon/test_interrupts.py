@@ -1,8 +1,9 @@
-"""Terminals that close, pipes that nobody reads, signals at the wrong moment: the training must not pay for them."""
+"""Closed terminals, unread pipes and badly timed signals must not harm the training."""
 
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def summary_of(tmp_path: Path) -> dict[str, object]:
     return summary
 
 
-def test_under_nohup_a_closed_terminal_is_no_end(tmp_path: Path) -> None:
+def test_under_nohup_a_closed_terminal_does_not_end_the_run(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"delay_s": 0.01}, steps=100)
     ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
     with harness.Foreground(settings, preexec_fn=ignore) as foreground:
@@ -31,7 +32,7 @@ def test_under_nohup_a_closed_terminal_is_no_end(tmp_path: Path) -> None:
     assert foreground.summary()["step"] == 100
 
 
-def test_a_terminal_that_closes_lets_the_worker_checkpoint_however_often_it_says_so(tmp_path: Path) -> None:
+def test_repeated_signals_of_a_closing_terminal_let_the_worker_checkpoint(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"delay_s": 0.4, "save_every": 10**6}, steps=10**6)
     with harness.Foreground(settings) as foreground:
         foreground.until("step ")
@@ -42,7 +43,7 @@ def test_a_terminal_that_closes_lets_the_worker_checkpoint_however_often_it_says
     assert foreground.summary()["generations"][0]["ended"] == "exit code 75"
 
 
-def test_a_terminal_that_is_gone_does_not_keep_a_run_from_being_stopped(tmp_path: Path) -> None:
+def test_a_run_can_be_stopped_after_its_terminal_closed(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"delay_s": 0.01}, steps=10**6)
     master, slave = pty.openpty()
     with harness.Foreground(settings, stdout=slave, stderr=slave) as foreground:
@@ -54,7 +55,7 @@ def test_a_terminal_that_is_gone_does_not_keep_a_run_from_being_stopped(tmp_path
     assert summary_of(tmp_path)["outcome"] == "stopped"
 
 
-def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path: Path) -> None:
+def test_a_reader_that_closes_its_pipe_does_not_end_a_run(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"delay_s": 0.01}, steps=100)
     read_end, write_end = os.pipe()
     with harness.Foreground(settings, stdout=write_end, stderr=write_end) as foreground:
@@ -65,7 +66,7 @@ def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path: Path) -> None:
     assert (summary_of(tmp_path)["outcome"], summary_of(tmp_path)["step"]) == ("completed", 100)
 
 
-def test_a_reader_that_does_not_read_holds_nothing_up_and_still_gets_the_account(tmp_path: Path) -> None:
+def test_a_slow_reader_blocks_nothing_and_still_gets_the_summary(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={})
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -79,9 +80,9 @@ def test_a_reader_that_does_not_read_holds_nothing_up_and_still_gets_the_account
         os.close(write_end)
         harness.eventually(lambda: (tmp_path / "state/runs/run/summary.json").exists())
         assert foreground.process.poll() is None
-        said = reader.read()[filled:]
+        output = reader.read()[filled:]
         assert foreground.wait() == 0
-    assert json.loads(said.splitlines()[-1])["outcome"] == "completed"
+    assert json.loads(output.splitlines()[-1])["outcome"] == "completed"
 
 
 def test_brackets_in_a_reason_are_shown_as_they_are(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_closed_standard_descriptors_do_no_harm(tmp_path: Path) -> None:
     assert summary_of(tmp_path)["outcome"] == "completed"
 
 
-def test_a_supervisor_that_was_stopped_for_a_while_does_not_take_its_worker_for_hung(tmp_path: Path) -> None:
+def test_a_supervisor_that_was_stopped_for_a_while_does_not_report_a_hang(tmp_path: Path) -> None:
     settings = harness.write_settings(
         tmp_path, args={"delay_s": 0.01}, steps=10**6, restart={"hang_timeout_s": 0.8, "max_without_progress": 1}
     )
@@ -130,38 +131,38 @@ def test_ctrl_c_while_a_dead_supervisors_worker_is_waited_for(tmp_path: Path) ->
         first.process.kill()
         first.process.wait()
         with harness.Foreground(settings) as second:
-            second.until("Making sure that no worker")
+            second.until("Checking for a leftover worker")
             harness.interrupt(second)
             second.until("Stopping: ")
-            assert len(harness.carriers(tokens)) == 1  # it is given its time
+            assert len(harness.carriers(tokens)) == 1  # the grace period
             harness.interrupt(second)
             assert second.wait() == 130
             assert harness.carriers(tokens) == []
     assert second.summary()["outcome"] == "stopped"
 
 
-def _asked_to_end(folder: Path, times: int) -> bool:
-    return (folder / "serve.txt").read_text().count("asked to end") == times
+def _signals_received(folder: Path, times: int) -> bool:
+    return len(re.findall("shutting_down|killing_workers", (folder / "serve.txt").read_text())) == times
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_what_is_on_when_the_daemon_ends_goes_on_even_when_it_was_killed_by_a_second_signal(folder, again) -> None:
+def test_runs_resume_after_the_daemon_ended_even_by_a_second_signal(folder, again) -> None:
     args = {"delay_s": 0.01} | ({"mode": "deaf"} if again else {})
     settings = harness.write_settings(folder, args=args, steps=10**6, restart={"stop_grace_s": 600})
     with serving(settings) as service:
         service.ours("start", "run")
         service.process.send_signal(signal.SIGHUP)
         if again:
-            # one at a time: of the same signal, the kernel keeps only one waiting
-            for heard in (1, 2):
-                harness.eventually(partial(_asked_to_end, folder, heard))
+            # one at a time: the kernel keeps only one pending signal of a kind
+            for received in (1, 2):
+                harness.eventually(partial(_signals_received, folder, received))
                 service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(harness.PATIENCE_S) == 0
     with serving(settings) as service:
         service.until_state("RUNNING")
 
 
-def test_what_somebody_stops_stays_stopped_when_the_daemon_ends_meanwhile(folder) -> None:
+def test_a_run_being_stopped_stays_stopped_when_the_daemon_ends_meanwhile(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 1.0}, steps=10**6)
     with serving(settings) as service:
         service.ours("start", "run")

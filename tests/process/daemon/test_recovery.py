@@ -1,4 +1,4 @@
-"""Never two workers of one run: what a supervisor makes sure of before it starts one."""
+"""Never two workers of one run: checks before a supervisor starts one."""
 
 import asyncio
 import sys
@@ -44,7 +44,7 @@ def test_no_number_of_a_generation_is_used_twice(
     journal.close()
 
 
-def test_no_worker_is_started_that_the_journal_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_worker_starts_without_a_journal_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launch.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
     read = read_settings(harness.write_settings(tmp_path, args={}))
     state = StateDir(read.state_dir)
@@ -57,7 +57,7 @@ def test_no_worker_is_started_that_the_journal_does_not_know(tmp_path: Path, mon
         await daemon.open()
         try:
             run = daemon.runs["run"]
-            monkeypatch.setattr(daemon._journal, "open_generation", full)
+            monkeypatch.setattr(daemon.shared.journal, "open_generation", full)
             run.command(ev.CommandKind.START)
             assert (run.machine.state, run.pid) == (State.BACKOFF, None)
             monkeypatch.undo()
@@ -71,41 +71,43 @@ def test_no_worker_is_started_that_the_journal_does_not_know(tmp_path: Path, mon
     asyncio.run(asyncio.wait_for(scenario(), harness.PATIENCE_S))
 
 
-LEFT = OpenGeneration("run", 4, 4242, 1.0, "token", boot_id(), None, None, 1.0)
+ORPHAN = OpenGeneration("run", 4, 4242, 1.0, "token", boot_id(), None, None, 1.0)
 
 
 @pytest.mark.parametrize("hurries", [True, False])
-def test_what_cannot_be_killed_is_waited_for_and_said_once(monkeypatch: pytest.MonkeyPatch, hurries: bool) -> None:
-    looks: list[int] = []
-    said: list[act.Notice] = []
+def test_a_worker_that_survives_sigkill_is_waited_for_and_reported_once(
+    monkeypatch: pytest.MonkeyPatch, hurries: bool
+) -> None:
+    polls: list[int] = []
+    notices: list[act.Notice] = []
 
-    async def orphan(*_: object) -> bool:
+    async def killed(*_: object) -> bool:
         return True
 
-    async def remains(*_: object, **__: object) -> bool:
-        looks.append(1)
-        return len(looks) < 4
+    async def orphans_left(*_: object, **__: object) -> bool:
+        polls.append(1)
+        return len(polls) < 4
 
-    monkeypatch.setattr(recovery, "end_orphaned_worker", orphan)
-    monkeypatch.setattr(recovery, "kill_orphans", remains)
-    gone = asyncio.run(recovery.end_orphaned_generation(LEFT, 0.0, lambda: hurries and len(looks) > 1, said.append))
-    assert gone is not hurries
-    assert [notice.kind for notice in said].count("survivor") == 1
-    assert len(looks) == (2 if hurries else 4)
+    monkeypatch.setattr(recovery, "end_orphaned_worker", killed)
+    monkeypatch.setattr(recovery, "kill_orphans", orphans_left)
+    ended = asyncio.run(
+        recovery.end_orphaned_generation(ORPHAN, 0.0, lambda: hurries and len(polls) > 1, notices.append)
+    )
+    assert ended is not hurries
+    assert [notice.kind for notice in notices].count("survivor") == 1
+    assert len(polls) == (2 if hurries else 4)
 
 
-def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_starts_are_blocked_while_an_unkillable_worker_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = read_settings(harness.write_settings(tmp_path, args={}))
     state = StateDir(read.state_dir)
 
-    gone = asyncio.Event()
+    ended = asyncio.Event()
 
     async def ends(*arguments: object) -> bool:
-        if arguments[1] != 0.0:  # the first time: somebody is in a hurry
+        if arguments[1] != 0.0:  # the first call is hurried
             return False
-        await gone.wait()
+        await ended.wait()
         return True
 
     monkeypatch.setattr("mlx_supervisor.daemon.recovery.end_orphaned_generation", ends)
@@ -116,10 +118,10 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
         await daemon.open()
         try:
             run = daemon.runs["run"]
-            await run.recovery.recover([LEFT])
+            await run.recovery.recover([ORPHAN])
             run.command(ev.CommandKind.START)
             assert (run.at_rest, run.pid) == (True, None)
-            gone.set()
+            ended.set()
             await run.until(lambda: run.machine.current is None and run.summary()["generations"] != [])
             run.command(ev.CommandKind.START)
             await run.until(lambda: run.at_rest)
@@ -131,13 +133,13 @@ def test_nothing_starts_beside_a_worker_that_somebody_would_not_wait_for(
     asyncio.run(asyncio.wait_for(scenario(), harness.PATIENCE_S))
 
 
-def test_a_life_that_cannot_be_killed_stays_open_for_the_next_supervisor(tmp_path: Path) -> None:
+def test_a_generation_that_cannot_be_killed_stays_open_for_the_next_supervisor(tmp_path: Path) -> None:
     journal = _journal(tmp_path)
-    ledger = Recorder("run", journal, RunLog(tmp_path))
+    recorder = Recorder("run", journal, RunLog(tmp_path))
     journal.open_generation("run", 5, 7, 1.0, "token", "boot", None, None, 1.0)
-    ledger.close_generation(act.CloseGeneration(5, {"ended": "not killable"}, alive=True))
-    assert [left.generation for left in journal.open_generations()] == [5]
-    assert [life["ended"] for life in ledger.lives()] == ["not killable"]
-    ledger.close_generation(act.CloseGeneration(5, {"ended": "not killable"}))
+    recorder.close_generation(act.CloseGeneration(5, {"ended": "not killable"}, alive=True))
+    assert [orphan.generation for orphan in journal.open_generations()] == [5]
+    assert [record["ended"] for record in recorder.lives()] == ["not killable"]
+    recorder.close_generation(act.CloseGeneration(5, {"ended": "not killable"}))
     assert journal.open_generations() == []
     journal.close()

@@ -1,4 +1,4 @@
-"""The foreground command against workers that behave in every way but well."""
+"""The foreground command with misbehaving workers."""
 
 import os
 import re
@@ -38,13 +38,13 @@ GENERATION_KEYS = [
 ]
 
 
-def test_completes_and_says_so_in_the_last_line(tmp_path: Path) -> None:
+def test_a_run_completes_and_prints_its_summary_in_the_last_line(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={}, batch={"size": 4})
     done = harness.run(settings)
     assert done.process.returncode == 0
     summary = done.summary()
     assert list(summary) == SUMMARY_KEYS
-    assert [list(life) for life in summary["generations"]] == [GENERATION_KEYS]
+    assert [list(record) for record in summary["generations"]] == [GENERATION_KEYS]
     assert (summary["outcome"], summary["step"], summary["target_steps"]) == ("completed", 20, 20)
     assert (tmp_path / "state/runs/run/summary.json").read_text().startswith('{\n  "run": "run"')
     assert oct((tmp_path / "state").stat().st_mode)[-3:] == "700"
@@ -58,15 +58,15 @@ def test_second_run_of_a_completed_run_completes_at_once(tmp_path: Path) -> None
     assert again.summary()["generations"][-1]["first_step"] is None
 
 
-def test_fresh_begins_anew_and_keeps_the_old_folder(tmp_path: Path) -> None:
+def test_fresh_starts_over_and_keeps_the_old_folder(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={})
     harness.run(settings)
     again = harness.run(settings, "--fresh")
-    assert [life["first_step"] for life in again.summary()["generations"]] == [1]
+    assert [record["first_step"] for record in again.summary()["generations"]] == [1]
     assert (tmp_path / "state/runs/run.previous/saved").read_text() == "20"
 
 
-def test_fresh_does_not_take_another_runs_folder_for_its_own(tmp_path: Path) -> None:
+def test_fresh_does_not_replace_another_runs_folder(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={})
     text = settings.read_text()
     settings.write_text(text + text[text.index("[runs.run]") :].replace("runs.run", 'runs."run.previous"'))
@@ -88,12 +88,12 @@ def test_soft_trips_halve_the_batch_down_to_the_minimum_and_replay_nothing(tmp_p
     assert summary["outcome"] == "completed"
     assert summary["replayed_steps"] == 0
     assert summary["trips"] >= 2
-    sizes = [life["batch_size"] for life in summary["generations"]]
+    sizes = [record["batch_size"] for record in summary["generations"]]
     assert sizes[:2] == [4, 2]
     assert set(sizes[2:]) == {2}
     assert "memory grows by" in summary["generations"][0]["error"]
     assert "a list of 16 MiB" in "".join(summary["generations"][0]["autopsy"])
-    assert max(life["peak_footprint_mib"] for life in summary["generations"]) <= 500
+    assert max(record["peak_footprint_mib"] for record in summary["generations"]) <= 500
 
 
 def test_silent_growth_over_the_limit_is_killed_and_halves_the_batch(tmp_path: Path) -> None:
@@ -107,15 +107,15 @@ def test_silent_growth_over_the_limit_is_killed_and_halves_the_batch(tmp_path: P
     summary = harness.run(settings).summary()
     assert summary["outcome"] == "failed"
     assert "lives in a row saved nothing new" in summary["reason"]
-    lives = summary["generations"]
-    assert [life["batch_size"] for life in lives][:3] == [4, 2, 1]
-    assert {life["ended"] for life in lives} == {"signal 9"}
-    assert summary["trips"] == len(lives)
-    assert max(life["peak_footprint_mib"] for life in lives) < 450
+    records = summary["generations"]
+    assert [record["batch_size"] for record in records][:3] == [4, 2, 1]
+    assert {record["ended"] for record in records} == {"signal 9"}
+    assert summary["trips"] == len(records)
+    assert max(record["peak_footprint_mib"] for record in records) < 450
 
 
 @pytest.mark.parametrize(("mode", "where"), [("ramp_loading", "before the model was loaded"), ("ramp", "first step")])
-def test_a_limit_below_the_need_is_said_at_once(tmp_path: Path, mode: str, where: str) -> None:
+def test_a_limit_below_the_need_is_reported_at_once(tmp_path: Path, mode: str, where: str) -> None:
     settings = harness.write_settings(
         tmp_path, args={"mode": mode, "at_step": 1}, batch={"size": 2}, memory={"limit": "200 MiB"}
     )
@@ -127,7 +127,7 @@ def test_a_limit_below_the_need_is_said_at_once(tmp_path: Path, mode: str, where
     assert len(summary["generations"]) <= 2
 
 
-def test_ctrl_c_checkpoints_and_the_next_start_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_checkpoints_and_the_next_start_resumes(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"delay_s": 0.01, "save_every": 1000}, steps=300)
     with harness.Foreground(settings) as foreground:
         foreground.until("step ")
@@ -136,7 +136,7 @@ def test_ctrl_c_checkpoints_and_the_next_start_goes_on(tmp_path: Path) -> None:
     stopped = foreground.summary()
     assert stopped["outcome"] == "stopped"
     assert 0 < stopped["step"] < 300
-    assert f"Go on with: mlx-supervisor run {settings}" in foreground.stderr
+    assert f"Resume with: mlx-supervisor run {settings}" in foreground.stderr
     summary = harness.run(settings).summary()
     assert summary["outcome"] == "completed"
     assert summary["replayed_steps"] == 0
@@ -177,7 +177,7 @@ def test_sigterm_then_sigkill_to_a_deaf_worker_and_its_children(tmp_path: Path) 
     assert foreground.summary()["outcome"] == "stopped"
 
 
-def test_children_of_a_worker_that_completed_are_not_left_behind(tmp_path: Path) -> None:
+def test_children_of_a_completed_worker_are_killed(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"children": True, "delay_s": 0.05})
     with harness.Foreground(settings) as foreground:
         foreground.until("Ready")
@@ -194,21 +194,21 @@ def test_a_hang_is_found_by_missing_progress_and_shows_its_stacks(tmp_path: Path
     done = harness.run(settings)
     summary = done.summary()
     assert (done.process.returncode, summary["outcome"]) == (1, "failed")
-    assert {life["cause"] for life in summary["generations"]} == {"hang"}
+    assert {record["cause"] for record in summary["generations"]} == {"hang"}
     assert "misbehave" in (tmp_path / "state/runs/run/logs/stderr.log").read_text()
     assert summary["trips"] == 0
 
 
-def test_a_crash_is_retried_a_bounded_number_of_times_and_named(tmp_path: Path) -> None:
+def test_a_crash_is_retried_a_bounded_number_of_times_and_reported(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"mode": "crash", "at_step": 8}, batch={"size": 4})
     done = harness.run(settings)
     summary = done.summary()
     assert done.process.returncode == 1
     assert "RuntimeError: the user's code is broken" in summary["reason"]
     assert "restart.max_same_error" in summary["reason"]
-    assert len(summary["generations"]) == 2  # twice at step 7: it will come every time
-    assert {life["batch_size"] for life in summary["generations"]} == {4}
-    assert all("the user's code is broken" in life["error"] for life in summary["generations"])
+    assert len(summary["generations"]) == 2  # twice at step 7: deterministic
+    assert {record["batch_size"] for record in summary["generations"]} == {4}
+    assert all("the user's code is broken" in record["error"] for record in summary["generations"])
 
 
 def test_a_crash_that_may_pass_is_retried_as_often_as_the_budget_allows(tmp_path: Path) -> None:
@@ -217,14 +217,14 @@ def test_a_crash_that_may_pass_is_retried_as_often_as_the_budget_allows(tmp_path
     )
     summary = harness.run(settings).summary()
     assert "3 lives in a row saved nothing new" in summary["reason"]
-    assert len(summary["generations"]) == 4  # one that saved step 5, then three that saved nothing new
+    assert len(summary["generations"]) == 4  # one that saved step 5, then three without a new checkpoint
 
 
 def test_a_loss_that_is_not_finite_gets_one_more_chance(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"mode": "not_finite", "at_step": 8})
     summary = harness.run(settings).summary()
     assert "not finite 2 times in a row at step 7" in summary["reason"]
-    assert [life["ended"] for life in summary["generations"]] == ["exit code 65"] * 2
+    assert [record["ended"] for record in summary["generations"]] == ["exit code 65"] * 2
 
 
 def test_gradient_checkpointing_is_tried_before_a_run_is_given_up(tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_gradient_checkpointing_is_tried_before_a_run_is_given_up(tmp_path: Path
     )
     done = harness.run(settings)
     summary = done.summary()
-    assert summary["outcome"] == "completed"  # with it, the worker does not grow
-    assert [life["gradient_checkpointing"] for life in summary["generations"]] == [False, True]
+    assert summary["outcome"] == "completed"  # the worker does not grow with it
+    assert [record["gradient_checkpointing"] for record in summary["generations"]] == [False, True]
     assert "gradient checkpointing is turned on (memory.gradient_checkpointing)" in done.stderr
     assert "with gradient checkpointing" in done.stderr
 
@@ -250,16 +250,16 @@ def test_a_refusal_is_final(tmp_path: Path) -> None:
     assert len(done.summary()["generations"]) == 1
 
 
-def test_killed_from_outside_it_goes_on_at_the_same_batch(tmp_path: Path) -> None:
+def test_a_run_killed_externally_resumes_at_the_same_batch(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"mode": "suicide", "at_step": 13, "lives": 2}, batch={"size": 4})
     summary = harness.run(settings).summary()
     assert summary["outcome"] == "completed"
-    assert [life["cause"] for life in summary["generations"]] == ["killed externally"] * 2 + ["completed"]
-    assert {life["batch_size"] for life in summary["generations"]} == {4}
+    assert [record["cause"] for record in summary["generations"]] == ["killed externally"] * 2 + ["completed"]
+    assert {record["batch_size"] for record in summary["generations"]} == {4}
     assert summary["replayed_steps"] == 4  # 11 and 12, twice
 
 
-def test_supervisor_killed_the_worker_checkpoints_and_the_next_supervisor_goes_on(tmp_path: Path) -> None:
+def test_the_worker_of_a_killed_supervisor_checkpoints_and_the_next_supervisor_resumes(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"delay_s": 0.01, "save_every": 10_000}, steps=200)
     with harness.Foreground(settings) as foreground:
         foreground.until("step ")
@@ -279,7 +279,7 @@ def test_supervisor_killed_the_worker_checkpoints_and_the_next_supervisor_goes_o
     assert second["first_step"] == saved + 1
 
 
-def test_next_supervisor_kills_a_deaf_worker_before_it_starts_one(tmp_path: Path) -> None:
+def test_the_next_supervisor_kills_an_orphan_that_ignores_signals_before_it_starts_a_worker(tmp_path: Path) -> None:
     settings = harness.write_settings(
         tmp_path,
         args={"mode": "deaf", "children": True, "delay_s": 0.01},
@@ -293,7 +293,7 @@ def test_next_supervisor_kills_a_deaf_worker_before_it_starts_one(tmp_path: Path
         foreground.process.wait()
         assert len(harness.carriers(tokens)) == 3
         with harness.Foreground(settings) as second:
-            second.until("outlived its supervisor and was killed")
+            second.until("Killed orphaned worker")
             second.until("Ready")
             assert harness.carriers(tokens) == []
 
@@ -316,11 +316,11 @@ def test_two_supervisors_cannot_have_one_state_folder(tmp_path: Path) -> None:
         other.write_text(settings.read_text().replace('"state"', '"../state"'))
         second = harness.run(other)
         assert second.process.returncode == 2
-        assert f"is owned by a running supervisor (process {first.process.pid})" in second.stderr
+        assert f"is in use by a running supervisor (process {first.process.pid})" in second.stderr
 
 
 @pytest.mark.parametrize(("state", "words"), [("a/file", "can't be used"), ("x" * 90, "at most 100 are allowed")])
-def test_a_state_folder_that_cannot_be_is_refused(tmp_path: Path, state: str, words: str) -> None:
+def test_an_unusable_state_folder_is_refused(tmp_path: Path, state: str, words: str) -> None:
     (tmp_path / "a").write_text("not a folder")
     settings = harness.write_settings(tmp_path, args={})
     settings.write_text(settings.read_text().replace('"state"', f'"{state}"'))
@@ -337,7 +337,7 @@ def test_unknown_run(tmp_path: Path) -> None:
     assert "no run 'walk'; allowed: run" in done.stderr
 
 
-def test_a_folder_with_other_things_in_it_is_no_state_folder(tmp_path: Path) -> None:
+def test_a_folder_with_other_contents_is_refused(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={})
     settings.write_text(settings.read_text().replace('"state"', '"."'))
     mode = tmp_path.stat().st_mode

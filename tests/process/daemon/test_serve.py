@@ -16,7 +16,7 @@ from tests.process import harness
 from tests.process.conftest import OURS, Ran, run_client
 
 
-class Service:
+class ServeProcess:
     """`mlx-supervisor serve` in the background of a test."""
 
     def __init__(self, settings: Path, **variables: str) -> None:
@@ -39,8 +39,8 @@ class Service:
 
 
 @contextmanager
-def serving(settings: Path, **variables: str) -> Iterator[Service]:
-    service = Service(settings, **variables)
+def serving(settings: Path, **variables: str) -> Iterator[ServeProcess]:
+    service = ServeProcess(settings, **variables)
     try:
         harness.eventually(lambda: service.ours("version").code == 0, (settings.parent / "serve.txt").read_text)
         yield service
@@ -54,10 +54,10 @@ def serving(settings: Path, **variables: str) -> Iterator[Service]:
 
 
 @pytest.fixture
-def stock_for(stock_client: list[str]) -> Callable[[Service], Callable[..., Ran]]:
+def stock_for(stock_client: list[str]) -> Callable[[ServeProcess], Callable[..., Ran]]:
     """Supervisord's own client, pointed at a real daemon."""
 
-    def point(service: Service) -> Callable[..., Ran]:
+    def point(service: ServeProcess) -> Callable[..., Ran]:
         configuration = service.folder / "stock.conf"
         configuration.write_text(f"[supervisorctl]\nserverurl=unix://{service.socket}\n")
         return lambda *words: run_client([*stock_client, "-c", str(configuration), *words])
@@ -110,7 +110,7 @@ def test_tail_f_of_the_stock_client_follows_a_real_run(folder, stock_client, sto
             follower.wait()
 
 
-def test_a_start_that_fails_is_told_with_its_reason(folder, stock_for) -> None:
+def test_a_failed_start_is_reported_with_its_reason(folder, stock_for) -> None:
     settings = harness.write_settings(folder, args={"mode": "refuse", "at_step": 1, "delay_s": 0.0})
     settings.write_text(
         settings.read_text() + '[runs.broken]\nsteps = 5\n[runs.broken.task]\nkind="python"\nentry="a:b"\n'
@@ -123,7 +123,7 @@ def test_a_start_that_fails_is_told_with_its_reason(folder, stock_for) -> None:
         assert "No such file" in service.ours("status", "run").out
 
 
-def test_our_client_shows_how_the_training_goes(folder) -> None:
+def test_our_client_shows_training_progress(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=1_000_000, batch={"size": 4})
     with serving(settings) as service:
         service.ours("start", "run")
@@ -131,7 +131,7 @@ def test_our_client_shows_how_the_training_goes(folder) -> None:
         assert "loss" in service.ours("status").out
 
 
-def test_a_daemon_that_is_asked_to_end_suspends_its_runs_and_the_next_one_goes_on(folder) -> None:
+def test_a_daemon_that_ends_suspends_its_runs_and_the_next_one_resumes_them(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01, "save_every": 10**6}, steps=1_000_000)
     with serving(settings) as service:
         service.ours("start", "run")
@@ -144,11 +144,11 @@ def test_a_daemon_that_is_asked_to_end_suspends_its_runs_and_the_next_one_goes_o
         service.until_state("RUNNING")
         assert f"Ready at step {saved} of" in service.ours("tail", "-100000", "run").out
         service.ours("stop", "run")
-    with serving(settings) as service:  # a run that somebody stopped stays stopped
+    with serving(settings) as service:  # a stopped run stays stopped
         assert "STOPPED" in service.ours("status").out
 
 
-def test_a_daemon_that_was_killed_is_followed_by_one_that_goes_on(folder) -> None:
+def test_the_daemon_after_a_killed_one_resumes_its_runs(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01, "save_every": 10**6}, steps=1_000_000)
     with serving(settings) as service:
         service.ours("start", "run")
@@ -173,16 +173,16 @@ def test_autostart_starts_once_and_not_again_when_completed(folder) -> None:
             assert log.count("Starting.") == 1
 
 
-def test_under_a_service_manager_it_says_when_it_is_ready_and_when_it_ends(folder) -> None:
+def test_the_service_manager_is_notified_of_ready_watchdog_and_stopping(folder) -> None:
     settings = harness.write_settings(folder, args={})
     path = folder / "notify.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))
         manager.settimeout(harness.PATIENCE_S)
         with serving(settings, NOTIFY_SOCKET=str(path), WATCHDOG_USEC="400000") as service:
-            heard = ""
-            while "READY=1" not in heard or heard.count("WATCHDOG=1") < 3:
-                heard += manager.recv(4096).decode()
+            received = ""
+            while "READY=1" not in received or received.count("WATCHDOG=1") < 3:
+                received += manager.recv(4096).decode()
             service.process.send_signal(signal.SIGTERM)
             while "STOPPING=1" not in manager.recv(4096).decode():
                 pass

@@ -1,4 +1,4 @@
-"""What nobody planned for: our own bugs, an event loop that hangs, a display or a journal that fails."""
+"""Failures of the supervisor itself: bugs, a stuck event loop, a failing display or journal."""
 
 import asyncio
 import os
@@ -27,14 +27,16 @@ from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.process import child
+from mlx_supervisor.process.launch import WORKER_VARIABLE
 from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.state_dir import StateDir
+from mlx_supervisor.wire import TOKEN_VARIABLE
 
 
 @asynccontextmanager
 async def opened(settings: Path, *observers: Observer) -> AsyncIterator[Daemon]:
-    """A daemon in this process; its workers are gone at the end."""
+    """A daemon in this process; its workers have ended at the end."""
     read = read_settings(settings)
     state = StateDir(read.state_dir)
     try:
@@ -53,7 +55,7 @@ async def opened(settings: Path, *observers: Observer) -> AsyncIterator[Daemon]:
 
 @pytest.fixture(autouse=True)
 def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(supervised_run.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
+    monkeypatch.setenv(WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
 
 
 async def started(running: Daemon) -> SupervisedRun:
@@ -63,7 +65,7 @@ async def started(running: Daemon) -> SupervisedRun:
     return run
 
 
-def test_a_bug_of_ours_leaves_no_worker_unwatched_and_the_run_can_be_started_again(folder, monkeypatch) -> None:
+def test_a_bug_in_the_supervisor_kills_the_worker_and_the_run_can_be_started_again(folder, monkeypatch) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=10**6)
 
     async def scenario() -> None:
@@ -84,7 +86,7 @@ def test_a_bug_of_ours_leaves_no_worker_unwatched_and_the_run_can_be_started_aga
     assert '"outcome": "stopped"' in (folder / "state/runs/run/summary.json").read_text()
 
 
-def test_a_worker_that_cannot_be_waited_for_is_no_run_without_end(folder, monkeypatch) -> None:
+def test_a_failing_wait_for_the_worker_ends_the_run(folder, monkeypatch) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=10**6, restart={"max_without_progress": 1})
 
     async def fail(*_: object) -> None:
@@ -101,16 +103,16 @@ def test_a_worker_that_cannot_be_waited_for_is_no_run_without_end(folder, monkey
     asyncio.run(scenario())
 
 
-class Fragile(Observer):
+class FailingObserver(Observer):
     def on_notice(self, notice: act.Notice) -> None:
         raise RuntimeError("the terminal is on fire")
 
 
-def test_a_display_that_fails_is_done_without(folder) -> None:
+def test_a_failing_display_is_dropped(folder) -> None:
     settings = harness.write_settings(folder, args={})
 
     async def scenario() -> None:
-        async with opened(settings, Fragile()) as running:
+        async with opened(settings, FailingObserver()) as running:
             run = running.runs["run"]
             run.command(ev.CommandKind.START)
             await run.until(lambda: run.at_rest)
@@ -119,34 +121,26 @@ def test_a_display_that_fails_is_done_without(folder) -> None:
     asyncio.run(scenario())
 
 
-class Listener(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def on_notice(self, notice: act.Notice) -> None:
-        self.texts.append(notice.text)
-
-
-def test_a_journal_that_takes_nothing_more_is_told_of_and_the_run_completes_with_its_account(folder) -> None:
+def test_a_failing_journal_is_reported_and_the_run_completes_with_its_summary(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.02})
-    listener = Listener()
+    observer = harness.NoticeList()
 
     async def scenario() -> None:
-        async with opened(settings, listener) as running:
+        async with opened(settings, observer) as running:
             run = await started(running)
 
             def full(*_: object) -> None:
                 raise JournalError("no space left")
 
             for name in ("save_history", "close_generation", "generations"):
-                setattr(running._journal, name, full)
+                setattr(running.shared.journal, name, full)
             await run.until(lambda: run.at_rest)
             summary = run.summary()
             assert (summary["outcome"], len(summary["generations"])) == ("completed", 1)
 
     asyncio.run(scenario())
-    told = [text for text in listener.texts if "no space left" in text]
-    assert len(told) == len(set(told)) == 2  # once each, not at every checkpoint
+    reported = [notice.text for notice in observer.notices if "no space left" in notice.text]
+    assert len(reported) == len(set(reported)) == 2  # once each, not at every checkpoint
     assert '"cause": "completed"' in (folder / "state/runs/run/summary.json").read_text()
 
 
@@ -185,7 +179,7 @@ def test_a_worker_over_its_limit_is_killed_even_when_the_event_loop_is_stuck(stu
     assert len(over) >= 2  # so that the machine can name the cause
 
 
-def test_memory_that_runs_over_while_the_event_loop_is_stuck_is_a_trip_like_any_other(folder) -> None:
+def test_a_kill_over_the_limit_while_the_event_loop_is_stuck_counts_as_a_trip(folder) -> None:
     args = {"mode": "ramp", "at_step": 2, "mib_per_s": 100}
     settings = harness.write_settings(
         folder, args=args, batch={"size": 4}, memory={"limit": "120 MiB"}, restart={"max_without_progress": 1}
@@ -196,7 +190,7 @@ def test_memory_that_runs_over_while_the_event_loop_is_stuck_is_a_trip_like_any_
             run = await started(running)
             worker = psutil.Process(run.pid)
             deadline_s = time.monotonic() + harness.PATIENCE_S
-            while worker.status() != psutil.STATUS_ZOMBIE:  # nothing but the sampler's thread runs meanwhile
+            while worker.status() != psutil.STATUS_ZOMBIE:  # only the sampler's thread runs meanwhile
                 assert time.monotonic() < deadline_s
                 time.sleep(0.01)
             await run.until(lambda: run.machine.history.generation > 1)
@@ -207,7 +201,7 @@ def test_memory_that_runs_over_while_the_event_loop_is_stuck_is_a_trip_like_any_
     asyncio.run(scenario())
 
 
-def test_the_worker_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_back_is_waited_for(
+def test_the_orphan_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_back_is_waited_for(
     folder, monkeypatch
 ) -> None:
     settings = harness.write_settings(folder, args={}, restart={"stop_grace_s": 0, "term_grace_s": 0})
@@ -215,31 +209,31 @@ def test_the_worker_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_
 
     def orphan() -> subprocess.Popen[bytes]:
         token = f"{time.monotonic_ns():032x}"
-        left = subprocess.Popen(HOLD, start_new_session=True, env=os.environ | {child.TOKEN_VARIABLE: token})
-        created_s = psutil.Process(left.pid).create_time()
-        running._journal.open_generation("lost", 1, left.pid, created_s, token, boot_id(), 1, 1, time.time())
-        return left
+        process = subprocess.Popen(HOLD, start_new_session=True, env=os.environ | {TOKEN_VARIABLE: token})
+        created_s = psutil.Process(process.pid).create_time()
+        running.shared.journal.open_generation("lost", 1, process.pid, created_s, token, boot_id(), 1, 1, time.time())
+        return process
 
     async def scenario() -> None:
         nonlocal running
         async with opened(settings) as running:
-            left = orphan()
-            running._recover()
-            assert await asyncio.to_thread(left.wait, harness.PATIENCE_S) == -signal.SIGKILL
-            left = orphan()
+            process = orphan()
+            running.recover()
+            assert await asyncio.to_thread(process.wait, harness.PATIENCE_S) == -signal.SIGKILL
+            process = orphan()
             text = settings.read_text()
             settings.write_text(text + text[text.index("[runs.run]") :].replace("runs.run", "runs.lost"))
             running.settings = read_settings(settings)
             run = await running.take_up("lost")
-            assert left.wait(harness.PATIENCE_S) == -signal.SIGKILL
+            assert process.wait(harness.PATIENCE_S) == -signal.SIGKILL
             assert run.machine.history.generation == 1
-            assert running._journal.open_generations() == []
+            assert running.shared.journal.open_generations() == []
 
     running: Daemon
     asyncio.run(scenario())
 
 
-class Missing(Observer):
+class MissingSamples(Observer):
     def __init__(self) -> None:
         self.reasons: list[str] = []
 
@@ -248,16 +242,16 @@ class Missing(Observer):
             self.reasons.append(event.reason)
 
 
-def test_a_sampler_that_fell_silent_leaves_no_worker_unwatched(folder, monkeypatch) -> None:
+def test_a_sampler_that_stopped_is_noticed_and_the_worker_restarted(folder, monkeypatch) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=10**6, memory={"missing_samples": 3})
-    missing = Missing()
+    missing = MissingSamples()
 
     async def scenario() -> None:
         async with opened(settings, missing) as running:
             run = await started(running)
-            run.tend()
-            assert missing.reasons == [], "as long as it speaks, nothing is missing"
-            running._sampler.unwatch("run")
+            run.housekeep()
+            assert missing.reasons == [], "nothing is missing while samples arrive"
+            running.shared.sampler.unwatch("run")
             monkeypatch.setattr(supervised_run, "SILENCE_S", 0.0)
             await run.until(lambda: run.machine.history.generation > 1)
             first = run.summary()["generations"][0]

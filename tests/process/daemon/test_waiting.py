@@ -1,4 +1,4 @@
-"""Starts that wait for the machine's memory, with a machine that gives it back when the test says so."""
+"""Starts that wait for memory, on a machine whose memory the test controls."""
 
 import asyncio
 import signal
@@ -13,7 +13,6 @@ import pytest
 from tests.process import harness
 
 from mlx_supervisor.control.backend import Fault
-from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.daemon import control_adapter
@@ -30,8 +29,8 @@ from mlx_supervisor.state_dir import StateDir
 GIB = 2**30
 
 
-class Machine:
-    """What the daemon reads of its machine."""
+class FakeMemory:
+    """The machine's memory as the daemon reads it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.available_bytes = 8 * GIB
@@ -45,25 +44,17 @@ class Machine:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMemory:
     monkeypatch.setenv(launch.WORKER_VARIABLE, f"{sys.executable} {harness.MISBEHAVE}")
-    return Machine(monkeypatch)
-
-
-class Listener(Observer):
-    def __init__(self) -> None:
-        self.kinds: list[str] = []
-
-    def on_notice(self, notice: act.Notice) -> None:
-        self.kinds.append(notice.kind)
+    return FakeMemory(monkeypatch)
 
 
 @asynccontextmanager
-async def running(folder: Path, listener: Listener) -> AsyncIterator[SupervisedRun]:
-    """A run that has saved something and made steps."""
+async def running(folder: Path, observer: Observer) -> AsyncIterator[SupervisedRun]:
+    """A running run with a checkpoint."""
     read = read_settings(harness.write_settings(folder, args={"delay_s": 0.01}, steps=10**6))
     state = StateDir(read.state_dir)
-    daemon = Daemon(read, state, [listener])
+    daemon = Daemon(read, state, [observer])
     async with asyncio.timeout(harness.PATIENCE_S):
         await daemon.open()
         try:
@@ -78,11 +69,11 @@ async def running(folder: Path, listener: Listener) -> AsyncIterator[SupervisedR
             state.close()
 
 
-def test_a_start_waits_until_memory_is_back(tmp_path: Path, machine: Machine) -> None:
-    listener = Listener()
+def test_a_start_waits_until_memory_is_available(tmp_path: Path, machine: FakeMemory) -> None:
+    observer = harness.NoticeList()
 
     async def scenario() -> None:
-        async with running(tmp_path, listener) as run:
+        async with running(tmp_path, observer) as run:
             machine.available_bytes = 0
             run.signal(signal.SIGKILL)
             await run.until(lambda: run.machine.state is State.WAITING)
@@ -93,41 +84,41 @@ def test_a_start_waits_until_memory_is_back(tmp_path: Path, machine: Machine) ->
             assert run.machine.history.generation == 2
 
     asyncio.run(scenario())
-    assert [kind for kind in listener.kinds if kind.startswith("wait")] == ["waiting", "waited"]
+    assert [kind for kind in observer.kinds if kind.startswith("wait")] == ["waiting", "waited"]
 
 
-def test_memory_that_is_there_is_not_waited_for(tmp_path: Path, machine: Machine) -> None:
-    listener = Listener()
+def test_available_memory_is_not_waited_for(tmp_path: Path, machine: FakeMemory) -> None:
+    observer = harness.NoticeList()
 
     async def scenario() -> None:
-        async with running(tmp_path, listener) as run:
+        async with running(tmp_path, observer) as run:
             run.signal(signal.SIGKILL)
             await run.until(lambda: run.machine.history.generation == 2)
 
     asyncio.run(scenario())
-    assert "waiting" not in listener.kinds
+    assert "waiting" not in observer.kinds
 
 
-def test_memory_that_comes_back_during_a_backoff_is_not_waited_for(tmp_path: Path, machine: Machine) -> None:
-    listener = Listener()
+def test_memory_that_becomes_available_during_a_backoff_is_not_waited_for(tmp_path: Path, machine: FakeMemory) -> None:
+    observer = harness.NoticeList()
 
     async def scenario() -> None:
-        async with running(tmp_path, listener) as run:
+        async with running(tmp_path, observer) as run:
             run.signal(signal.SIGKILL)
             await run.until(lambda: run.machine.history.generation == 2)
             machine.available_bytes = 0
-            run.signal(signal.SIGKILL)  # before it could save anything new
+            run.signal(signal.SIGKILL)  # before a new checkpoint
             await run.until(lambda: run.machine.state is State.BACKOFF)
             machine.available_bytes = 8 * GIB
             await run.until(lambda: run.machine.history.generation == 3)
 
     asyncio.run(scenario())
-    assert "waiting" not in listener.kinds
+    assert "waiting" not in observer.kinds
 
 
-def test_a_run_that_waits_can_be_stopped(tmp_path: Path, machine: Machine) -> None:
+def test_a_waiting_run_can_be_stopped(tmp_path: Path, machine: FakeMemory) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, Listener()) as run:
+        async with running(tmp_path, harness.NoticeList()) as run:
             machine.available_bytes = 0
             run.signal(signal.SIGKILL)
             await run.until(lambda: run.machine.state is State.WAITING)
@@ -137,9 +128,9 @@ def test_a_run_that_waits_can_be_stopped(tmp_path: Path, machine: Machine) -> No
     asyncio.run(scenario())
 
 
-def test_a_machine_that_cannot_be_read_holds_nothing_up(tmp_path: Path, machine: Machine) -> None:
+def test_unreadable_memory_does_not_block_a_start(tmp_path: Path, machine: FakeMemory) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, Listener()) as run:
+        async with running(tmp_path, harness.NoticeList()) as run:
             machine.available_bytes = 0
             run.signal(signal.SIGKILL)
             await run.until(lambda: run.machine.state is State.WAITING)
@@ -152,13 +143,13 @@ def test_a_machine_that_cannot_be_read_holds_nothing_up(tmp_path: Path, machine:
     asyncio.run(scenario())
 
 
-def test_whoever_starts_a_run_is_told_that_it_waits(
-    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+def test_a_start_command_reports_a_long_wait_for_memory(
+    tmp_path: Path, machine: FakeMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control_adapter, "PAUSE_S", 0.2)
 
     async def scenario() -> None:
-        async with running(tmp_path, Listener()) as run:
+        async with running(tmp_path, harness.NoticeList()) as run:
             daemon = SimpleNamespace(runs={"run": run}, shutdown_wanted=asyncio.Event())
             backend = DaemonBackend(cast(Daemon, daemon))
             await backend.stop("run")
@@ -172,7 +163,7 @@ def test_whoever_starts_a_run_is_told_that_it_waits(
             machine.available_bytes = 0
             monkeypatch.setattr(control_adapter, "PAUSE_S", harness.PATIENCE_S)
             asyncio.get_running_loop().call_later(0.05, lambda: setattr(machine, "available_bytes", 8 * GIB))
-            await backend.start("run")  # a blink is not worth a word
+            await backend.start("run")  # a short wait is not reported
             assert run.machine.state is State.RUNNING
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""A memory control group (cgroup) of a test's own, for a worker that is to be killed by the kernel."""
+"""A memory control group (cgroup) for a worker that the kernel is to kill."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ MIB = 1024 * 1024
 
 
 class NoCageError(Exception):
-    """This machine lets us make none; the text says why."""
+    """No group can be made on this machine; the text says why."""
 
 
 @contextlib.contextmanager
 def cage(limit_mib: int) -> Iterator[Path]:
-    """A new group below our own, or below the hierarchy's top, with this limit and no swap. Raises NoCageError."""
+    """A new group below the current one, or below the top, with this limit and no swap. Raises NoCageError."""
     group = cgroup.find()
     if group is None:
         raise NoCageError("this system has no memory control groups")
@@ -50,14 +50,14 @@ def _limit(folder: Path, version: int, limit_bytes: int) -> None:
     limit, swap = ("memory.limit_in_bytes", None) if version == 1 else ("memory.max", "memory.swap.max")
     (folder / limit).write_text(str(limit_bytes))
     if swap is None:
-        with contextlib.suppress(OSError):  # counted only where the kernel was told to
+        with contextlib.suppress(OSError):  # swap is counted only by some kernels
             (folder / "memory.memsw.limit_in_bytes").write_text(str(limit_bytes))
     elif (folder / swap).exists():
         (folder / swap).write_text("0")
 
 
 def _remove(folder: Path) -> None:
-    """As soon as it is empty."""
+    """Remove the group as soon as it is empty."""
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
         try:

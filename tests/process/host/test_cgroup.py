@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.process import harness
@@ -26,10 +28,14 @@ HYBRID = (
     "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
 )
 UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
-MEMINFO = (
-    "MemTotal:       25276064 kB\nMemFree:        20000000 kB\nMemAvailable:   24012000 kB\n"
-    "SwapTotal:       2097148 kB\nSwapFree:        1097148 kB\nHugePages_Total:       0\n"
-)
+TOTAL_BYTES, AVAILABLE_BYTES = 25276064 * 1024, 24012000 * 1024
+
+
+@pytest.fixture(autouse=True)
+def fixed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with `TOTAL_BYTES`."""
+    found = SimpleNamespace(total=TOTAL_BYTES, available=AVAILABLE_BYTES)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: found)
 
 
 def machine(root: Path, cgroup: str | None, mountinfo: str, files: dict[str, str]) -> Path:
@@ -38,7 +44,6 @@ def machine(root: Path, cgroup: str | None, mountinfo: str, files: dict[str, str
     if cgroup is not None:
         (root / "proc/self/cgroup").write_text(cgroup)
     (root / "proc/self/mountinfo").write_text(mountinfo)
-    (root / "proc/meminfo").write_text(MEMINFO)
     for name, text in files.items():
         path = root / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +56,7 @@ def stat(inactive_file: int, version: int = 2) -> str:
     return f"anon 77777\nfile 4096\n{name} {inactive_file}\nslab_reclaimable 5\n"
 
 
-def test_the_least_limit_of_all_ancestors_holds(tmp_path: Path) -> None:
+def test_the_lowest_limit_of_all_ancestors_applies(tmp_path: Path) -> None:
     files = {
         "memory.stat": stat(7),  # the root of version 2 has no limit of its own
         "train.slice/memory.max": f"{1000 * MIB}\n",
@@ -67,30 +72,30 @@ def test_the_least_limit_of_all_ancestors_holds(tmp_path: Path) -> None:
     group = control_group.find(root=root)
     assert group is not None
     assert group.limit_bytes() == 1000 * MIB
-    assert group.available_bytes() == 150 * MIB  # what is left, and the file pages that can be taken back
+    assert group.available_bytes() == 150 * MIB  # memory left, plus reclaimable file pages
     assert memory.machine_bytes(root) == 1000 * MIB
     assert memory.read(root).available_bytes == 150 * MIB
 
 
-def test_a_group_without_any_limit_leaves_the_machine_as_it_is(tmp_path: Path) -> None:
+def test_without_a_limit_the_machines_memory_counts(tmp_path: Path) -> None:
     files = {"user.slice/memory.max": "max\n", "user.slice/memory.current": f"{9 * MIB}\n"}
     root = machine(tmp_path, "0::/user.slice\n", UNIFIED, files)
-    assert memory.machine_bytes(root) == 25276064 * 1024
-    assert memory.read(root)[:2] == (24012000 * 1024, 1_000_000 * 1024)
+    assert memory.machine_bytes(root) == TOTAL_BYTES
+    assert memory.read(root).available_bytes == AVAILABLE_BYTES
 
 
-def test_a_limit_above_the_machines_memory_means_nothing(tmp_path: Path) -> None:
+def test_a_limit_above_the_machines_memory_has_no_effect(tmp_path: Path) -> None:
     files = {"memory.max": f"{10**12}\n", "memory.current": "0\n"}
     root = machine(tmp_path, "0::/\n", UNIFIED, files)
-    assert memory.machine_bytes(root) == 25276064 * 1024
-    assert memory.read(root).available_bytes == 24012000 * 1024
+    assert memory.machine_bytes(root) == TOTAL_BYTES
+    assert memory.read(root).available_bytes == AVAILABLE_BYTES
 
 
 def test_a_container_with_a_name_space_of_its_own_sees_its_limit_at_the_mount(tmp_path: Path) -> None:
     files = {"memory.max": f"{512 * MIB}\n", "memory.current": f"{600 * MIB}\n", "memory.stat": stat(0)}
     root = machine(tmp_path, "0::/\n", UNIFIED, files)
     assert memory.machine_bytes(root) == 512 * MIB
-    assert memory.read(root).available_bytes == 0, "never less than nothing"
+    assert memory.read(root).available_bytes == 0, "never negative"
 
 
 def v1(usage: int, limit: str, **more: str) -> dict[str, str]:
@@ -129,14 +134,14 @@ def test_a_container_of_version_1_sees_the_hosts_path(tmp_path: Path, cgroup: st
     assert memory.machine_bytes(machine(tmp_path, cgroup, mountinfo, files)) == 256 * MIB
 
 
-def test_version_1_spells_no_limit_as_a_number(tmp_path: Path) -> None:
+def test_version_1_writes_no_limit_as_a_number(tmp_path: Path) -> None:
     files = {f"memory/{name}": text for name, text in v1(5 * MIB, V1_NO_LIMIT).items()}
     group = control_group.find(root=machine(tmp_path, "4:memory:/\n", HYBRID, files))
     assert group is not None
     assert (group.limit_bytes(), group.available_bytes()) == (None, None)
 
 
-def test_a_path_that_leads_out_of_the_mount_is_not_followed(tmp_path: Path) -> None:
+def test_a_path_out_of_the_mount_is_not_followed(tmp_path: Path) -> None:
     files = {f"memory/{name}": text for name, text in v1(5 * MIB, f"{300 * MIB}\n").items()}
     root = machine(tmp_path, "4:memory:/../unified\n", HYBRID, {**files, "unified/cgroup.procs": ""})
     group = control_group.find(root=root)
@@ -166,11 +171,11 @@ def test_a_mount_point_with_a_space_is_found(tmp_path: Path) -> None:
 def test_without_a_memory_group_the_machine_counts(tmp_path: Path, cgroup: str | None, mountinfo: str) -> None:
     root = machine(tmp_path, cgroup, mountinfo, {"memory.max": "1\n"})
     assert control_group.find(root=root) is None
-    assert memory.machine_bytes(root) == 25276064 * 1024
+    assert memory.machine_bytes(root) == TOTAL_BYTES
     assert OomKills(1, root).happened() is None
 
 
-def test_what_can_not_be_read_or_makes_no_sense_is_no_limit(tmp_path: Path) -> None:
+def test_unreadable_or_malformed_files_are_no_limit(tmp_path: Path) -> None:
     files = {
         "a/memory.max": f"{300 * MIB}\n",
         "a/memory.current": "garbage\n",
@@ -199,7 +204,7 @@ def events(kills: int) -> str:
     return f"low 0\nhigh 9\nmax 33\noom 4\noom_kill {kills}\noom_group_kill 0\n"
 
 
-def test_a_kill_elsewhere_on_the_machine_is_not_this_workers(tmp_path: Path) -> None:
+def test_a_kill_in_another_group_is_not_counted(tmp_path: Path) -> None:
     root = machine(tmp_path, "0::/a\n", UNIFIED, {"a/memory.events": events(3)})
     worker_in(root, "0::/a\n")
     vmstat(root, 10)
@@ -210,7 +215,7 @@ def test_a_kill_elsewhere_on_the_machine_is_not_this_workers(tmp_path: Path) -> 
     assert kills.happened() is True
 
 
-def test_a_worker_that_moved_is_followed_and_what_was_before_it_is_not_its(tmp_path: Path) -> None:
+def test_a_worker_that_moved_is_followed_and_earlier_kills_there_do_not_count(tmp_path: Path) -> None:
     control = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
     files = {"memory/a/memory.oom_control": control.format(0), "memory/b/memory.oom_control": control.format(5)}
     root = machine(tmp_path, "4:memory:/\n", HYBRID, files)
@@ -234,14 +239,14 @@ def test_a_group_of_version_2_without_the_controller_is_counted_by_its_ancestor(
     assert kills.happened() is True
 
 
-@pytest.mark.parametrize("gone", [True, False])
-def test_without_the_groups_counter_the_machines_is_asked(tmp_path: Path, gone: bool) -> None:
-    text = events(0) if gone else "low 0\nhigh 0\n"  # an old kernel
+@pytest.mark.parametrize("removed", [True, False])
+def test_without_the_groups_counter_the_machines_is_read(tmp_path: Path, removed: bool) -> None:
+    text = events(0) if removed else "low 0\nhigh 0\n"  # an old kernel
     root = machine(tmp_path, "0::/a\n", UNIFIED, {"a/memory.events": text})
     worker_in(root, "0::/a\n")
     vmstat(root, 10)
     kills = OomKills(7, root)
-    if gone:
+    if removed:
         (root / "sys/fs/cgroup/a/memory.events").unlink()
     assert kills.happened() is False
     vmstat(root, 11)
@@ -252,23 +257,25 @@ def test_without_the_groups_counter_the_machines_is_asked(tmp_path: Path, gone: 
 
 
 def make_group(name: str, limit_bytes: int) -> Path:
-    """A memory control group of our own, or a skip that says why there can be none."""
-    ours = control_group.find()
-    if ours is None:
+    """A new memory control group; skips the test with a reason where none can be made."""
+    current = control_group.find()
+    if current is None:
         pytest.skip("this machine has no memory control group")
-    folder = ours.mount / f"mlx-supervisor-test-{os.getpid()}-{name}"
+    folder = current.mount / f"mlx-supervisor-test-{os.getpid()}-{name}"
     try:
         folder.mkdir()
     except OSError as error:
         pytest.skip(f"no control group can be made here: {error}")
-    limit, swap = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if ours.version == 1 else ("memory.max", "")
+    limit, swap = (
+        ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if current.version == 1 else ("memory.max", "")
+    )
     try:
         (folder / limit).write_text(str(limit_bytes))
-        with suppress(OSError):  # without swap the kill comes sooner, but it comes either way
+        with suppress(OSError):  # the kill comes with and without swap
             (folder / (swap or "memory.swap.max")).write_text(str(limit_bytes if swap else 0))
     except OSError as error:
         folder.rmdir()
-        pytest.skip(f"no limit can be set here, as the memory controller is not handed down: {error}")
+        pytest.skip(f"no limit can be set here, as the memory controller is not delegated: {error}")
     return folder
 
 
@@ -318,19 +325,32 @@ def child_in(folder: Path, go: Path) -> Child:
         )
 
 
-def followed(child: Child, folder: Path) -> bool:
-    return folder in child._oom_kills._seen
+def moved(child: Child, folder: Path) -> bool:
+    found = control_group.find(child.pid)
+    return found is not None and found.folder == folder
 
 
-def test_the_kernels_kill_is_told_of_the_worker_it_killed_and_of_no_other(
-    group: Path, another_group: Path, tmp_path: Path
+def test_the_kernels_kill_counts_only_for_the_worker_it_killed(
+    group: Path, another_group: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    follows: Counter[OomKills] = Counter()
+    real = OomKills.follow
+
+    def follow(self: OomKills) -> None:
+        real(self)
+        follows[self] += 1
+
+    monkeypatch.setattr(OomKills, "follow", follow)
+
     async def scenario() -> None:
         eater, bystander = child_in(group, tmp_path / "go"), child_in(another_group, tmp_path / "never")
         ends = [asyncio.ensure_future(each.wait()) for each in (eater, bystander)]
         try:
             async with asyncio.timeout(harness.PATIENCE_S):
-                while not (followed(eater, group) and followed(bystander, another_group)):
+                while not (moved(eater, group) and moved(bystander, another_group)):
+                    await asyncio.sleep(0.01)
+                follows.clear()
+                while len(follows) < 2:
                     await asyncio.sleep(0.01)
                 (tmp_path / "go").touch()
                 eaten = await ends[0]

@@ -1,4 +1,4 @@
-"""What the operating system charges: the parsers against bytes of the documented layouts, and Linux's for real."""
+"""Memory footprints: the parsers against bytes of the documented layouts, and real processes on Linux."""
 
 import ctypes
 import errno
@@ -40,12 +40,12 @@ def test_the_physical_footprint_is_read_and_not_the_resident_set() -> None:
 
 @pytest.mark.parametrize("size", [0, 232, 295, 297])
 def test_a_structure_of_another_version_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"296 bytes, found {size}"):
+    with pytest.raises(ValueError, match=f"found {size} bytes; expected 296"):
         footprint.parse_rusage(bytes(size))
 
 
-class ProcPidRusage:
-    """Stands in for libproc's function: knows process 7 alone, and may not look at process 9."""
+class FakeProcPidRusage:
+    """libproc's function: knows process 7 only, and is refused process 9."""
 
     argtypes: object = None
 
@@ -58,14 +58,14 @@ class ProcPidRusage:
         return 0
 
 
-class Libproc:
+class FakeLibproc:
     def __init__(self, path: str, use_errno: bool) -> None:
         assert (path, use_errno) == ("/usr/lib/libproc.dylib", True)
-        self.proc_pid_rusage = ProcPidRusage()
+        self.proc_pid_rusage = FakeProcPidRusage()
 
 
-def test_libproc_is_asked_for_the_fourth_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", Libproc)
+def test_libproc_is_called_with_version_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", FakeLibproc)
     read = footprint.darwin_footprint()
     assert read(7) == 123_456
     with pytest.raises(ProcessLookupError):
@@ -82,11 +82,11 @@ def test_statm_counts_pages() -> None:
     "statm", [b"", b"\n", b"garbage\n", b"57011\n", b"57011 -3 1901 1 0 21931 0\n", b"1 x 1 1 0 1 0"]
 )
 def test_a_statm_that_makes_no_sense_is_refused(statm: bytes) -> None:
-    with pytest.raises(ValueError, match="seven numbers were expected"):
+    with pytest.raises(ValueError, match="expected seven numbers"):
         footprint.parse_statm(statm)
 
 
-def test_a_process_that_gave_everything_back_has_ended_and_does_not_hold_zero() -> None:
+def test_a_process_without_virtual_memory_has_ended() -> None:
     with pytest.raises(ProcessLookupError):
         footprint.parse_statm(b"0 0 0 0 0 0 0\n")
 
@@ -101,14 +101,14 @@ ROLLUP = (
 
 def test_the_proportional_set_is_read_and_not_its_parts() -> None:
     assert footprint.parse_rollup(ROLLUP) == 4637 * 1024
-    with pytest.raises(ValueError, match="a line of Pss was expected"):
+    with pytest.raises(ValueError, match="expected a Pss line"):
         footprint.parse_rollup(ROLLUP.replace(b"Pss:    ", b"Qss:    "))
 
 
 # ---- the sum, of processes that are only numbers
 
 
-class Some(Processes):
+class FakeProcesses(Processes):
     """Processes by name alone; the first is the leader. `born`: those between fork and exec, with their parents."""
 
     def __init__(self, *pids: int, born: tuple[tuple[int, int], ...] = ()) -> None:
@@ -116,14 +116,14 @@ class Some(Processes):
         self.others = list(pids[1:])
         self.born = born
 
-    def look(self) -> None: ...
+    def refresh(self) -> None: ...
 
     def newborn(self) -> list[tuple[int, int]]:
         return list(self.born)
 
 
-class Counted:
-    """A reader of sizes in MiB that counts its calls; an exception in the place of a size is raised."""
+class CountingReader:
+    """Returns sizes in MiB and counts its calls; an exception instead of a size is raised."""
 
     def __init__(self, **sizes: "int | Exception") -> None:
         self.sizes = {int(name[1:]): size for name, size in sizes.items()}
@@ -137,8 +137,8 @@ class Counted:
         return size * MIB
 
 
-class Clock:
-    """Stands still until it is told."""
+class FrozenClock:
+    """Moves only when a test sets it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
@@ -146,8 +146,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
+def clock(monkeypatch: pytest.MonkeyPatch) -> FrozenClock:
+    return FrozenClock(monkeypatch)
 
 
 def total_mib(gauge: Gauge) -> float:
@@ -156,99 +156,105 @@ def total_mib(gauge: Gauge) -> float:
     return found.total_bytes / MIB
 
 
-def test_children_are_what_is_not_the_leaders() -> None:
-    found = Gauge(Some(1, 2, 3), 10_000 * MIB, (Counted(p1=100, p2=30, p3=5), None)).measure()
+def test_children_are_all_but_the_leader() -> None:
+    found = Gauge(FakeProcesses(1, 2, 3), 10_000 * MIB, (CountingReader(p1=100, p2=30, p3=5), None)).measure()
     assert found == footprint.Footprint(135 * MIB, 35 * MIB, 3)
 
 
-def test_with_room_to_spare_nobody_pays_for_the_shared_pages() -> None:
-    shared = Counted()
-    assert total_mib(Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=400, p2=400), shared))) == 800
-    assert total_mib(Gauge(Some(1), 100 * MIB, (Counted(p1=99), shared))) == 99  # alone, nothing is shared
+def test_far_from_the_limit_shared_pages_are_not_read() -> None:
+    shared = CountingReader()
+    assert total_mib(Gauge(FakeProcesses(1, 2), 1000 * MIB, (CountingReader(p1=400, p2=400), shared))) == 800
+    assert (
+        total_mib(Gauge(FakeProcesses(1), 100 * MIB, (CountingReader(p1=99), shared))) == 99
+    )  # alone, nothing is shared
     assert shared.calls == 0
 
 
-def test_shared_pages_count_once_where_headroom_is_short() -> None:
-    gauge = Gauge(Some(1, 2, 3), 1000 * MIB, (Counted(p1=600, p2=600, p3=10), Counted(p1=310, p2=300, p3=10)))
+def test_shared_pages_count_once_near_the_limit() -> None:
+    gauge = Gauge(
+        FakeProcesses(1, 2, 3),
+        1000 * MIB,
+        (CountingReader(p1=600, p2=600, p3=10), CountingReader(p1=310, p2=300, p3=10)),
+    )
     assert gauge.measure() == footprint.Footprint(620 * MIB, 310 * MIB, 3)
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "no"), FileNotFoundError(2, "old kernel"), ValueError("no Pss")])
-def test_shared_pages_that_can_not_be_told_lose_no_sample(error: Exception) -> None:
-    gauge = Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=600, p2=600), Counted(p1=300, p2=error)))
+def test_unreadable_shared_pages_lose_no_sample(error: Exception) -> None:
+    gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (CountingReader(p1=600, p2=600), CountingReader(p1=300, p2=error)))
     assert total_mib(gauge) == 900
 
 
-def test_below_the_limit_shared_pages_are_read_twice_a_second_at_most(clock: Clock) -> None:
-    sizes, shared = Counted(p1=500, p2=500), Counted(p1=250, p2=250)
-    gauge = Gauge(Some(1, 2), 1000 * MIB, (sizes, shared))
+def test_below_the_limit_shared_pages_are_read_twice_a_second_at_most(clock: FrozenClock) -> None:
+    sizes, shared = CountingReader(p1=500, p2=500), CountingReader(p1=250, p2=250)
+    gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (sizes, shared))
     for _ in range(100):
         clock.now_s += 0.0049
         assert total_mib(gauge) == 500
     assert shared.calls == 2  # one reading of two processes
-    sizes.sizes[1] = 510  # what came since is told at once
+    sizes.sizes[1] = 510  # growth since then is seen at once
     assert total_mib(gauge) == 510
     clock.now_s += 0.1
     total_mib(gauge)
     assert shared.calls == 4
 
 
-def test_a_reading_that_takes_long_is_taken_less_often(clock: Clock) -> None:
-    class Slow(Counted):
+def test_a_reading_that_takes_long_is_taken_less_often(clock: FrozenClock) -> None:
+    class SlowReader(CountingReader):
         def __call__(self, pid: int) -> int:
             clock.now_s += 0.05
             return super().__call__(pid)
 
-    shared = Slow(p1=250, p2=250)
-    gauge = Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=500, p2=500), shared))
+    shared = SlowReader(p1=250, p2=250)
+    gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (CountingReader(p1=500, p2=500), shared))
     for _ in range(98):
         total_mib(gauge)
         clock.now_s += 0.05
     assert shared.calls == 2  # 0.1 s in 5 s
 
 
-def test_newly_shared_pages_never_make_an_overrun(clock: Clock) -> None:
+def test_newly_shared_pages_never_cause_an_overrun(clock: FrozenClock) -> None:
     """Two processes read the same file: each grows by all of it, together they hold it once."""
-    sizes, shared = Counted(p1=450, p2=450), Counted(p1=225, p2=225)
-    gauge = Gauge(Some(1, 2), 1000 * MIB, (sizes, shared))
+    sizes, shared = CountingReader(p1=450, p2=450), CountingReader(p1=225, p2=225)
+    gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (sizes, shared))
     assert total_mib(gauge) == 450
     sizes.sizes |= {1: 900, 2: 900}
     shared.sizes |= {1: 450, 2: 450}
     clock.now_s += 0.002
-    assert total_mib(gauge) == 900, "what was shared 2 ms ago says 1350"
+    assert total_mib(gauge) == 900, "the reading of 2 ms ago would give 1350"
 
 
-def test_an_overrun_is_told_from_fresh_figures_and_then_confirmed_without_delay(clock: Clock) -> None:
-    shared = Counted(p1=600, p2=600)
-    gauge = Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=1100, p2=1100), shared))
+def test_an_overrun_is_found_by_a_fresh_reading_and_then_confirmed_without_delay(clock: FrozenClock) -> None:
+    shared = CountingReader(p1=600, p2=600)
+    gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (CountingReader(p1=1100, p2=1100), shared))
     assert total_mib(gauge) == 1200
     clock.now_s += 0.002
     assert total_mib(gauge) == 1200
     assert shared.calls == 2
-    clock.now_s += footprint.PROVEN_S
+    clock.now_s += footprint.OVER_REREAD_S
     assert total_mib(gauge) == 1200
     assert shared.calls == 4
 
 
-def test_a_process_that_joins_a_proven_overrun_is_counted_in_full(clock: Clock) -> None:
-    some = Some(1, 2)
-    gauge = Gauge(some, 1000 * MIB, (Counted(p1=1100, p2=1100, p3=50), Counted(p1=600, p2=600)))
+def test_a_process_that_joins_a_recent_overrun_is_counted_in_full(clock: FrozenClock) -> None:
+    some = FakeProcesses(1, 2)
+    gauge = Gauge(some, 1000 * MIB, (CountingReader(p1=1100, p2=1100, p3=50), CountingReader(p1=600, p2=600)))
     total_mib(gauge)
     some.others.append(3)
     assert total_mib(gauge) == 1250
 
 
-def test_a_child_between_fork_and_exec_holds_nothing_but_its_parents_memory() -> None:
-    sizes = Counted(p1=700, p2=700, p3=40)
-    gauge = Gauge(Some(1, 2, 3, born=((2, 1),)), 1000 * MIB, (sizes, Counted(p1=700, p2=700, p3=40)))
+def test_a_child_between_fork_and_exec_counts_only_beyond_its_parent() -> None:
+    sizes = CountingReader(p1=700, p2=700, p3=40)
+    gauge = Gauge(FakeProcesses(1, 2, 3, born=((2, 1),)), 1000 * MIB, (sizes, CountingReader(p1=700, p2=700, p3=40)))
     assert gauge.measure() == footprint.Footprint(740 * MIB, 40 * MIB, 3)
     sizes.sizes[2] = 750
-    assert total_mib(gauge) == 790, "but what it takes for itself counts"
+    assert total_mib(gauge) == 790, "its own memory counts"
 
 
-def test_a_child_that_ended_is_left_out_and_one_that_can_not_be_read_spoils_the_sum() -> None:
-    some = Some(1, 2, 3)
-    sizes = Counted(p1=100, p2=ProcessLookupError(3, "gone"), p3=7)
+def test_a_child_that_ended_is_left_out_and_an_unreadable_one_raises() -> None:
+    some = FakeProcesses(1, 2, 3)
+    sizes = CountingReader(p1=100, p2=ProcessLookupError(3, "ended"), p3=7)
     assert Gauge(some, 1000 * MIB, (sizes, None)).measure() == footprint.Footprint(107 * MIB, 7 * MIB, 2)
     assert some.others == [3]
     sizes.sizes[3] = PermissionError(13, "hidden")
@@ -257,7 +263,12 @@ def test_a_child_that_ended_is_left_out_and_one_that_can_not_be_read_spoils_the_
 
 
 def test_a_leader_that_ended_is_not_measured() -> None:
-    assert Gauge(Some(1, 2), 1000 * MIB, (Counted(p1=ProcessLookupError(3, "gone"), p2=5), None)).measure() is None
+    assert (
+        Gauge(
+            FakeProcesses(1, 2), 1000 * MIB, (CountingReader(p1=ProcessLookupError(3, "ended"), p2=5), None)
+        ).measure()
+        is None
+    )
 
 
 # ---- for real
@@ -340,22 +351,22 @@ STARTED = "if os.fork() == 0: os.execvp('sleep', ['sleep', '600'])"
 
 @on_linux
 @pytest.mark.parametrize(("code", "newborn_s", "found"), [(FORKS, 1e9, 3), (FORKS, 0.0, 0), (STARTED, 1e9, 0)])
-def test_newborn_is_who_has_started_no_program_lately(
+def test_newborns_have_called_no_exec_recently(
     monkeypatch: pytest.MonkeyPatch, code: str, newborn_s: float, found: int
 ) -> None:
     monkeypatch.setattr(process_tree, "NEWBORN_S", newborn_s)
     with worker(code) as process:
         ours = Processes(process.pid)
         try:
-            harness.eventually(lambda: looked(ours, lambda: len(ours.newborn()) == found))
+            harness.eventually(lambda: refreshed(ours, lambda: len(ours.newborn()) == found))
             assert {parent for _, parent in ours.newborn()} <= {process.pid}
         finally:
             for pid in ours.others if code is STARTED else []:
                 os.kill(pid, 9)
 
 
-def looked(ours: Processes, condition: Callable[[], bool]) -> bool:
-    ours.look()
+def refreshed(ours: Processes, condition: Callable[[], bool]) -> bool:
+    ours.refresh()
     return len(ours.others) > 0 and condition()
 
 
@@ -371,18 +382,18 @@ def test_a_new_process_is_seen_as_soon_as_the_kernel_has_started_it(monkeypatch:
     )
     try:
         ours = Processes(process.pid)
-        ours.look()
+        ours.refresh()
         assert ours.others == []
         assert process.stdin is not None
         process.stdin.write(b"\n")
         process.stdin.flush()
-        harness.eventually(lambda: looked(ours, lambda: True))
+        harness.eventually(lambda: refreshed(ours, lambda: True))
     finally:
         process.communicate()
 
 
 @on_linux
-def test_a_process_that_exists_but_shows_nothing_is_not_taken_for_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_exists_but_is_unreadable_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     def unmounted(path: str) -> bytes:
         raise FileNotFoundError(2, "no /proc here", path)
 

@@ -99,7 +99,7 @@ def test_a_report_from_before_the_worker_is_of_anothers_pid(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("hours_east", [-11, 0, 5.5, 14])
-def test_the_time_is_told_with_its_zone(tmp_path: Path, hours_east: float) -> None:
+def test_the_time_is_read_with_its_zone(tmp_path: Path, hours_east: float) -> None:
     path = report(tmp_path)
     path.write_text(path.read_text().replace(stamp(START_S + 60), stamp(START_S + 60, hours_east)))
     assert jetsam.killed(PID, START_S, tmp_path) is True
@@ -119,7 +119,7 @@ def test_the_time_is_told_with_its_zone(tmp_path: Path, hours_east: float) -> No
         b"\xff\xfe\n\xff",
     ],
 )
-def test_whatever_else_stands_there_a_good_report_is_found(tmp_path: Path, data: bytes) -> None:
+def test_a_valid_report_is_found_among_malformed_ones(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "JetsamEvent-broken.ips").write_bytes(data)
     (tmp_path / "Python-2026.ips").write_bytes(data)
     (tmp_path / "JetsamEvent-gone.ips").symlink_to(tmp_path / "nowhere")
@@ -128,7 +128,7 @@ def test_whatever_else_stands_there_a_good_report_is_found(tmp_path: Path, data:
     assert jetsam.killed(PID, START_S, tmp_path) is True
 
 
-def test_a_huge_report_is_passed_over(tmp_path: Path) -> None:
+def test_a_huge_report_is_skipped(tmp_path: Path) -> None:
     path = report(tmp_path)
     with path.open("ab") as file:
         file.write(b" " * jetsam.REPORT_LIMIT_BYTES)
@@ -143,19 +143,19 @@ def test_only_the_newest_reports_are_read(tmp_path: Path) -> None:
 
 
 def test_a_report_may_be_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = jetsam.killed
+    real = jetsam.killed
 
-    def look_then_write(*args: Any) -> bool | None:
-        found = look(*args)
+    def write_after(*args: Any) -> bool | None:
+        found = real(*args)
         report(tmp_path)
         return found
 
-    monkeypatch.setattr(jetsam, "killed", look_then_write)
+    monkeypatch.setattr(jetsam, "killed", write_after)
     assert asyncio.run(jetsam.killed_within(PID, START_S, 30, tmp_path)) is True
     assert asyncio.run(jetsam.killed_within(PID + 1, START_S, 0, tmp_path)) is False
 
 
-def test_where_there_are_no_reports_nobody_waits(tmp_path: Path) -> None:
+def test_without_a_folder_of_reports_there_is_no_wait(tmp_path: Path) -> None:
     before_s = time.monotonic()
     assert asyncio.run(jetsam.killed_within(PID, START_S, 60, tmp_path / "none")) is None
     assert time.monotonic() - before_s < 30
@@ -164,7 +164,7 @@ def test_where_there_are_no_reports_nobody_waits(tmp_path: Path) -> None:
 def ended(
     monkeypatch: pytest.MonkeyPatch, folder: Path, *, ours: bool, counted: bool | None = None
 ) -> child.ExitStatus:
-    """A worker that is killed by us or by somebody, on a kernel that counted so; a report names it."""
+    """A worker killed by the supervisor (`ours`) or externally, with this count of the kernel; a report names it."""
     monkeypatch.setattr(jetsam, "FOLDER", folder)
     monkeypatch.setattr(child.OomKills, "happened", lambda self: counted)
 

@@ -1,9 +1,10 @@
-"""The machine's memory: Linux' files and macOS' structures from recorded or constructed bytes, and this machine's."""
+"""The machine's memory: files of Linux and structures of macOS from constructed bytes, and this machine's."""
 
 import ctypes
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -12,11 +13,6 @@ from mlx_supervisor.core.events import MemoryPressure
 from mlx_supervisor.host import macos_memory, memory
 
 GIB = 2**30
-
-
-def test_meminfo_is_read_in_bytes_and_what_is_no_amount_is_left_out() -> None:
-    text = "MemTotal:       25276064 kB\nHugePages_Total:       3\nActive(anon):  12 kB\nBroken: x kB\n\n"
-    assert memory.parse_meminfo(text) == {"MemTotal": 25276064 * 1024, "Active(anon)": 12 * 1024}
 
 
 def stalls(some: str, full: str) -> str:
@@ -40,39 +36,23 @@ def test_stall_information_is_judged_by_its_last_ten_seconds(some: str, full: st
 
 
 @pytest.mark.parametrize("text", ["", "\n", "some\n", "some avg10=much avg60=0.00\n", "other avg10=99.00 avg60=1\n"])
-def test_stall_information_that_says_nothing_is_no_pressure(text: str) -> None:
+def test_malformed_stall_information_is_no_pressure(text: str) -> None:
     assert memory.parse_pressure(text) is MemoryPressure.NORMAL
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' files")
-def test_a_machine_whose_files_are_missing_is_still_told_of(tmp_path: Path) -> None:
+def test_a_kernel_without_stall_information_and_groups_is_read(tmp_path: Path) -> None:
     found = memory.read(tmp_path)
     assert found.available_bytes == pytest.approx(psutil.virtual_memory().available, rel=0.5)
-    assert found[1:] == (None, MemoryPressure.NORMAL)
+    assert found.pressure is MemoryPressure.NORMAL
     assert memory.machine_bytes(tmp_path) == psutil.virtual_memory().total
 
 
-def test_this_machine_has_memory_and_less_of_it_available() -> None:
+def test_this_machine_has_less_memory_available_than_in_total() -> None:
     assert 0 < memory.read().available_bytes < memory.machine_bytes() <= psutil.virtual_memory().total
 
 
 # ---- macOS
-
-
-def swap_usage(total: int, available: int, used: int) -> bytes:
-    """A `struct xsw_usage` as it lies in memory: three 64-bit numbers, a 32-bit page size, a 32-bit flag."""
-    return struct.pack("<QQQ", total, available, used) + struct.pack("<II", 16384, 1)
-
-
-def test_swap_is_read_out_of_its_structure() -> None:
-    found = macos_memory.parse_swap_usage(swap_usage(3 * GIB, 2 * GIB, GIB))
-    assert found == macos_memory.Swap(total=3 * GIB, available=2 * GIB, used=GIB)
-
-
-@pytest.mark.parametrize("size", [0, 24, 31, 40])
-def test_a_structure_of_another_size_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"32 bytes, found {size}"):
-        macos_memory.parse_swap_usage(bytes(size))
 
 
 @pytest.mark.parametrize(
@@ -89,17 +69,16 @@ def test_any_other_level_is_refused(value: bytes) -> None:
         macos_memory.parse_pressure_level(value)
 
 
-def sysctl(level: int = 1, swap: bytes = b"", compressed: int = 0) -> macos_memory.Sysctl:
+def sysctl(level: int, compressed: int) -> macos_memory.Sysctl:
     values = {
         "kern.memorystatus_vm_pressure_level": struct.pack("<i", level),
-        "vm.swapusage": swap,
         "vm.compressor_bytes_used": struct.pack("<Q", compressed),
     }
-    return lambda name: values[name] or None
+    return lambda name: values[name]
 
 
-FULL = swap_usage(8 * GIB, GIB // 8, 8 * GIB - GIB // 8)
-ROOM = swap_usage(8 * GIB, 4 * GIB, 4 * GIB)
+FULL = (8 * GIB - GIB // 8, GIB // 8)
+ROOM = (4 * GIB, 4 * GIB)
 
 
 @pytest.mark.parametrize(
@@ -108,54 +87,60 @@ ROOM = swap_usage(8 * GIB, 4 * GIB, 4 * GIB)
         (1, FULL, 20 * GIB, MemoryPressure.WARN),  # the level has been seen normal with swap full
         (1, ROOM, 20 * GIB, MemoryPressure.NORMAL),
         (1, FULL, 2 * GIB, MemoryPressure.NORMAL),
-        (1, swap_usage(0, 0, 0), 20 * GIB, MemoryPressure.NORMAL),  # no swap was ever needed
+        (1, (0, 0), 20 * GIB, MemoryPressure.NORMAL),  # no swap was ever needed
         (4, FULL, 20 * GIB, MemoryPressure.CRITICAL),
         (9, ROOM, 0, MemoryPressure.NORMAL),
-        (4, b"", 0, MemoryPressure.CRITICAL),
-        (1, b"short", 20 * GIB, MemoryPressure.NORMAL),
+        (4, None, 0, MemoryPressure.CRITICAL),
+        (1, None, 20 * GIB, MemoryPressure.NORMAL),
     ],
 )
-def test_full_swap_is_a_warning_whatever_the_level(
-    level: int, swap: bytes, compressed: int, pressure: MemoryPressure
+def test_full_swap_is_a_warning_at_a_normal_level(
+    level: int, swap: tuple[int, int] | None, compressed: int, pressure: MemoryPressure
 ) -> None:
-    assert macos_memory.pressure(sysctl(level, swap, compressed), 32 * GIB) is pressure
+    assert macos_memory.pressure(sysctl(level, compressed), 32 * GIB, swap) is pressure
 
 
-def test_swap_that_can_not_be_told_is_not_zero() -> None:
-    assert macos_memory.swap_used_bytes(sysctl(swap=ROOM)) == 4 * GIB
-    assert macos_memory.swap_used_bytes(sysctl(swap=b"short")) is None
-    assert macos_memory.swap_used_bytes(lambda name: None) is None
-
-
-def test_on_macos_the_machine_is_told_of_by_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_macos_the_machine_is_read_by_psutil_and_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(memory, "_sysctl", lambda: sysctl(2, ROOM))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(used=4 * GIB, free=4 * GIB))
+    monkeypatch.setattr(memory, "darwin_sysctl", lambda: sysctl(2, 0))
     found = memory.read()
     assert found.available_bytes > 0
     assert found[1:] == (4 * GIB, MemoryPressure.WARN)
 
 
-class SysctlByName:
-    """Stands in for the C library's function: knows swap alone."""
+def test_unreadable_swap_is_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(psutil, "swap_memory", unreadable)
+    assert memory.read().swap_used_bytes is None
+
+
+LEVEL = struct.pack("<i", 2)
+
+
+class FakeSysctlByName:
+    """The C library's function: knows the pressure level only."""
 
     argtypes: object = None
 
     def __call__(self, name: bytes, buffer: ctypes.Array[ctypes.c_char], size, new: None, new_size: int) -> int:  # type: ignore[no-untyped-def]
         assert (new, new_size) == (None, 0)
-        if name != b"vm.swapusage":
+        if name != b"kern.memorystatus_vm_pressure_level":
             return -1
         room = size._obj
-        assert room.value >= len(ROOM)
-        ctypes.memmove(buffer, ROOM, len(ROOM))
-        room.value = len(ROOM)
+        assert room.value >= len(LEVEL)
+        ctypes.memmove(buffer, LEVEL, len(LEVEL))
+        room.value = len(LEVEL)
         return 0
 
 
 def test_sysctl_gives_as_many_bytes_as_the_system_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Libc:
-        sysctlbyname = SysctlByName()
+    class FakeLibc:
+        sysctlbyname = FakeSysctlByName()
 
-    monkeypatch.setattr(ctypes, "CDLL", lambda path: Libc)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: FakeLibc)
     read = macos_memory.libc_sysctl()
-    assert read("vm.swapusage") == ROOM
+    assert read("kern.memorystatus_vm_pressure_level") == LEVEL
     assert read("vm.nothing") is None
