@@ -343,5 +343,5 @@ def test_a_folder_with_other_contents_is_refused(tmp_path: Path) -> None:
     mode = tmp_path.stat().st_mode
     done = harness.run(settings)
     assert done.process.returncode == 2
-    assert "holds other things" in done.stderr
+    assert "has other contents" in done.stderr
     assert tmp_path.stat().st_mode == mode
