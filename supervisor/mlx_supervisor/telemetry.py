@@ -16,7 +16,7 @@ import zmq
 
 from mlx_supervisor import wire
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.diagnosis.stderr import printable
+from mlx_supervisor.core.diagnosis.stderr import first_line, printable
 
 MESSAGE_LIMIT_BYTES = 1024 * 1024
 """ZeroMQ itself cuts off a peer that sends more; between this and `wire.FRAME_LIMIT_BYTES` frames are counted."""
@@ -191,9 +191,7 @@ def _event_of(message: wire.WorkerMessage, at_s: float) -> ev.Event:
         case wire.AutopsyReport():
             return _autopsied(message, at_s)
         case wire.Bye():
-            outcome = ev.Outcome(message.outcome)
-            reason = printable(message.reason).replace("\r", "\n")
-            return ev.Bye(at_s, generation, outcome, reason, message.step, message.loss, message.weights_sha256)
+            return _bye_of(message, at_s)
         case wire.Hello():
             raise AssertionError("a hello is no event")
 
@@ -215,6 +213,15 @@ def _finding_text(finding: wire.Finding) -> str:
     size = f", {finding.size_bytes / 2**20:,.1f} MiB" if finding.size_bytes else ""
     held = f"; held by {finding.holder}" if finding.holder else ""
     return f"{finding.kind}: {finding.what}: {finding.count_before} then, {finding.count_now} now{size}{held}"
+
+
+def _bye_of(message: wire.Bye, at_s: float) -> ev.Bye:
+    errors = tuple(
+        ev.Raised(_line(each.kind), first_line(each.message), _line(each.file), each.line, _line(each.function))
+        for each in message.errors
+    )
+    outcome, reason = ev.Outcome(message.outcome), printable(message.reason).replace("\r", "\n")
+    return ev.Bye(at_s, message.generation, outcome, reason, message.step, message.loss, message.weights_sha256, errors)
 
 
 def _step_of(message: wire.Step, at_s: float) -> ev.StepReport:

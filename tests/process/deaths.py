@@ -3,6 +3,7 @@
 import concurrent.futures
 import ctypes
 import faulthandler
+import json
 import os
 import resource
 import signal
@@ -11,18 +12,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mlx_supervisor import wire
+
 MIB = 1024 * 1024
 
 
-def say_and_die(worker: Any) -> None:
-    """Write the recorded last words of another process, and end as it ended: `exit` is a code, or minus a signal."""
+def fail_as_recorded(worker: Any) -> None:
+    """Send a bye with recorded `errors` (JSON), and exit as the worker does."""
+    errors = [wire.Raised(**each) for each in json.loads(worker.args["errors"])]
+    worker.bye("failed", f"{errors[0].kind}: {errors[0].message}", errors)
+    os._exit(wire.EXIT_FAILED)
+
+
+def die_as_recorded(worker: Any) -> None:
+    """Write the recorded stderr of another process, and end as it did: `exit` is a code, or minus a signal."""
     os.write(2, Path(worker.args["stderr"]).read_bytes())
     how = worker.args["exit"]
     if how >= 0:
-        if "bye" in worker.args:
-            worker.bye("failed", worker.args["bye"])
         os._exit(how)
-    time.sleep(0.1)  # what it has said is on its way
+    time.sleep(0.1)  # the messages sent before are on their way
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(-how, signal.SIG_DFL)
     os.kill(os.getpid(), -how)
@@ -46,7 +54,7 @@ def failed_handler(worker: Any) -> None:
 
 
 def handled_long_ago(worker: Any) -> None:
-    """An error of CUDA's that was dealt with, and then a mistake."""
+    """An error of CUDA's that was caught and logged, and then a mistake."""
     print("skipped: RuntimeError: cudaMallocAsync(&data, size, stream) failed: out of memory", file=sys.stderr)
     worker.args["no such key"]
 
@@ -58,21 +66,21 @@ def segfault(worker: Any) -> None:
 
 
 def segfault_near_limit(worker: Any) -> None:
-    """As MLX on the CPU does when memory is refused: it writes to what it did not get."""
+    """As MLX on the CPU when memory is refused: it writes to memory that it did not get."""
     page = resource.getpagesize()
     while int(Path("/proc/self/statm").read_text().split()[1]) * page < worker.args["hold_mib"] * MIB:
         worker.kept.append(bytearray(b"x" * MIB))
-    time.sleep(1.0)  # many samples are taken meanwhile
+    time.sleep(1.0)  # long enough for many samples
     segfault(worker)
 
 
 def user_error(worker: Any) -> None:
-    """As the worker tells it: the traceback, and a last message."""
+    """A mistake in the user's code."""
     raise KeyError("label")
 
 
 def child_eats(worker: Any) -> None:
-    """A loader process takes all there is."""
+    """A loader process takes all memory."""
     with concurrent.futures.ProcessPoolExecutor(1) as pool:
         pool.submit(_eat).result()
 
@@ -86,7 +94,8 @@ def _eat() -> None:
 WAYS = {
     way.__name__: way
     for way in (
-        say_and_die,
+        fail_as_recorded,
+        die_as_recorded,
         memory_error,
         full_disk,
         failed_handler,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import deaths  # beside this file
 import zmq
 
 from mlx_supervisor import wire
+from mlx_worker.supervision.raised import errors_of
 
 MIB = 1024 * 1024
 
@@ -81,8 +83,16 @@ class Worker:
             resident_bytes=0,
         )
 
-    def bye(self, outcome: str, reason: str = "") -> None:
-        self.send(wire.Bye, outcome=outcome, reason=reason, step=self.step, loss=1.0, weights_sha256="0" * 64)
+    def bye(self, outcome: str, reason: str = "", errors: Sequence[wire.Raised] = ()) -> None:
+        self.send(
+            wire.Bye,
+            outcome=outcome,
+            reason=reason,
+            step=self.step,
+            loss=1.0,
+            weights_sha256="0" * 64,
+            errors=list(errors),
+        )
         self.socket.close()
         zmq.Context.instance().term()
 
@@ -125,7 +135,7 @@ class Worker:
             self.ramp()
         if self.mode == "not_finite":
             print("failed: the loss is nan", file=sys.stderr, flush=True)
-            self.bye("failed", "the loss is nan")
+            self.bye("failed", "the loss is nan", [wire.Raised(kind="NotFiniteError", message="the loss is nan")])
             sys.exit(wire.EXIT_NOT_FINITE)
         if self.mode == "suicide":
             time.sleep(0.1)  # what it has said is on its way
@@ -183,7 +193,13 @@ def main() -> int:
         hold = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(3600)"]
         subprocess.Popen(hold)
         subprocess.Popen(hold, start_new_session=True)
-    return worker.run()
+    try:
+        return worker.run()
+    except Exception as error:
+        if worker.args.get("says_bye", True):
+            errors = errors_of(error)
+            worker.bye("failed", f"{type(error).__name__}: {errors[0].message}", errors)
+        raise
 
 
 if __name__ == "__main__":

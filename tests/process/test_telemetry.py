@@ -137,7 +137,8 @@ def test_what_a_worker_says_cannot_move_a_terminal_or_look_like_another_line(fol
             worker.send(type="autopsy", seq=2, step=1, baseline_step=1, seconds=0.1, findings=[finding])
             worker.send(type="autopsy", seq=3, step=1, baseline_step=1, seconds=0.1, findings=[finding | NOTE])
             worker.send(type="checkpoint", seq=4, step=1, ok=False, seconds=1, stall_s=1, size_bytes=1, error=HOSTILE)
-            worker.send(type="bye", seq=5, outcome="failed", reason=HOSTILE, step=1, loss=None)
+            raised = {"kind": HOSTILE, "message": "\r\n" + HOSTILE, "file": HOSTILE, "line": 3, "function": HOSTILE}
+            worker.send(type="bye", seq=5, outcome="failed", reason=HOSTILE, step=1, loss=None, errors=[raised])
             await until(lambda: len(heard.events) == 5)
             ready, grown, noted, saved, bye = (event for _, event in heard.events)
             assert isinstance(ready, ev.Ready)
@@ -146,7 +147,10 @@ def test_what_a_worker_says_cannot_move_a_terminal_or_look_like_another_line(fol
             assert isinstance(saved, ev.CheckpointReport)
             assert isinstance(bye, ev.Bye)
             texts = [str(ready.checkpoint), *ready.notes, *ready.passed_over, *grown.findings, *noted.findings]
-            for text in [*texts, saved.error, *bye.reason.split("\n")]:
+            (error,) = bye.errors
+            assert (error.line, error.message) == (3, "first")
+            of_error = [error.kind, error.message, error.file, error.function]
+            for text in [*texts, *of_error, saved.error, *bye.reason.split("\n")]:
                 assert text.isprintable(), ascii(text)
             assert all("first" in text and "end" in text for text in texts)
 

@@ -50,6 +50,24 @@ def spoiled(seed: int, at: int, spoil: str = "nan", flush_s: float = 0.0, **args
     return task
 
 
+class OddError(Exception):
+    """An error of a task's own."""
+
+
+def failing(seed: int) -> Task:
+    """Raises at its first batch, from another error, with a message that is not valid Unicode."""
+    task = build_toy(seed)
+
+    def collate(ids: list[int]) -> tuple[mx.array, ...]:
+        try:
+            raise KeyError(ids[0])
+        except KeyError as error:
+            raise OddError("\udcff no batch") from error
+
+    task.collate = collate
+    return task
+
+
 def evaluating(seed: int) -> Task:
     """Tells, after every batch of an evaluation, what MLX's cache holds."""
     task = build_toy(seed, evaluate_every=5)

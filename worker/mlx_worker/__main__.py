@@ -1,10 +1,10 @@
-"""`python -m mlx_worker JOB_FILE`: one life of a run, from its job file to its exit code."""
+"""`python -m mlx_worker JOB_FILE`: one generation of a run, from its job file to its exit status."""
 
 import os
 import sys
 
 if not sys.flags.safe_path and sys.path and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109 - nothing imported yet
-    del sys.path[0]  # a file of the user's, in whatever folder this was started, must not pass for a library
+    del sys.path[0]  # a file of the user's in the working directory must not shadow a library
 
 import argparse
 import contextlib
@@ -17,13 +17,14 @@ from mlx_supervisor import wire
 from mlx_worker.errors import NotFiniteError, RefusedError
 from mlx_worker.supervision.lifeline import watch_supervisor
 from mlx_worker.supervision.link import Link
+from mlx_worker.supervision.raised import errors_of
 from mlx_worker.supervision.stop import StopFlag, install_signals
 from mlx_worker.training import determinism
 
 
 def main() -> NoReturn:
-    """Parse, run, exit."""
-    _forgive_output()
+    """Parse the arguments, run the job, exit."""
+    _make_output_lossy()
     arguments = _parse()
     stop = StopFlag()
     try:
@@ -31,7 +32,7 @@ def main() -> NoReturn:
             _limit_data(arguments.data_limit_mib)
         job = _read_job(arguments.job_file)
     except RefusedError as error:
-        _say_refused(str(error))
+        _print_refused(error)
         sys.exit(wire.EXIT_REFUSED)
     drilled = not job.drill.generations or job.generation in job.drill.generations
     install_signals(stop, ignore_sigterm=job.drill.ignore_sigterm and drilled)
@@ -48,22 +49,11 @@ def main() -> NoReturn:
 def _run(job: wire.Job, link: Link, stop: StopFlag) -> int:
     try:
         determinism.prepare(job.deterministic)
-        from mlx_worker.training import loop  # not before the hello: MLX takes a while
+        from mlx_worker.training import loop  # after the hello: importing MLX takes seconds
 
         ending = loop.run(job, link, stop)
-    except RefusedError as error:
-        link.send(wire.Bye, outcome="refused", reason=str(error), step=link.last_step, loss=link.last_loss)
-        _say_refused(str(error))
-        return wire.EXIT_REFUSED
-    except NotFiniteError as error:
-        link.send(wire.Bye, outcome="failed", reason=str(error), step=link.last_step, loss=link.last_loss)
-        print(f"failed: {error}", file=sys.stderr)
-        return wire.EXIT_NOT_FINITE
-    except BaseException as error:  # whatever the user's code raises, SystemExit included
-        traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}"
-        link.send(wire.Bye, outcome="failed", reason=reason, step=link.last_step, loss=link.last_loss)
-        return wire.EXIT_FAILED
+    except BaseException as error:  # the user's code may raise anything, SystemExit included
+        return _report(error, link)
     outcome = "completed" if ending.completed else "stopped"
     link.send(
         wire.Bye,
@@ -78,10 +68,27 @@ def _run(job: wire.Job, link: Link, stop: StopFlag) -> int:
     return wire.EXIT_COMPLETED if ending.completed else wire.EXIT_STOPPED
 
 
+def _report(error: BaseException, link: Link) -> int:
+    """Send the error in the bye, print it, and return the exit status that it has."""
+    errors = errors_of(error)
+    refused, not_finite = isinstance(error, RefusedError), isinstance(error, NotFiniteError)
+    reason = errors[0].message if refused or not_finite else f"{type(error).__name__}: {errors[0].message}"
+    outcome = "refused" if refused else "failed"
+    link.send(wire.Bye, outcome=outcome, reason=reason, step=link.last_step, loss=link.last_loss, errors=errors)
+    if refused:
+        _print_refused(error)
+        return wire.EXIT_REFUSED
+    if not_finite:
+        print(f"failed: {error}", file=sys.stderr)
+        return wire.EXIT_NOT_FINITE
+    traceback.print_exception(error)
+    return wire.EXIT_FAILED
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mlx_worker", description=__doc__)
     parser.add_argument("job_file", type=Path, help="job.json, as the supervisor writes it")
-    parser.add_argument("--bare", action="store_true", help="the same loop with nobody supervising it")
+    parser.add_argument("--bare", action="store_true", help="run the same loop without a supervisor")
     parser.add_argument(
         "--data-limit-mib", type=int, metavar="N", help="allow at most N MiB of data memory (Linux: RLIMIT_DATA)"
     )
@@ -105,13 +112,13 @@ def _read_job(path: Path) -> wire.Job:
         raise RefusedError(f"{path}: {error}") from None
 
 
-def _say_refused(text: str) -> None:
+def _print_refused(error: BaseException) -> None:
     sys.stdout.flush()
-    print("refused: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    print("refused: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
 
 
-class _Forgiving(io.TextIOWrapper):
-    """Output whose reader may be gone, or whose disk may be full: what cannot be written is lost, and no error."""
+class _LossyOutput(io.TextIOWrapper):
+    """Output that drops what it cannot write (a closed pipe, a full disk) and raises nothing."""
 
     def write(self, text: str) -> int:
         try:
@@ -124,10 +131,10 @@ class _Forgiving(io.TextIOWrapper):
             super().flush()
 
 
-def _forgive_output() -> None:
+def _make_output_lossy() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        setattr(sys, name, _Forgiving(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
+        setattr(sys, name, _LossyOutput(stream.detach(), "utf-8", "backslashreplace", line_buffering=True))
 
 
 if __name__ == "__main__":

@@ -152,14 +152,40 @@ class Cleared(WorkerEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class Raised:
+    """An exception of a worker: its dotted type, the first line of its message, and where the user's code raised it.
+
+    Without a known place, `file` is "" and `line` 0. `function` is "" where none is known (a syntax error).
+    """
+
+    kind: str
+    message: str = ""
+    file: str = ""
+    line: int = 0
+    function: str = ""
+
+    @property
+    def name(self) -> str:
+        """The type's name without its module."""
+        return self.kind.rpartition(".")[2]
+
+    @property
+    def place(self) -> str:
+        """`train.py:58 in step`, or "" if unknown."""
+        place = f"{self.file.rpartition('/')[2]}:{self.line}" if self.file else ""
+        return f"{place} in {self.function}" if place and self.function else place
+
+
+@dataclass(frozen=True, slots=True)
 class Bye(WorkerEvent):
-    """The worker's last word; the exit status has the final say."""
+    """The worker's last message; the exit status has the final say. `errors`: what ended it, then what led to that."""
 
     outcome: Outcome
     reason: str
     step: int
     loss: float | None
     weights_sha256: str | None
+    errors: tuple[Raised, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,14 +115,25 @@ class AutopsyReport(Message, frozen=True, kw_only=True, tag="autopsy"):
     findings: Annotated[list[Finding], msgspec.Meta(max_length=24)] = []
 
 
+class Raised(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An exception: its dotted type, its message, and the innermost frame of the user's code, else of any code."""
+
+    kind: ShortText
+    message: Text = ""
+    file: Text = ""
+    line: Count = 0
+    function: ShortText = ""
+
+
 class Bye(Message, frozen=True, kw_only=True, tag="bye"):
-    """Last word of a worker."""
+    """Last message of a worker. `errors`: the exception that ended it, then those that led to it."""
 
     outcome: Literal["completed", "stopped", "failed", "refused"]
     reason: Text
     step: Count
     loss: float | None = None
     weights_sha256: Digest | None = None
+    errors: Annotated[list[Raised], msgspec.Meta(max_length=8)] = []
 
 
 WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Cleared | AutopsyReport | Bye

@@ -1,10 +1,11 @@
-"""Every cause of a death, under the real supervisor: named, told, and met with the right batch.
+"""Every cause of a death, under the real supervisor: named, reported, and met with the right batch.
 
 Real: the kernel's out-of-memory killer, MemoryError, a full disk, a fatal signal, errors of the user's code, a dead
-supervisor, a ramp over the limit. Recorded last words with the same exit: Metal, CUDA. Simulated: a machine's restart.
+supervisor, a ramp over the limit. Recorded, with the same exit: Metal, CUDA. Simulated: a machine's restart.
 """
 
 import json
+import os
 import sqlite3
 import tomllib
 import warnings
@@ -19,13 +20,14 @@ from tests.process.host.cage import NoCageError, cage, worker_in
 
 from mlx_supervisor.process.launch import WORKER_VARIABLE
 
-RECORDED = Path(__file__).parents[2] / "core" / "diagnosis" / "stderr"
-EXITS = tomllib.loads((RECORDED / "index.toml").read_text())
+DIAGNOSIS = Path(__file__).parents[2] / "core" / "diagnosis"
+EXITS = tomllib.loads((DIAGNOSIS / "stderr" / "index.toml").read_text())
+RAISED = tomllib.loads((DIAGNOSIS / "raised.toml").read_text())
 HALVED, KEPT = [8, 4], [8, 8]
 
 
 def die(folder: Path, mode: str, *, trains: bool = False, **args: Any) -> harness.Foreground:
-    """One life that dies at step 12, seven saved steps behind it; the next one completes."""
+    """A generation that dies at step 12, after a checkpoint of step 10; the next one completes."""
     args = {"mode": mode, "at_step": 12, "lives": 1} | args
     memory = args.pop("memory", {})
     restart = {"jitter": 0} | args.pop("restart", {})
@@ -34,14 +36,14 @@ def die(folder: Path, mode: str, *, trains: bool = False, **args: Any) -> harnes
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """Every life as the journal has it."""
+    """Every generation as the journal has it."""
     with closing(sqlite3.connect(f"file:{folder / 'state/journal.db'}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT record FROM generations ORDER BY generation").fetchall()
     return [json.loads(row[0]) for row in rows]
 
 
 def check(folder: Path, done: harness.Foreground, cause: str, batches: list[int], *words: str) -> None:
-    """The same story in the summary, in the journal and for whoever watches; and nothing is lost but the replay."""
+    """Summary, journal and output report the same; only steps since the checkpoint are repeated."""
     summary = done.summary()
     assert summary["outcome"] == "completed", summary["reason"]
     lives = summary["generations"]
@@ -74,7 +76,7 @@ def test_a_child_killed_by_the_kernel_for_memory(tmp_path: Path, monkeypatch: py
 def in_cage_or_simulated(
     folder: Path, monkeypatch: pytest.MonkeyPatch, limit_mib: int, mode: str, **args: Any
 ) -> harness.Foreground:
-    """In a control group with this limit. Where none can be made, the death is simulated, and the kernel's count."""
+    """In a control group with this limit. Where none can be made, the death and the kernel's count are simulated."""
     try:
         with cage(limit_mib) as group:
             monkeypatch.setenv(WORKER_VARIABLE, worker_in(group))
@@ -83,7 +85,7 @@ def in_cage_or_simulated(
         warnings.warn(f"no control group could be made, so the kill is simulated: {reason}", stacklevel=2)
     if mode == "ramp":
         return simulated(folder, monkeypatch, True, "suicide")
-    return simulated(folder, monkeypatch, True, "say_and_die", stderr=str(RECORDED / "python-pool.txt"), exit=1)
+    return simulated(folder, monkeypatch, True, **recorded("python-pool"))
 
 
 def simulated(
@@ -97,7 +99,7 @@ def simulated(
         "    from mlx_supervisor.process import child\n"
         f"    child.OomKills.happened = lambda self: {killed}\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(folder / "seam"))
+    monkeypatch.setenv("PYTHONPATH", str(folder / "seam"), prepend=os.pathsep)
     return die(folder, mode, **args)
 
 
@@ -110,13 +112,13 @@ def test_without_a_control_group_the_kill_is_simulated_and_the_reason_told(
     check(tmp_path, done, "killed by the kernel for memory", HALVED, "the kernel killed it: out of memory")
 
 
-def test_killed_by_somebody_else(tmp_path: Path) -> None:
-    check(tmp_path, die(tmp_path, "suicide"), "killed externally", KEPT, "somebody sent it SIGKILL")
+def test_killed_externally(tmp_path: Path) -> None:
+    check(tmp_path, die(tmp_path, "suicide"), "killed externally", KEPT, "another process sent it SIGKILL")
 
 
 def test_killed_where_the_kernel_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = simulated(tmp_path, monkeypatch, None, "suicide")
-    check(tmp_path, done, "killed externally", KEPT, "somebody sent it SIGKILL")
+    check(tmp_path, done, "killed externally", KEPT, "another process sent it SIGKILL")
 
 
 # ---- memory
@@ -150,11 +152,18 @@ def test_a_leak(tmp_path: Path) -> None:
     assert records(tmp_path)[0]["cause"] == "memory leak"
 
 
-# ---- recorded last words
+# ---- recorded deaths
 
 
-def recorded(name: str, **more: Any) -> dict[str, Any]:
-    return {"stderr": str(RECORDED / f"{name}.txt"), "exit": EXITS[name]["exit"], **more}
+def recorded(name: str) -> dict[str, Any]:
+    """How the worker has to die: with these errors in its bye, or with this stderr."""
+    if name in RAISED:
+        return {"mode": "fail_as_recorded", "errors": json.dumps(RAISED[name]["errors"])}
+    return {
+        "mode": "die_as_recorded",
+        "stderr": str(DIAGNOSIS / "stderr" / f"{name}.txt"),
+        "exit": EXITS[name]["exit"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -168,10 +177,10 @@ def recorded(name: str, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_what_the_gpu_did(tmp_path: Path, name: str, cause: str, batches: list[int]) -> None:
-    done = die(tmp_path, "say_and_die", **recorded(name))
-    check(tmp_path, done, cause, batches, EXITS[name]["text"])
+    done = die(tmp_path, **recorded(name))
+    check(tmp_path, done, cause, batches, (EXITS | RAISED)[name]["text"])
     if cause == "GPU watchdog":
-        assert "not the batch" in done.stderr, "says what helps"
+        assert "not the batch" in done.stderr, "the advice"
 
 
 # ---- the user's code
@@ -188,6 +197,11 @@ def test_what_the_gpu_did(tmp_path: Path, name: str, cause: str, batches: list[i
 )
 def test_errors_of_the_users_code_keep_the_batch(tmp_path: Path, mode: str, words: str) -> None:
     check(tmp_path, die(tmp_path, mode), "crash", KEPT, words)
+
+
+def test_an_error_whose_bye_was_lost_is_read_from_stderr(tmp_path: Path) -> None:
+    done = die(tmp_path, "memory_error", says_bye=False)
+    check(tmp_path, done, "out of memory", HALVED, "MemoryError (deaths.py:")
 
 
 def test_an_error_while_handling_one_of_memory(tmp_path: Path) -> None:

@@ -221,7 +221,10 @@ class Worker:
         return self._die(kind)
 
     def _die(self, kind: str) -> bool:
-        self._exit(death_of(kind, self.world))
+        death = death_of(kind, self.world)
+        if death.errors:
+            self.say(ev.Bye, ev.Outcome.FAILED, "", self.step, 1.0, None, death.errors)
+        self._exit(death)
         return True
 
     def _exit(self, death: Death) -> None:

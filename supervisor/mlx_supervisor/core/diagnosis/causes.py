@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mlx_supervisor.core.diagnosis.stderr import TEXT_LIMIT, LastWords, Raised, last_words, printable, raised_in
+from mlx_supervisor.core.diagnosis.stderr import TEXT_LIMIT, StderrEnd, printable, read_end
+from mlx_supervisor.core.events import Raised
 
 
 class Cause(StrEnum):
@@ -161,7 +162,7 @@ LOST_CHILD = re.compile(
     r"(?:concurrent\.futures\.process\.)?BrokenProcessPool|EOFError|ConnectionResetError|BrokenPipeError|"
     r"RuntimeError: DataLoader worker"
 )
-"""What a process says that lost one of its own children. With a kill for memory counted, that was the child."""
+"""Errors of a process that lost a child of its own. If the kernel killed for memory, it killed that child."""
 
 
 def diagnose(
@@ -171,79 +172,73 @@ def diagnose(
     *,
     oom_killed: bool | None,
     near_limit: bool,
-    bye_reason: str = "",
+    errors: tuple[Raised, ...] = (),
 ) -> Diagnosis:
-    """What ended a life that nobody here ended, from the exit and the last words.
+    """Name the cause of a generation's end that the supervisor did not bring about.
 
-    `oom_killed`: whether the kernel says that it killed for memory meanwhile; None where it can't tell. `near_limit`:
-    whether the last sample stood near the limit. `bye_reason`: what the worker's last message said; it is the error
-    itself.
+    `oom_killed`: whether the kernel reports a kill for memory meanwhile; None where it can't tell. `near_limit`:
+    whether the last sample was near the limit. `errors`: of the worker's bye, the one that ended it first. Without
+    them, and after a signal, `stderr_tail` counts.
     """
     if exit_code in SHELL_SIGNAL_CODES and signal is None:
         assert exit_code is not None
         signal = exit_code - 128
-    words = last_words(stderr_tail)
-    if exit_code == EXIT_NOT_FINITE_CODE:
-        said = bye_reason or words.last.removeprefix("failed: ")
-        return _diagnosis(Cause.NOT_FINITE, said or "the loss is not a finite number")
     if signal == SIGKILL:
         return _killed(oom_killed, near_limit)
     if signal in POLITE_SIGNALS:
-        return _diagnosis(Cause.INTERRUPTED, f"somebody sent it {SIGNAL_NAMES[signal]}")
+        return _diagnosis(Cause.INTERRUPTED, f"another process sent it {SIGNAL_NAMES[signal]}")
     if exit_code is None and signal is None:
-        return _diagnosis(Cause.KILLED, "it was gone, and how it ended can't be told")
-    chain = _chain(words, bye_reason if signal in (None, SIGABRT) else "", signal)
+        return _diagnosis(Cause.KILLED, "it ended, and its exit status is unknown")
+    end = StderrEnd() if errors and signal is None else read_end(stderr_tail)
+    if exit_code == EXIT_NOT_FINITE_CODE:
+        said = errors[0].message if errors else end.last.removeprefix("failed: ")
+        return _diagnosis(Cause.NOT_FINITE, said or "the loss is not a finite number")
     if signal is not None and signal != SIGABRT:
-        return _by_signal(signal, words, near_limit)
+        return _by_signal(signal, end, near_limit)
+    aborted = end.aborted if signal == SIGABRT else None
+    candidates = (*errors, aborted) if errors else (aborted, end.raised)
+    chain = tuple(each for each in candidates if each is not None)
     if oom_killed and chain and LOST_CHILD.match(_line(chain[0])):
         return _diagnosis(Cause.OOM_KILL, f"the kernel killed one of its processes for memory; then {_said(chain[0])}")
-    return _by_error(chain, words, signal, exit_code)
+    if chain:
+        return _by_error(chain)
+    if signal is not None:
+        return _by_signal(signal, end, near_limit=False)
+    return _diagnosis(Cause.CRASH, end.last or f"it ended with exit code {exit_code} and printed nothing")
 
 
 def _killed(oom_killed: bool | None, near_limit: bool) -> Diagnosis:
     if oom_killed:
         return _diagnosis(Cause.OOM_KILL, "the kernel killed it: out of memory")
     if oom_killed is None and near_limit:
-        return _diagnosis(Cause.PRESSURE, "it was killed near the memory limit; who did it can't be told")
-    return _diagnosis(Cause.KILLED, "somebody sent it SIGKILL")
+        return _diagnosis(Cause.PRESSURE, "it was killed near the memory limit; the sender is unknown")
+    return _diagnosis(Cause.KILLED, "another process sent it SIGKILL")
 
 
-def _chain(words: LastWords, bye_reason: str, signal: int | None) -> tuple[Raised, ...]:
-    """The errors to judge by, the one that counts first."""
-    chain = words.raised
-    bye = raised_in(bye_reason.partition("\n")[0]) if ":" in bye_reason or bye_reason.endswith("Error") else None
-    if bye is not None and not (chain and chain[0].name == bye.name and chain[0].message[:100] == bye.message[:100]):
-        chain = (bye,)
-    aborted = () if words.aborted is None or signal != SIGABRT else (words.aborted,)
-    return (*chain, *aborted) if bye is not None else (*aborted, *chain)
-
-
-def _by_error(chain: tuple[Raised, ...], words: LastWords, signal: int | None, exit_code: int | None) -> Diagnosis:
+def _by_error(chain: tuple[Raised, ...]) -> Diagnosis:
+    """The cause that any error of the chain has; else a crash. `chain`: the error that ended the worker first."""
     found = next(((each, mark) for each in chain if (mark := _mark(each)) is not None), None)
     if found is not None and found[1].cause is not Cause.CRASH:
         each, mark = found
         then = "" if each is chain[0] else f", then {_line(chain[0])}"
         return _diagnosis(mark.cause, _said(each) + then, mark.advice)
-    if not chain:
-        if signal is not None:
-            return _by_signal(signal, words, near_limit=False)
-        return _diagnosis(Cause.CRASH, words.last or f"it ended with exit code {exit_code} and said nothing")
     advice = found[1].advice if found is not None else ""
     first = chain[1] if len(chain) > 1 and chain[0].name.endswith("ExceptionGroup") else chain[0]
     text = _said(first) if first is chain[0] else f"{_line(chain[0])}: {_said(first)}"
     return Diagnosis(Cause.CRASH, text[:TEXT_CHARS], advice, _key(first))
 
 
-def _by_signal(signal: int, words: LastWords, near_limit: bool) -> Diagnosis:
-    """A crash in native code. MLX on the CPU ends so when it is refused memory: it does not look at what it got."""
+def _by_signal(signal: int, end: StderrEnd, near_limit: bool) -> Diagnosis:
+    """A crash in native code. MLX on the CPU crashes so when it is refused memory: it does not check what it got."""
     name = SIGNAL_NAMES.get(signal, f"signal {signal}")
-    where = f" at {words.dumped}" if words.dumped else ""
+    place = end.fatal.place if end.fatal else ""
+    where = f"{name} at {place}" if place else name
     if near_limit and signal in BAD_ACCESS_SIGNALS:
-        text = f"{name}{where}, near the memory limit: memory that was refused ends native code like this"
+        text = f"{where}, near the memory limit: native code that is refused memory crashes like this"
         return _diagnosis(Cause.PRESSURE, text)
-    said = words.fatal or (words.last if signal == SIGABRT else "")
-    text = f"{name}{where}" + (f": {said}" if said else "")
-    return Diagnosis(Cause.CRASH, text[:TEXT_CHARS], error_key=f"{name} at {words.dumped}" if words.dumped else "")
+    said = end.fatal.kind if end.fatal else end.last if signal == SIGABRT else ""
+    text = f"{where}: {said}" if said else where
+    return Diagnosis(Cause.CRASH, text[:TEXT_CHARS], error_key=where if place else "")
 
 
 def _mark(raised: Raised) -> _Mark | None:
@@ -259,7 +254,7 @@ def _line(raised: Raised) -> str:
 
 
 def _said(raised: Raised) -> str:
-    """The end of the traceback in one line, with the place; the message gives way when it is too long."""
+    """The error in one line, with its place; a long message is cut."""
     line = _line(raised)
     place = f" ({raised.place})"[:100] if raised.place else ""
     room = TEXT_CHARS - len(place)
@@ -270,8 +265,8 @@ _CHANGING = re.compile(r"0x[0-9a-fA-F]+|/tmp/\S+|\b[0-9a-fA-F]{8,}\b|\d+")
 
 
 def _key(raised: Raised) -> str:
-    """What two lives that die of the same error have in common."""
-    place = f"{raised.place.file}:{raised.place.line}" if raised.place else ""
+    """What two generations that die of the same error have in common."""
+    place = f"{raised.file}:{raised.line}" if raised.file else ""
     return f"{raised.name} at {place}: {_CHANGING.sub('#', raised.message)}"[: 2 * TEXT_CHARS]
 
 
@@ -280,6 +275,6 @@ def _diagnosis(cause: Cause, text: str, advice: str = "") -> Diagnosis:
 
 
 def last_line(text: str, limit_chars: int = TEXT_CHARS) -> str:
-    """The last line of `text` that says something, shortened."""
+    """The last line of `text` that is not empty, shortened."""
     lines = [line.strip() for line in printable(text[-TEXT_LIMIT:]).splitlines() if line.strip()]
     return lines[-1][:limit_chars] if lines else ""

@@ -104,7 +104,7 @@ def _unrequested_ending(run: Run, event: ev.Exited) -> Ending:
         event.stderr_tail,
         oom_killed=event.oom_killed,
         near_limit=_near_limit(run),
-        bye_reason=run.bye.reason if run.bye else "",
+        errors=run.bye.errors if run.bye else (),
     )
     if why.memory:
         run.history.trips += 1
