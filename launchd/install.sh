@@ -1,6 +1,6 @@
 #!/bin/bash
-# Install mlx-supervisor as a launch agent, or remove it. Running it again changes nothing that is in place.
-# Written for macOS' own bash (3.2).
+# Install mlx-supervisor as a launch agent, or remove it. Running it again changes only what differs.
+# Must run with the bash of macOS (3.2).
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -12,8 +12,8 @@ domain=gui/$(id -u)
 
 usage() {
     echo "usage: $0 [--program PATH] [--uninstall]"
-    echo "  --program PATH   the mlx-supervisor to run; default: this checkout's .venv, then the one on PATH"
-    echo "  --uninstall      stop the daemon (runs checkpoint first) and remove the agent; settings and runs stay"
+    echo "  --program PATH   the mlx-supervisor program; default: the one in this checkout's .venv, else the one on PATH"
+    echo "  --uninstall      stop the daemon (runs checkpoint first) and remove the agent; keeps settings and runs"
 }
 
 fail() {
@@ -59,8 +59,8 @@ if [ -z "$program" ]; then
     program=$here/../.venv/bin/mlx-supervisor
     [ -x "$program" ] || program=$(command -v mlx-supervisor || true)
 fi
-[ -n "$program" ] || fail "mlx-supervisor not found: run \`make install\` first, or give --program PATH"
-[ -f "$program" ] && [ -x "$program" ] || fail "not a program: $program"
+[ -n "$program" ] || fail "mlx-supervisor not found; run \`make install\` first, or pass --program PATH"
+if [ ! -f "$program" ] || [ ! -x "$program" ]; then fail "not an executable file: $program"; fi
 program=$(cd "$(dirname "$program")" && pwd)/$(basename "$program")
 
 escaped=$(printf '%s' "$program" | sed -e 's/&/\&amp;/g' -e 's/</\&lt;/g' -e 's/>/\&gt;/g')
@@ -74,11 +74,11 @@ while IFS= read -r line; do
     esac
 done <"$here/$label.plist" >"$new"
 chmod 0644 "$new"
-if command -v plutil >/dev/null; then plutil -lint "$new" >/dev/null || fail "the property list is not valid: $new"; fi
+if command -v plutil >/dev/null; then plutil -lint "$new" >/dev/null || fail "invalid property list: $new"; fi
 
 changed=''
 if cmp -s "$new" "$target"; then
-    echo "$target is in place"
+    echo "$target is up to date"
 else
     mv "$new" "$target"
     changed=yes
@@ -86,14 +86,14 @@ else
 fi
 
 if [ -z "$have_launchctl" ]; then
-    echo "launchctl is not here; on the Mac: launchctl bootstrap $domain $target"
+    echo "launchctl not found. On the Mac, run: launchctl bootstrap $domain $target"
     exit 0
 fi
 if [ ! -f "$settings" ]; then
-    echo "write $settings, then run this again; or it starts at the next login"
+    echo "No settings yet. Write $settings, then run this script again; else the daemon starts at the next login."
     exit 0
 fi
 if [ -n "$changed" ]; then unload; fi
-loaded || launchctl bootstrap "$domain" "$target" || fail "launchctl refused $target; it needs a login session on the screen"
-echo "loaded; look at it with: launchctl print $domain/$label"
-echo "after a new version: supervisorctl reload (runs checkpoint first, and go on)"
+loaded || launchctl bootstrap "$domain" "$target" || fail "launchctl refused $target; run this in a login session on the screen, not over ssh alone"
+echo "loaded; show its state with: launchctl print $domain/$label"
+echo "after an upgrade, run: supervisorctl reload (runs checkpoint first, then resume)"

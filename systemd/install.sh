@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install mlx-supervisor as a user unit of systemd, or remove it. Running it again changes nothing that is in place.
+# Install mlx-supervisor as a user unit of systemd, or remove it. Running it again changes only what differs.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -9,8 +9,8 @@ settings=$HOME/.config/mlx-supervisor/settings.toml
 
 usage() {
     echo "usage: $0 [--program PATH] [--uninstall]"
-    echo "  --program PATH   the mlx-supervisor to run; default: this checkout's .venv, then the one on PATH"
-    echo "  --uninstall      stop the daemon (runs checkpoint first) and remove the unit; settings and runs stay"
+    echo "  --program PATH   the mlx-supervisor program; default: the one in this checkout's .venv, else the one on PATH"
+    echo "  --uninstall      stop the daemon (runs checkpoint first) and remove the unit; keeps settings and runs"
 }
 
 fail() {
@@ -46,11 +46,11 @@ if [ -z "$program" ]; then
     program=$here/../.venv/bin/mlx-supervisor
     [ -x "$program" ] || program=$(command -v mlx-supervisor || true)
 fi
-[ -n "$program" ] || fail "mlx-supervisor not found: run \`make install\` first, or give --program PATH"
-[ -f "$program" ] && [ -x "$program" ] || fail "not a program: $program"
+[ -n "$program" ] || fail "mlx-supervisor not found; run \`make install\` first, or pass --program PATH"
+if [ ! -f "$program" ] || [ ! -x "$program" ]; then fail "not an executable file: $program"; fi
 program=$(cd "$(dirname "$program")" && pwd)/$(basename "$program")
 case $program in
-    *[\"\\\$]* | *$'\n'*) fail "systemd cannot run a path with \", \\ or \$ in it: $program" ;;
+    *[\"\\\$]* | *$'\n'*) fail "systemd can't run a path with \", \\ or \$ in it: $program" ;;
 esac
 
 escaped=${program//%/%%}
@@ -65,23 +65,23 @@ while IFS= read -r line; do
 done <"$here/$unit" >"$new"
 chmod 0644 "$new"
 if cmp -s "$new" "$folder/$unit"; then
-    echo "$folder/$unit is in place"
+    echo "$folder/$unit is up to date"
 else
     mv "$new" "$folder/$unit"
     echo "wrote $folder/$unit"
 fi
 
 if [ -z "$reachable" ]; then
-    echo "systemd's user manager cannot be reached from here. In a session of yours:"
+    echo "systemd's user manager can't be reached from here. In a login session, run:"
     echo "  systemctl --user daemon-reload && systemctl --user enable --now $unit"
     exit 0
 fi
 manager daemon-reload
 if [ -f "$settings" ]; then
-    manager enable --now "$unit"  # a daemon that runs already is left alone
+    manager enable --now "$unit"  # a running daemon is left alone
 else
     manager enable "$unit"
-    echo "write $settings, then: systemctl --user start $unit"
+    echo "No settings yet. Write $settings, then run: systemctl --user start $unit"
 fi
-echo "to run from the machine's start, without a login: loginctl enable-linger"
-echo "after a new version: supervisorctl reload (runs checkpoint first, and go on)"
+echo "to start at boot, without a login, run: loginctl enable-linger"
+echo "after an upgrade, run: supervisorctl reload (runs checkpoint first, then resume)"

@@ -1,4 +1,4 @@
-"""The service files: keys that the manuals know, installers that do what they say, and a daemon that plays its part."""
+"""The service files: keys from the manuals, the installers, and the daemon's notifications to systemd."""
 
 import os
 import plistlib
@@ -86,7 +86,7 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_key_of_the_unit_is_a_known_one_and_none_breaks_a_gpu() -> None:
+def test_every_key_of_the_unit_is_known_and_none_breaks_a_gpu() -> None:
     sections = parse_unit(UNIT.read_text())
     assert set(sections) == set(UNIT_KEYS)
     for section, assignments in sections.items():
@@ -115,7 +115,7 @@ def longest_stop_s() -> float:
     return policy.stop_grace_s + policy.term_grace_s + policy.kill_wait_s
 
 
-def test_every_key_of_the_agent_is_a_known_one_of_the_right_type() -> None:
+def test_every_key_of_the_agent_is_known_and_of_the_right_type() -> None:
     agent = plistlib.loads(PLIST.read_bytes())
     for key, value in agent.items():
         assert type(value) is PLIST_KEYS[key], key
@@ -129,8 +129,8 @@ def test_every_key_of_the_agent_is_a_known_one_of_the_right_type() -> None:
     assert all(part.startswith("/") for part in agent["EnvironmentVariables"]["PATH"].split(":"))
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
-def test_systemd_finds_nothing_to_say_about_the_unit(tmp_path: Path, program: Path) -> None:
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_analyze_finds_no_fault_in_the_unit(tmp_path: Path, program: Path) -> None:
     assert install("systemd", tmp_path, "--program", str(program)).returncode == 0
     unit = tmp_path / ".config" / "systemd" / "user" / UNIT.name
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "SYSTEMD_LOG_TARGET": "console"}
@@ -148,7 +148,7 @@ def test_the_unit_is_installed_with_the_program_once_and_removed(tmp_path: Path,
     assert written["ExecStart"] == f'"{str(program).replace("%", "%%")}" serve'
     assert "@" not in "".join(written.values())
     again = install("systemd", tmp_path, "--program", str(program))
-    assert (again.returncode, "is in place" in again.stdout) == (0, True)
+    assert (again.returncode, "is up to date" in again.stdout) == (0, True)
     assert [path.name for path in target.parent.iterdir()] == [UNIT.name]
     for _ in range(2):
         assert install("systemd", tmp_path, "--uninstall").returncode == 0
@@ -161,7 +161,7 @@ def test_the_agent_is_installed_with_the_program_once_and_removed(tmp_path: Path
     assert first.returncode == 0, first.stderr
     assert plistlib.loads(target.read_bytes())["ProgramArguments"] == [str(program), "serve"]
     again = install("launchd", tmp_path, "--program", str(program))
-    assert (again.returncode, "is in place" in again.stdout) == (0, True)
+    assert (again.returncode, "is up to date" in again.stdout) == (0, True)
     assert [path.name for path in target.parent.iterdir()] == [PLIST.name]
     for _ in range(2):
         assert install("launchd", tmp_path, "--uninstall").returncode == 0
@@ -193,7 +193,7 @@ def test_a_loaded_agent_is_left_alone_unless_it_changed(tmp_path: Path, program:
 
     done = install("launchd", tmp_path, "--program", str(program), path=path)
     assert "settings.toml" in done.stdout
-    assert verbs() == []  # without settings there is nothing to start
+    assert verbs() == []  # nothing to start without settings
     (tmp_path / ".config" / "mlx-supervisor").mkdir(parents=True)
     (tmp_path / ".config" / "mlx-supervisor" / "settings.toml").touch()
     assert install("launchd", tmp_path, "--program", str(program), path=path).returncode == 0
@@ -211,9 +211,9 @@ def test_a_loaded_agent_is_left_alone_unless_it_changed(tmp_path: Path, program:
 @pytest.mark.parametrize("script", ["systemd", "launchd"])
 def test_a_missing_program_and_a_wrong_argument_are_refused_clearly(script: str, tmp_path: Path) -> None:
     missing = install(script, tmp_path, "--program", str(tmp_path / "none"))
-    assert (missing.returncode, f"not a program: {tmp_path / 'none'}" in missing.stderr) == (1, True)
+    assert (missing.returncode, f"not an executable file: {tmp_path / 'none'}" in missing.stderr) == (1, True)
     folder = install(script, tmp_path, "--program", str(tmp_path))
-    assert (folder.returncode, "not a program" in folder.stderr) == (1, True)
+    assert (folder.returncode, "not an executable file" in folder.stderr) == (1, True)
     assert install(script, tmp_path, "--programme", "x").returncode == 2
     assert install(script, tmp_path, "--program").returncode == 2
     assert not list(tmp_path.rglob("*.service")) + list(tmp_path.rglob("*.plist"))
@@ -224,10 +224,10 @@ def test_a_path_that_systemd_cannot_run_is_refused(tmp_path: Path) -> None:
     program.write_text("")
     program.chmod(0o755)
     done = install("systemd", tmp_path, "--program", str(program))
-    assert (done.returncode, "systemd cannot run" in done.stderr) == (1, True)
+    assert (done.returncode, "systemd can't run" in done.stderr) == (1, True)
 
 
-def test_the_daemon_tells_systemd_when_it_is_ready_alive_and_ending(tmp_path: Path) -> None:
+def test_the_daemon_notifies_systemd_of_ready_watchdog_and_stopping(tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text('[runs.idle]\nsteps = 1\n[runs.idle.task]\nkind = "python"\nentry = "a.b:c"\n')
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
@@ -238,11 +238,11 @@ def test_the_daemon_tells_systemd_when_it_is_ready_alive_and_ending(tmp_path: Pa
         command = [sys.executable, "-m", "mlx_supervisor", "serve", "-c", str(settings), *state]
         with (tmp_path / "out").open("wb") as out, subprocess.Popen(command, env=environment, stderr=out) as daemon:
             try:
-                heard = {systemd.recv(512)}
+                received = {systemd.recv(512)}
                 end = time.monotonic() + 30
-                while b"WATCHDOG=1" not in heard or b"READY=1" not in heard:
+                while b"WATCHDOG=1" not in received or b"READY=1" not in received:
                     assert time.monotonic() < end
-                    heard.add(systemd.recv(512))
+                    received.add(systemd.recv(512))
                 daemon.send_signal(signal.SIGTERM)
                 while systemd.recv(512) != b"STOPPING=1":
                     assert time.monotonic() < end
