@@ -1,4 +1,4 @@
-"""A control server with a fake backend, and Supervisord's real client in an environment of its own."""
+"""A control server with a fake backend, and Supervisord's real client in its own environment."""
 
 import asyncio
 import fcntl
@@ -38,7 +38,7 @@ OURS = [sys.executable, "-m", "mlx_supervisor.cli.ctl.main"]
 
 @dataclass
 class FakeBackend:
-    """Runs that are only names and states; every call is written down in `calls`."""
+    """Runs that are only names and states; every call is recorded in `calls`."""
 
     folder: Path
     runs: dict[str, ProcessInfo] = field(default_factory=dict)
@@ -52,14 +52,14 @@ class FakeBackend:
     hold_starts: asyncio.Event | None = None
 
     def hold_forever(self) -> None:
-        """From now on no start comes to an end by itself."""
+        """From now on, starts last until `hold_starts` is set."""
         self.hold_starts = asyncio.Event()
 
     def wait_for(self, call: tuple[object, ...]) -> None:
-        """Until this call has arrived."""
+        """Wait until this call has arrived."""
         deadline_s = time.monotonic() + DEADLINE_S
         while call not in self.calls:
-            assert time.monotonic() < deadline_s, f"{call} did not come, only {self.calls}"
+            assert time.monotonic() < deadline_s, f"{call} did not arrive, only {self.calls}"
             time.sleep(0.01)
 
     def put(self, name: str, state: ProcessState = ProcessState.STOPPED, **fields: object) -> None:
@@ -133,15 +133,15 @@ class FakeBackend:
 
 
 class Served:
-    """A control server on a thread with an event loop of its own. `on_loop` runs something there and waits for it."""
+    """A control server on its own thread and event loop. `on_loop` runs a coroutine there and waits for it."""
 
     def __init__(self, backend: FakeBackend) -> None:
         self.backend = backend
         self.path = backend.folder / "supervisor.sock"
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
-        self.loop.set_exception_handler(lambda _, context: self.forgotten.append(context))
-        self.forgotten: list[dict[str, object]] = []
+        self.loop.set_exception_handler(lambda _, context: self.unhandled.append(context))
+        self.unhandled: list[dict[str, object]] = []
         self.thread.start()
         self.server = ControlServer(self.path, backend)
         self.on_loop(self.server.start())
@@ -154,10 +154,10 @@ class Served:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(DEADLINE_S)
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        """Until the condition holds."""
+        """Wait until the condition holds."""
         deadline_s = time.monotonic() + DEADLINE_S
         while not condition():
-            assert time.monotonic() < deadline_s, "it did not come about"
+            assert time.monotonic() < deadline_s, "the condition did not come true"
             time.sleep(0.01)
 
     def close(self) -> None:
@@ -167,12 +167,12 @@ class Served:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join(DEADLINE_S)
             self.loop.close()
-        assert not self.forgotten, "the event loop had to report what nobody handled"
+        assert not self.unhandled, "the event loop reported unhandled exceptions"
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a client printed, and its exit code."""
+    """A client's exit status and output."""
 
     code: int
     out: str
@@ -207,7 +207,7 @@ def served(backend: FakeBackend) -> Iterator[Served]:
 
 @contextmanager
 def background(command: list[str]) -> "Iterator[subprocess.Popen[str]]":
-    """A client that goes on by itself. It is killed at the deadline, so that who reads from it reads its end."""
+    """A client in the background, killed at the deadline so that reading from it always ends."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as client:
         watchdog = threading.Timer(DEADLINE_S, client.kill)
         watchdog.start()
@@ -228,23 +228,23 @@ def run_client(command: list[str], **variables: str) -> Ran:
 
 @pytest.fixture(scope="session")
 def stock_client() -> list[str]:
-    """The command of Supervisord's own client; installed once, from a file with hashes."""
+    """The command of Supervisord's client; installed once, from a file with hashes."""
     python, stamp = STOCK / "bin" / "python", STOCK / "installed.txt"
-    wanted = f"{sys.version}\n{REQUIREMENTS.read_text()}"
+    required = f"{sys.version}\n{REQUIREMENTS.read_text()}"
     with STOCK.with_name(f"{STOCK.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be at it
-        if not (stamp.exists() and stamp.read_text() == wanted):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be installing it
+        if not (stamp.exists() and stamp.read_text() == required):
             venv.create(STOCK, clear=True, with_pip=True)
             install = [python, "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "-r", REQUIREMENTS]
             subprocess.run(install, check=True, timeout=300)
-            stamp.write_text(wanted)
+            stamp.write_text(required)
     return [str(python), "-m", "supervisor.supervisorctl"]
 
 
 @pytest.fixture
 def stock_command(served: Served, stock_client: list[str]) -> list[str]:
-    """Supervisord's own client, pointed at the server under test."""
-    # its own default configuration would be found in the working folder or in /etc: -c keeps both out
+    """The command of Supervisord's client for the server under test."""
+    # without -c, it would read a configuration in the working folder or in /etc
     configuration = served.path.with_name("stock.conf")
     configuration.write_text(f"[supervisorctl]\nserverurl={served.url}\n")
     return [*stock_client, "-c", str(configuration)]
@@ -252,29 +252,29 @@ def stock_command(served: Served, stock_client: list[str]) -> list[str]:
 
 @pytest.fixture
 def stock(stock_command: list[str]) -> Callable[..., Ran]:
-    """Run Supervisord's own client against the server under test."""
+    """Run Supervisord's client with the server under test."""
     return lambda *words: run_client([*stock_command, *words])
 
 
 @pytest.fixture
 def our_command(served: Served) -> list[str]:
-    """Our client, pointed at the server under test."""
+    """The command of the supervisor's client for the server under test."""
     return [*OURS, "-s", served.url]
 
 
 @pytest.fixture
 def in_background() -> Callable[..., Any]:
-    """Start a client and do not wait for it."""
+    """Start a client without waiting for it."""
     return background
 
 
 @pytest.fixture
 def client() -> Callable[..., Ran]:
-    """Run our client, pointed nowhere."""
+    """Run the supervisor's client without a server."""
     return lambda *words, **variables: run_client([*OURS, *words], **variables)
 
 
 @pytest.fixture
 def ours(our_command: list[str]) -> Callable[..., Ran]:
-    """Run our client against the server under test."""
+    """Run the supervisor's client with the server under test."""
     return lambda *words: run_client([*our_command, *words])

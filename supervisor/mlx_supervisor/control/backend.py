@@ -1,4 +1,4 @@
-"""What the control plane drives: the protocol that the daemon implements, and the types that cross it."""
+"""What the control interface drives: a protocol that the daemon implements, and its types."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class FaultCode(IntEnum):
     CANT_REREAD = 92
 
 
-class Fault(Exception):  # noqa: N818 - the protocol's own word
-    """A refusal that the client is told about: a number for programs and a text for people."""
+class Fault(Exception):  # noqa: N818 - the name in XML-RPC
+    """The error that a call returns to its client: a number for programs and a text for people."""
 
     def __init__(self, code: FaultCode, text: str) -> None:
         super().__init__(f"{code.name}: {text}")
@@ -55,17 +55,17 @@ class ProcessState(IntEnum):
 
 
 STARTED_STATES = frozenset({ProcessState.STARTING, ProcessState.RUNNING, ProcessState.BACKOFF})
-"""Those in which `start` says "already started", and the only ones in which `stop` has something to stop."""
+"""`start` refuses these with ALREADY_STARTED; `stop` refuses all others with NOT_RUNNING."""
 SIGNALLABLE_STATES = frozenset({ProcessState.STARTING, ProcessState.RUNNING, ProcessState.STOPPING})
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessInfo:
-    """One run, as Supervisord would see it. Its group has its name.
+    """One run as a process of Supervisord. Its group has the same name.
 
     `started_at_s`, `stopped_at_s`: seconds since 1970, 0 for never. `pid`: 0 when there is none.
-    `exit_status`: the last exit code, -1 after a signal, None when nothing has ended yet.
-    `detail`: why it is FATAL or in BACKOFF, or what it is busy with when STARTING or STOPPING; else "".
+    `exit_status`: the last exit code, -1 after a signal, None before the first exit.
+    `detail`: why it is FATAL or in BACKOFF, or what it does while STARTING or STOPPING; else "".
     """
 
     name: str
@@ -79,7 +79,7 @@ class ProcessInfo:
 
 @dataclass(frozen=True, slots=True)
 class ConfigInfo:
-    """One run of the settings as last read. `in_use`: false until `add` has taken it in."""
+    """One run of the settings as last read. `in_use`: false until it is added."""
 
     name: str
     in_use: bool
@@ -91,7 +91,7 @@ class ConfigInfo:
 
 @dataclass(frozen=True, slots=True)
 class ConfigChanges:
-    """What a reread of the settings found, against the runs in use: names of runs."""
+    """How the settings as last read differ from the runs in use: names of runs."""
 
     added: Sequence[str] = ()
     changed: Sequence[str] = ()
@@ -99,10 +99,11 @@ class ConfigChanges:
 
 
 class RunInfo(TypedDict, total=False):
-    """What Supervisord's own process info cannot say. A key that is not known is left out (or None).
+    """Progress and memory of a run. Unknown values are left out or None; docs/control.md describes the keys.
 
-    `leak`: the detector's verdict in words, "" when there is none. `breaker`: closed, open or half-open. `error`: what
-    ended the last life that nobody asked to end. `autopsy`: what grew, as the worker that was last asked found.
+    `leak`: "leaking", or "" without a leak. `breaker`: closed, open or half-open. `error`: what ended the last
+    generation that failed. `autopsy`: the objects that grew, as the worker found them. `*_to_limit`: until memory at
+    its present growth reaches the limit.
     """
 
     generation: int | None
@@ -119,6 +120,9 @@ class RunInfo(TypedDict, total=False):
     cache_bytes: int | None
     leak: str | None
     leak_bytes_per_step: float | None
+    leak_by_cause_bytes_per_step: dict[str, float] | None
+    steps_to_limit: float | None
+    seconds_to_limit: float | None
     breaker: str | None
     trips: int | None
     restarts: int | None
@@ -133,17 +137,16 @@ class RunInfo(TypedDict, total=False):
 
 
 class Backend(Protocol):
-    """The daemon, as the control plane needs it. All of it is called on the event loop.
+    """The daemon, as the control interface uses it. Every method is called on the event loop.
 
-    Every method that takes a name raises Fault BAD_NAME for one that is not in use. An `async` method may be under way
-    several times at once; one that has begun is never cancelled because its client went away, only by
-    `ControlServer.close`. What is not `async` answers at once. Other exceptions than Fault are bugs: they are logged
-    and reach the client as FAILED.
+    A method that takes the name of a run raises Fault BAD_NAME if no such run is in use. Several calls of an `async`
+    method may run at once; `ControlServer.close` cancels them, a client that disconnects does not. The other methods
+    return at once. An exception that is not a Fault is a bug: it is logged and reaches the client as FAILED.
     """
 
     @property
     def shutting_down(self) -> bool:
-        """True from `shutdown` on: only what reads is still answered."""
+        """True after `shutdown`: only methods that change nothing are still answered."""
         ...
 
     def processes(self) -> Sequence[ProcessInfo]:
@@ -155,34 +158,34 @@ class Backend(Protocol):
         ...
 
     def run_info(self, name: str) -> RunInfo:
-        """What Supervisord's process info cannot say about one run."""
+        """Progress and memory of one run."""
         ...
 
     async def start(self, name: str) -> None:
-        """Return when the run is ready.
+        """Start a run and return when it is ready.
 
-        Faults: ALREADY_STARTED, SPAWN_ERROR, ABNORMAL_TERMINATION (it ended, or was stopped, before it was ready).
+        Faults: ALREADY_STARTED, SPAWN_ERROR, ABNORMAL_TERMINATION (it ended or was stopped before it was ready).
         """
         ...
 
     async def stop(self, name: str) -> None:
-        """Return when nothing of the run is left. Faults: NOT_RUNNING, FAILED."""
+        """Stop a run and return when all its processes have ended. Faults: NOT_RUNNING, FAILED."""
         ...
 
     async def restart(self, name: str) -> None:
-        """Stop it if it runs, then start it. Faults: those of `start`."""
+        """Stop a run if it is started, then start it. Faults: those of `start`."""
         ...
 
     def signal(self, name: str, signum: int) -> None:
-        """Send a signal to the run's process. Faults: NOT_RUNNING, FAILED."""
+        """Send a signal to the run's worker. Faults: NOT_RUNNING, FAILED."""
         ...
 
     def log_path(self, name: str, channel: Channel) -> Path | None:
-        """The file that a run's output is in; None when there is none."""
+        """The file with a run's output; None if it has none."""
         ...
 
     def main_log_path(self) -> Path | None:
-        """The daemon's own log; None when it writes none."""
+        """The daemon's log; None if it writes none."""
         ...
 
     def clear_logs(self, name: str) -> None:
@@ -194,23 +197,20 @@ class Backend(Protocol):
         ...
 
     def shutdown(self, restart: bool = False) -> None:
-        """Begin to stop every run and then the daemon, and return at once. `restart`: start it again afterwards.
-
-        Faults: FAILED when nothing could start it again.
-        """
+        """Begin to stop all runs, then the daemon, and return at once. `restart`: start the daemon again afterwards."""
         ...
 
     def reload_config(self) -> ConfigChanges:
-        """Read the settings again and change nothing yet. Faults: CANT_REREAD with the settings' error."""
+        """Read the settings again without applying them. Faults: CANT_REREAD with the error in the settings."""
         ...
 
     async def add(self, name: str) -> None:
-        """Take a run of the reread settings into use, and begin to start it if it says `autostart`.
+        """Add a run of the settings as last read, and begin to start it if it has `autostart`.
 
-        Faults: BAD_NAME when the settings have none of that name, ALREADY_ADDED.
+        Faults: BAD_NAME if the settings have no such run, ALREADY_ADDED, FAILED.
         """
         ...
 
     async def remove(self, name: str) -> None:
-        """Take a run out of use. Faults: STILL_RUNNING."""
+        """Remove a stopped run. Faults: STILL_RUNNING."""
         ...

@@ -1,6 +1,6 @@
-"""What a method is, and how a call is looked up, checked and run.
+"""Methods and their parameters; looking up, checking and running calls.
 
-A name from the wire is a key of one table and nothing else: it never becomes an attribute.
+A method's name in a request is only ever a key of the table, never an attribute.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from mlx_supervisor.control.backend import Backend, Fault, FaultCode
 from mlx_supervisor.control.xmlrpc_codec import clean
 
 SHOWN_LIMIT = 120
-"""Characters of a caller's own value that go back to it in a fault."""
+"""Characters of a value from a request that a fault shows."""
 _log = structlog.get_logger("control")
 
 Handler = Callable[Concatenate["Dispatcher", ...], Awaitable[object]]
@@ -31,17 +31,19 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method of the table. `at_shutdown`: the fault once the daemon shuts down; None for what is still answered."""
+    """A method of the table; its help is the handler's docstring.
+
+    `at_shutdown`: its fault while the daemon shuts down; None for a method that is still answered then.
+    """
 
     name: str
     returns: str
-    help: str
     handler: Handler
     params: tuple[Param, ...] = ()
     at_shutdown: FaultCode | None = None
 
     def signature(self) -> list[str]:
-        """The types of the result and of the parameters, as `system.methodSignature` has them."""
+        """The types of the result and of the parameters, for `system.methodSignature`."""
         return [self.returns, *("string" if param.kind == "signal" else param.kind for param in self.params)]
 
 
@@ -49,8 +51,8 @@ def bind(method: Method, arguments: tuple[Any, ...]) -> list[Any]:
     """The arguments, checked and completed with defaults. Raises Fault INCORRECT_PARAMETERS."""
     required = sum(param.default is None for param in method.params)
     if not required <= len(arguments) <= len(method.params):
-        wanted = str(required) if required == len(method.params) else f"{required} to {len(method.params)}"
-        raise Fault(FaultCode.INCORRECT_PARAMETERS, f"{method.name} takes {wanted} parameters, not {len(arguments)}")
+        allowed = str(required) if required == len(method.params) else f"{required} to {len(method.params)}"
+        raise Fault(FaultCode.INCORRECT_PARAMETERS, f"{method.name} takes {allowed} parameters, not {len(arguments)}")
     given = [_check(method, param, value) for param, value in zip(method.params, arguments, strict=False)]
     return given + [param.default for param in method.params[len(given) :]]
 
@@ -66,7 +68,7 @@ def _check(method: Method, param: Param, value: Any) -> Any:
 
 
 def _whole(value: Any) -> int | None:
-    if isinstance(value, str) and len(value) <= 11:  # some clients have no integers of their own
+    if isinstance(value, str) and len(value) <= 11:  # some clients send integers as strings
         try:
             return int(value)
         except ValueError:
@@ -92,18 +94,18 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def show(value: object) -> str:
-    """A caller's value, short enough to be sent back."""
+    """A value from a request, shortened for a fault."""
     text = clean(value if isinstance(value, str) else repr(value))
     return text if len(text) <= SHOWN_LIMIT else text[:SHOWN_LIMIT] + "…"
 
 
 def fault_of(error: Exception, code: FaultCode) -> Fault:
-    """A bug, as a fault."""
+    """An unexpected exception as a fault."""
     return Fault(code, f"{type(error).__name__}: {error}"[:1000])
 
 
 class Dispatcher:
-    """Looks up, checks and runs calls. `backend` and `methods` (by name) are what the handlers work on."""
+    """Looks up, checks and runs calls. Handlers use its `backend` and `methods` (by name)."""
 
     def __init__(self, backend: Backend, methods: Sequence[Method]) -> None:
         self.backend = backend
@@ -128,13 +130,13 @@ class Dispatcher:
             raise fault_of(error, FaultCode.FAILED) from error
 
     def in_background(self, action: Coroutine[Any, Any, None]) -> None:
-        """Run a start or a stop that no client waits for."""
+        """Run a start or stop that no client waits for."""
         task = asyncio.create_task(action)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     async def close(self) -> None:
-        """Cancel what runs in the background."""
+        """Cancel the starts and stops in the background."""
         tasks = list(self._background)
         for task in tasks:
             task.cancel()

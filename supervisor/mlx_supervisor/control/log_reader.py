@@ -1,4 +1,4 @@
-"""Reading logs: a piece at an offset, the end of one, and following one that grows, shrinks and is replaced."""
+"""Reading a log: a part of it, its end, or everything that is appended, across rotations."""
 
 import asyncio
 import codecs
@@ -10,10 +10,10 @@ from typing import BinaryIO
 from mlx_supervisor.control.backend import Fault, FaultCode
 
 READ_LIMIT_BYTES = 1024 * 1024
-"""The most that one call returns; what is over it is read with another call, from a later offset."""
+"""Most bytes that one call returns; another call with a later offset reads the next ones."""
 CHUNK_BYTES = 64 * 1024
 FOLLOW_HEAD_BYTES = 1024
-"""How much of the past `tail -f` begins with, as Supervisord has it."""
+"""Bytes of existing text that `tail -f` begins with, as in Supervisord."""
 POLL_INTERVAL_S = 0.2
 TRUNCATED = "==> File truncated <==\n"
 
@@ -37,10 +37,10 @@ def read(path: Path | None, offset: int, length: int) -> str:
 
 
 def tail(path: Path | None, offset: int, length: int) -> tuple[str, int, bool]:
-    """Supervisord's `tailProcessLog`: text from `offset`, the offset to go on from, and whether something was left out.
+    """Supervisord's `tailProcessLog`: text from `offset`, the next offset, and whether text was skipped.
 
-    A log that grew by more than `length` bytes since `offset` gives its last `length` bytes.
-    Raises Fault: BAD_ARGUMENTS. A file that is not there is an empty one.
+    If more than `length` bytes follow `offset`, the last `length` bytes are returned. A missing file counts as empty.
+    Raises Fault: BAD_ARGUMENTS.
     """
     if offset < 0 or length < 0:
         raise Fault(FaultCode.BAD_ARGUMENTS, f"offset {offset} with length {length}")
@@ -59,9 +59,9 @@ def tail(path: Path | None, offset: int, length: int) -> tuple[str, int, bool]:
 
 
 def decode_piece(data: bytes, cut: bool) -> tuple[str, int]:
-    """Text of a piece of UTF-8, and how many bytes of an unfinished character were left off at its end.
+    """The text of a piece of UTF-8, and the number of bytes of an incomplete character dropped at its end.
 
-    `cut`: the piece may begin inside a character, whose rest is left off too.
+    `cut`: the piece may begin inside a character, whose remaining bytes are dropped, too.
     """
     if cut:
         skip = 0
@@ -82,7 +82,7 @@ def _open(path: Path | None) -> BinaryIO:
 
 
 class Follower:
-    """One reader of a growing log. Survives rotation, by renaming or by truncation, and gives whole characters."""
+    """Follows one log: whole characters only, across rotation by renaming or truncation."""
 
     def __init__(self, path: Path) -> None:
         """Raises Fault NO_FILE, OSError."""
@@ -98,25 +98,25 @@ class Follower:
         self._file.close()
 
     async def texts(self) -> AsyncIterator[str]:
-        """Pieces of text without end, each of at most `CHUNK_BYTES`. Raises OSError when the log cannot be read."""
+        """Endless pieces of text, each of at most `CHUNK_BYTES`. Raises OSError when the log cannot be read."""
         while True:
             text = self.poll()
             if text:
                 yield text
-            # a log that never pauses must not keep the daemon from everything else
+            # yield even when the log never pauses: the daemon has other work on this event loop
             await asyncio.sleep(0 if text else POLL_INTERVAL_S)
 
     def poll(self) -> str:
-        """What is new, up to `CHUNK_BYTES` of it; "" when nothing is."""
+        """New text, at most `CHUNK_BYTES`; "" if there is none."""
         if os.fstat(self._file.fileno()).st_size < self._offset:
-            self._begin_again()
+            self._restart()
             return TRUNCATED
         text = self._next()
         if text:
             return text
         if not self._was_replaced():
             return ""
-        last = self._next()  # written between our reading and the rotation
+        last = self._next()  # written between the last read and the rotation
         return last or self._reopen()
 
     def _reopen(self) -> str:
@@ -126,7 +126,7 @@ class Follower:
             return ""
         self._file.close()
         self._file = replacement
-        self._begin_again()
+        self._restart()
         return self._next()
 
     def _next(self) -> str:
@@ -138,7 +138,7 @@ class Follower:
             data = data.lstrip(bytes(range(0x80, 0xC0))) if data[0] & 0xC0 == 0x80 else data
         return self._decoder.decode(data)
 
-    def _begin_again(self) -> None:
+    def _restart(self) -> None:
         self._offset = 0
         self._skip_partial = False
         self._decoder.reset()

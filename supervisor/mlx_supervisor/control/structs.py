@@ -1,4 +1,4 @@
-"""A run as Supervisord's structs: every key that its clients look for, of the type that they expect."""
+"""Runs as Supervisord's structs: every key that its clients read, in the type that they expect."""
 
 import datetime
 import time
@@ -8,9 +8,9 @@ from mlx_supervisor.control.backend import Backend, ConfigInfo, FaultCode, Proce
 from mlx_supervisor.control.xmlrpc_codec import clip_int
 
 PRIORITY = 999
-"""Supervisord's default; runs have no order among themselves."""
+"""Supervisord's default; the supervisor has no start order."""
 EXIT_STATUS_LIMIT = 127
-"""Exporters take a larger exit status for an error of the protocol."""
+"""Exporters treat a larger exit status as a protocol error."""
 
 
 def process(backend: Backend, info: ProcessInfo, now_s: float) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def process(backend: Backend, info: ProcessInfo, now_s: float) -> dict[str, Any]
 
 
 def description(info: ProcessInfo, now_s: float) -> str:
-    """The last column of `supervisorctl status`; programs parse it when the run is RUNNING."""
+    """The last column of `supervisorctl status`. Programs parse that of a RUNNING run."""
     if info.state is ProcessState.RUNNING:
         uptime = datetime.timedelta(seconds=max(0, clip_int(now_s) - clip_int(info.started_at_s)))
         return f"pid {info.pid}, uptime {uptime}"
@@ -55,9 +55,9 @@ def _exit_status(status: int | None) -> int:
 
 
 def config(backend: Backend, info: ConfigInfo) -> dict[str, Any]:
-    """The struct that `getAllConfigInfo` returns for one run; what has no meaning here has Supervisord's default."""
+    """The struct that `getAllConfigInfo` returns for one run; unused options have Supervisord's default."""
     logs = {channel: _config_log(backend, info, channel) for channel in ("stdout", "stderr")}
-    of_channels = {
+    channels = {
         f"{channel}_{key}": value
         for channel, log in logs.items()
         for key, value in (
@@ -69,7 +69,7 @@ def config(backend: Backend, info: ConfigInfo) -> dict[str, Any]:
             ("syslog", False),
         )
     }
-    return of_channels | {
+    return channels | {
         "name": info.name,
         "group": info.name,
         "inuse": info.in_use,
@@ -96,5 +96,5 @@ def _config_log(backend: Backend, info: ConfigInfo, channel: Any) -> str:
 
 
 def result(name: str, code: FaultCode = FaultCode.SUCCESS, text: str = "OK") -> dict[str, Any]:
-    """One element of what the calls on groups and on all return."""
+    """One element of the result of a call on a group or on all runs."""
     return {"name": name, "group": name, "status": int(code), "description": text}

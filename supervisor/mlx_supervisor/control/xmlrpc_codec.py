@@ -1,4 +1,4 @@
-"""XML-RPC to Python and back: bounded, without document types or entities, with values that every client can read."""
+"""Reads XML-RPC requests, with limits and without document types, and writes responses that every client can read."""
 
 import math
 import re
@@ -8,14 +8,14 @@ from typing import Any
 from xml.parsers import expat
 
 DEPTH_LIMIT = 32
-"""Nested XML elements in a request; a call of ours needs eight, a multicall sixteen."""
+"""Nested XML elements in a request; a plain call needs 8, a multicall 16."""
 ELEMENT_LIMIT = 10_000
 _ILLEGAL_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TERMINAL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 class CallError(Exception):
-    """The request is not XML-RPC, or more of it than is allowed."""
+    """The request is not XML-RPC, or exceeds a limit."""
 
 
 def load_call(body: bytes) -> tuple[str, tuple[Any, ...]]:
@@ -27,7 +27,7 @@ def load_call(body: bytes) -> tuple[str, tuple[Any, ...]]:
         method = unmarshaller.getmethodname()
     except CallError:
         raise
-    except Exception as error:  # the unmarshaller lets out whatever the wrong text made it stumble over
+    except Exception as error:  # the unmarshaller raises exceptions of any type on invalid text
         raise CallError(f"not an XML-RPC call: {type(error).__name__}: {error}") from None
     if not isinstance(method, str):
         raise CallError("no methodName")
@@ -59,7 +59,7 @@ def _parser_into(unmarshaller: xmlrpc.client.Unmarshaller) -> "expat.XMLParserTy
     parser.CharacterDataHandler = unmarshaller.data
     parser.StartDoctypeDeclHandler = refuse
     parser.EntityDeclHandler = refuse
-    unmarshaller.xml("", None)  # what it gets is text already, with no encoding to undo
+    unmarshaller.xml("", None)  # it is given text, so no encoding to decode
     return parser
 
 
@@ -74,19 +74,19 @@ def dump_fault(code: int, text: str) -> bytes:
 
 
 def clean(text: str) -> str:
-    """The text without terminal sequences and without characters that XML 1.0 has no place for."""
+    """The text without terminal sequences and without characters that XML 1.0 forbids."""
     return _ILLEGAL_IN_XML.sub("", _TERMINAL_SEQUENCE.sub("", text))
 
 
 def clip_int(value: float) -> int:
-    """A whole number that fits XML-RPC's 32 bits."""
+    """The nearest integer in XML-RPC's 32 bits; 0 for NaN."""
     if math.isnan(value):
         return 0
     return int(max(xmlrpc.client.MININT, min(value, xmlrpc.client.MAXINT)))
 
 
 def to_wire(value: object) -> Any:
-    """The value in XML-RPC's types: no nil, whole numbers over 32 bits as doubles, numbers that are none as text."""
+    """The value in XML-RPC's types: without nil, integers over 32 bits as doubles, NaN and infinity as text."""
     if isinstance(value, str):
         return clean(str(value))  # a plain str: the marshaller knows no subclasses
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The daemon as the control plane sees it: runs in Supervisord's terms."""
+"""The daemon as the backend of the control interface: runs as Supervisord's processes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ from mlx_supervisor.settings.schema import Settings, SettingsError
 
 LIVE = frozenset(State) - AT_REST
 PAUSED = frozenset({State.BACKOFF, State.WAITING})
-"""Between two lives: no worker, but one to come by itself."""
+"""Between two generations: no worker now, the next one starts automatically."""
 PAUSE_S = 5.0
-"""Whoever starts a run is told of a pause before it (for memory, after a restart of the machine) that is longer."""
+"""A start that waits longer (for memory, after a restart of the machine) fails with the reason."""
 RUNNING = frozenset({State.RUNNING, State.RELIEVING})
 
 
@@ -180,9 +180,9 @@ class DaemonBackend(Backend):
 
 
 def run_info(run: SupervisedRun) -> RunInfo:
-    """All that is known of a run, for `status` and the display."""
+    """Progress and memory of a run."""
     machine = run.machine
-    history, step, sample = machine.history, machine.last_step, machine.last_sample
+    history, step, sample, growth = machine.history, machine.last_step, machine.last_sample, machine.breaker.growth
     info = RunInfo(
         generation=history.generation,
         step=history.highest_step if step is None else step.step,
@@ -191,8 +191,11 @@ def run_info(run: SupervisedRun) -> RunInfo:
         batch_size=machine.batch.size,
         effective_batch=machine.batch.effective,
         limit_bytes=machine.policy.memory.limit_bytes,
-        leak_bytes_per_step=machine.breaker.leak_bytes_per_step,
-        leak="leaking" if machine.breaker.leaking else "",
+        leak="leaking" if growth.verdict else "",
+        leak_bytes_per_step=growth.bytes_per_step,
+        leak_by_cause_bytes_per_step=dict(growth.by_cause),
+        steps_to_limit=growth.steps_left,
+        seconds_to_limit=growth.seconds_left,
         breaker=machine.breaker.state.value,
         trips=history.trips,
         restarts=max(history.generation - 1, 0),
@@ -229,7 +232,7 @@ def _process_info(run: SupervisedRun) -> ProcessInfo:
 
 
 def _process_state(run: SupervisedRun) -> ProcessState:
-    """A worker that is being ended to be started again counts as running: nobody has to do anything about it."""
+    """A worker that is restarted counts as RUNNING: the operator has nothing to do."""
     state = run.machine.state
     match state:
         case State.STOPPED:

@@ -1,4 +1,4 @@
-"""The control server against garbage, greed and sloth: faults and refusals, and never a dead server."""
+"""Invalid, oversized and slow requests: each is refused, and the server keeps running."""
 
 import random
 import socket
@@ -21,13 +21,13 @@ EXTERNAL = """<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]>
 
 @pytest.fixture
 def alive(served):
-    """The server still answers after the test."""
+    """The server must still answer after the test."""
     yield served
     assert DaemonClient(str(served.path)).call("supervisor.getVersion") == "3.0"
 
 
 def exchange(served, *pieces: bytes) -> bytes:
-    """All that the server says until it closes, or until it has answered once and waits for more."""
+    """The response to all pieces, up to the end of the connection."""
     with closing(socket.socket(socket.AF_UNIX)) as link:
         link.settimeout(DEADLINE_S)
         link.connect(str(served.path))
@@ -39,7 +39,7 @@ def exchange(served, *pieces: bytes) -> bytes:
             while data := link.recv(65536):
                 said += data
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it had heard enough
+            pass  # the server refused the request before it had read all of it
         return said
 
 
@@ -48,7 +48,7 @@ def post(body: bytes) -> bytes:
 
 
 def rpc_call(served, body: bytes) -> tuple[bytes, bytes]:
-    """Status line and body of the answer; the writing side stays open until the answer is there."""
+    """Status line and body of the response; the sending side stays open until it has arrived."""
     with closing(socket.socket(socket.AF_UNIX)) as link:
         link.settimeout(DEADLINE_S)
         link.connect(str(served.path))
@@ -95,7 +95,7 @@ def test_http_that_is_refused(alive, said, status):
     assert exchange(alive, said).split(b" ")[1] == status
 
 
-def test_a_body_without_end_is_cut_off(alive):
+def test_an_endless_body_is_refused(alive):
     head = b"POST /RPC2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     said = exchange(alive, head, *[b"10000\r\n" + b"x" * 65536 + b"\r\n"] * 40)
     assert said == b"" or said.startswith(b"HTTP/1.1 413 ")
@@ -130,7 +130,7 @@ def test_xml_that_is_refused(alive, body):
         "<methodCall><methodName>supervisor.getVersion</methodName><params></params></methodCall>",
     ],
 )
-def test_params_may_be_left_out(alive, body):
+def test_params_are_optional(alive, body):
     assert b"<string>3.0</string>" in rpc_call(alive, body.encode())[1]
 
 
@@ -173,7 +173,7 @@ def test_wrong_calls_are_faults(alive, backend, method, arguments, code):
     assert backend.calls == []
 
 
-def test_a_bug_of_the_target_is_a_fault_and_not_the_end(alive, backend):
+def test_an_exception_in_the_backend_is_a_fault(alive, backend):
     def broken(name: str) -> None:
         raise ZeroDivisionError(f"{name}\x00")
 
@@ -194,7 +194,7 @@ def test_a_slow_request_is_dropped_at_its_deadline(alive, monkeypatch):
                 pass
 
 
-def test_a_client_that_does_not_read_its_answer_is_let_go(alive, folder, monkeypatch):
+def test_a_client_that_does_not_read_its_response_is_disconnected(alive, folder, monkeypatch):
     monkeypatch.setattr(http_stream, "WRITE_TIMEOUT_S", 0.3)
     (folder / "night-stdout.log").write_bytes(b"x" * (1 << 20))
     call = xmlrpc.client.dumps(("night", 0, 0), "supervisor.readProcessStdoutLog").encode()
@@ -205,7 +205,7 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(alive, folder, monkeyp
         alive.wait_until(lambda: not alive.server.connections)
 
 
-def test_what_goes_out_is_always_what_every_client_can_read():
+def test_every_client_can_read_each_value():
     value = {"a": [None, 2**40, float("nan"), "\x00\x1b[1mb\ud800"], "b": None, 3: (True, -(2**31))}
     loaded = xmlrpc.client.loads(xmlrpc_codec.dump_result(value))[0][0]
     assert loaded == {"a": ["None", float(2**40), "nan", "b"], "3": [True, -(2**31)]}

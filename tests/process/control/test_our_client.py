@@ -1,4 +1,4 @@
-"""Our own `supervisorctl`: what Supervisord's client says, how the training goes, and errors that say what to do."""
+"""The supervisor's `supervisorctl`: output and exit statuses of Supervisord's client, training progress, errors."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ from mlx_supervisor.control.backend import ConfigChanges, Fault, FaultCode, Proc
 GIB = 1024**3
 
 
-def test_status_without_arguments_tells_how_the_training_goes(ours, backend):
+def test_status_without_arguments_shows_the_progress_of_training(ours, backend):
     backend.infos["night"] = RunInfo(
         step=120,
         target_steps=1000,
@@ -28,6 +28,8 @@ def test_status_without_arguments_tells_how_the_training_goes(ours, backend):
         limit_bytes=12 * GIB,
         leak="leaking",
         leak_bytes_per_step=0.8 * 1024**2,
+        steps_to_limit=1200.4,
+        seconds_to_limit=130.0,
         trips=1,
         breaker="half-open",
         phase="train",
@@ -36,17 +38,21 @@ def test_status_without_arguments_tells_how_the_training_goes(ours, backend):
     assert ran.words[0] == ["idle", "STOPPED", "Not", "started"]
     assert ran.out.splitlines()[1].endswith(
         "  step 120/1000, loss 2.346, batch 8×2, gradient checkpointing, memory 5.5 GiB of 12.0 GiB, "
-        "LEAK 0.8 MiB/step, 1 trip, breaker half-open"
+        "leak 0.8 MiB/step, limit in 1,200 steps (2m10s), 1 trip, breaker half-open"
     )
     assert ran.code == 3
     assert ours("status", "night").code == 0
 
 
-def test_status_of_a_run_that_has_said_nothing_yet(ours, backend):
+def test_status_of_a_run_that_has_not_reported_yet(ours, backend):
     backend.infos["night"] = RunInfo(phase="load", loss=float("nan"), step=None)
     assert ours("status", "night").out.rstrip("\n").endswith("  (load), loss nan")
-    backend.infos["night"] = RunInfo(leak="", leak_bytes_per_step=9e6, phase="running")
-    assert len(ours("status", "night").words[0]) == 6, "what the detector does not call a leak is not shown as one"
+    backend.infos["night"] = RunInfo(leak="", leak_bytes_per_step=9e6, steps_to_limit=9.0, phase="running")
+    assert len(ours("status", "night").words[0]) == 6, "growth that is not called a leak is not shown as one"
+    backend.infos["night"] = RunInfo(leak="leaking", leak_bytes_per_step=50.2 * 1024**2, steps_to_limit=1.2)
+    assert ours("status", "night").out.endswith("  leak 50.2 MiB/step, limit in 1 step\n")
+    backend.infos["night"] = RunInfo(leak="leaking")
+    assert ours("status", "night").out.endswith("  leak\n"), "its rate may not be known yet"
     backend.infos.clear()
     assert len(ours("status", "night").out.splitlines()) == 1
 
@@ -68,10 +74,10 @@ def test_start_stop_restart(ours, backend):
     assert (ran.out, ran.code) == ("night: ERROR (not running)\n", 0)
     backend.calls.clear()
     assert ours("restart", "night").out == "night: restarted\n"
-    assert backend.calls[0] == ("restart", "night"), "one call, so that nothing can come between"
+    assert backend.calls[0] == ("restart", "night"), "one call, so that an interrupted client leaves nothing stopped"
 
 
-def test_a_failed_start_says_why_and_exits_7(ours, backend):
+def test_a_failed_start_gives_the_reason_and_exits_7(ours, backend):
     backend.start_fails["idle"] = Fault(FaultCode.ABNORMAL_TERMINATION, "out of memory at batch 1")
     ran = ours("start", "idle")
     assert (ran.out, ran.code) == ("idle: ERROR (out of memory at batch 1)\n", 7)
@@ -102,7 +108,7 @@ def test_tail_f_until_interrupted(our_command, folder, in_background):
         assert client.wait(10) == 0
 
 
-def test_a_reader_that_leaves_early_is_no_traceback(our_command, backend):
+def test_a_closed_pipe_causes_no_traceback(our_command, backend):
     for number in range(3000):
         backend.put(f"run-with-a-long-name-{number}", ProcessState.FATAL, detail="because of something long" * 3)
     line = " ".join([*our_command, "status"])
@@ -131,7 +137,7 @@ def test_the_other_commands(ours, backend, folder):
     assert (ran.code, ran.err) == (1, "ERROR (the supervisor is shutting down)\n")
 
 
-def test_info_prints_json_with_sizes_that_xmlrpc_has_no_integers_for(ours, backend):
+def test_info_prints_json_with_sizes_over_32_bits_as_integers(ours, backend):
     backend.infos["night"] = RunInfo(footprint_bytes=20 * GIB, loss=float("inf"), reason="ok\x00", step=None)
     info = json.loads(ours("info", "night").out)
     assert info == {
@@ -144,7 +150,7 @@ def test_info_prints_json_with_sizes_that_xmlrpc_has_no_integers_for(ours, backe
     assert len(ours("info").out.splitlines()) == 2
 
 
-def test_update_takes_in_what_changed(ours, backend):
+def test_update_applies_what_changed(ours, backend):
     backend.changes = ConfigChanges(added=["new"], changed=["night"], removed=["idle"])
     assert ours("reread").out == "idle: disappeared\nnew: available\nnight: changed\n"
     assert ours("update", "nix").code == 1
@@ -155,7 +161,7 @@ def test_update_takes_in_what_changed(ours, backend):
     assert ours("reread").err == f"ERROR ({backend.reread_error})\n"
 
 
-def test_no_daemon_says_which_socket_and_how_to_start_one(folder, client):
+def test_without_a_daemon_the_error_names_the_socket_and_how_to_start_one(folder, client):
     settings = folder / "run.toml"
     settings.write_text(
         'state_dir = "state"\n[runs.night]\nsteps = 1\n[runs.night.task]\nkind = "python"\nentry = "a:b"\n'
@@ -165,16 +171,21 @@ def test_no_daemon_says_which_socket_and_how_to_start_one(folder, client):
     assert "mlx-supervisor serve" in ran.err
     assert ran.code == 7
     assert client("-s", f"unix://{folder}/nix.sock", "status").code == 4
-    nobody = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "xdg")}
-    assert f"{folder}/xdg" in client("status", **nobody, MLX_SUPERVISOR_STATE_DIR="").err or sys.platform == "darwin"
-    assert str(folder / "supervisor.sock") in client("status", **nobody, MLX_SUPERVISOR_STATE_DIR=str(folder)).err
+    bare = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "xdg")}
+    assert (
+        f"{folder}/xdg" in client("status", **bare, MLX_SUPERVISOR_STATE_DIR="").err
+        or sys.platform == "darwin"
+    )
+    assert (
+        str(folder / "supervisor.sock") in client("status", **bare, MLX_SUPERVISOR_STATE_DIR=str(folder)).err
+    )
     default = folder / ".config" / "mlx-supervisor" / "settings.toml"
     default.parent.mkdir(parents=True)
     settings.rename(default)
-    assert f"{default.parent}/state/supervisor.sock" in client("status", **nobody).err
+    assert f"{default.parent}/state/supervisor.sock" in client("status", **bare).err
 
 
-def test_wrong_options_exit_2_and_say_what_is_allowed(folder, client):
+def test_wrong_options_exit_2_and_name_what_is_allowed(folder, client):
     ran = client("-s", "http://localhost:9001", "status")
     assert (ran.code, "unix:///PATH" in ran.err) == (2, True)
     settings = folder / "run.toml"
@@ -187,13 +198,13 @@ def test_wrong_options_exit_2_and_say_what_is_allowed(folder, client):
     assert "BYTES" in client("help", "tail").out
 
 
-def test_a_daemon_that_ends_in_the_middle_is_said_so(our_command, served, backend, in_background):
+def test_a_daemon_that_shuts_down_during_a_call_is_reported(our_command, served, backend, in_background):
     backend.hold_forever()
     with in_background([*our_command, "start", "idle"]) as client:
         backend.wait_for(("start", "idle"))
         served.on_loop(served.server.close())
         out, _ = client.communicate(timeout=10)
-    assert out == "idle: ERROR (the supervisor is gone)\n"
+    assert out == "idle: ERROR (the supervisor has shut down)\n"
     assert client.returncode == 1
 
 

@@ -1,4 +1,4 @@
-"""The control server itself: who gets the socket, what goes on at once, and what a followed log looks like."""
+"""The control server: its socket, concurrent calls, results, and logs that are followed."""
 
 import asyncio
 import http.client
@@ -62,7 +62,7 @@ def test_only_the_owner_may_connect(served):
     assert stat.S_IMODE(served.path.parent.stat().st_mode) == 0o700
 
 
-def test_an_open_folder_is_closed_before_the_socket_is_there(folder, backend):
+def test_an_open_folder_is_closed_before_the_socket_exists(folder, backend):
     folder.chmod(0o755)
 
     async def serve() -> int:
@@ -84,7 +84,7 @@ def start_and_close(path: Path, backend: Backend) -> None:
     asyncio.run(both())
 
 
-def test_the_socket_of_a_dead_daemon_is_replaced_and_the_file_goes_at_the_end(folder, backend):
+def test_the_socket_of_a_dead_daemon_is_replaced_and_its_file_removed_at_the_end(folder, backend):
     path = folder / "supervisor.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -95,7 +95,7 @@ def test_the_socket_of_a_dead_daemon_is_replaced_and_the_file_goes_at_the_end(fo
 
 
 def test_a_live_daemon_keeps_its_socket(served, backend, daemon):
-    with pytest.raises(SocketFileError, match="another daemon answers there"):
+    with pytest.raises(SocketFileError, match="another daemon answers on this socket"):
         start_and_close(served.path, backend)
     assert daemon.call("supervisor.getVersion") == "3.0"
 
@@ -120,11 +120,11 @@ def test_another_daemons_socket_is_not_removed_at_the_end(folder, backend):
         server = ControlServer(path, backend)
         await server.start()
         path.unlink()
-        path.write_text("somebody else's")
+        path.write_text("another daemon's")
         await server.close()
 
     asyncio.run(replaced())
-    assert path.read_text() == "somebody else's"
+    assert path.read_text() == "another daemon's"
 
 
 # calls
@@ -139,7 +139,7 @@ def test_one_connection_serves_many_calls_also_sent_ahead(served):
         assert answer(link) == (200, "3.0")
 
 
-def test_a_long_start_holds_up_nobody_else(served, backend, daemon):
+def test_a_long_start_does_not_delay_other_clients(served, backend, daemon):
     backend.hold_forever()
     with closing(connect(served)) as waiting:
         waiting.sendall(call("supervisor.startProcess", "idle"))
@@ -149,12 +149,12 @@ def test_a_long_start_holds_up_nobody_else(served, backend, daemon):
         assert answer(waiting) == (200, True)
 
 
-def test_a_client_that_leaves_cancels_nothing(served, backend):
+def test_a_client_that_disconnects_cancels_nothing(served, backend):
     backend.hold_forever()
     with closing(connect(served)) as leaving:
         leaving.sendall(call("supervisor.startProcess", "idle"))
         backend.wait_for(("start", "idle"))
-    served.wait_until(lambda: not served.server.connections)  # it is noticed, and its place given back
+    served.wait_until(lambda: not served.server.connections)  # its connection no longer counts against the limit
     served.loop.call_soon_threadsafe(backend.hold_starts.set)
     backend.wait_for(("started", "idle"))
 
@@ -169,7 +169,7 @@ def test_without_wait_the_answer_comes_at_once(served, backend, daemon):
     backend.wait_for(("started", "idle"))
 
 
-def test_more_connections_than_allowed_are_told_so(served, daemon):
+def test_connections_over_the_limit_are_refused_with_503(served, daemon):
     links = [connect(served) for _ in range(CONNECTION_LIMIT)]
     for link in links:
         link.sendall(call("supervisor.getVersion"))
@@ -210,7 +210,9 @@ def test_every_method_has_help_and_a_signature(daemon):
     methods = daemon.call("system.listMethods")
     assert len(methods) == len(set(methods)) > 40
     for method in methods:
-        assert method in daemon.call("system.methodHelp", method)
+        signature, _, purpose = daemon.call("system.methodHelp", method).partition("\n\n")
+        assert signature.startswith(f"{method}(")
+        assert purpose.endswith(".")
     assert daemon.call("system.methodSignature", "supervisor.startProcess") == ["boolean", "string", "boolean"]
     assert daemon.call("system.methodSignature", "supervisor.signalProcess") == ["boolean", "string", "string"]
     with pytest.raises(xmlrpc.client.Fault, match="SIGNATURE_UNSUPPORTED"):
@@ -269,7 +271,7 @@ def test_reading_a_log_in_pieces(daemon, folder):
     assert len(daemon.call(read, "night", -(2 << 20), 0)) == 1 << 20
 
 
-def test_tailing_goes_on_where_it_left_off_and_never_splits_a_character(daemon, folder):
+def test_tailing_continues_at_the_returned_offset_and_never_splits_a_character(daemon, folder):
     log = folder / "night-stdout.log"
     tail = "supervisor.tailProcessStdoutLog"
     assert daemon.call(tail, "night", 0, 100) == ["", 0, False]
@@ -297,7 +299,7 @@ def read_head(link: socket.socket) -> bytes:
     return data
 
 
-def test_logtail_is_what_the_stock_client_can_parse(served, folder):
+def test_the_stock_client_can_parse_logtail(served, folder):
     log = folder / "night-stdout.log"
     log.write_bytes(b"y" * 2000 + "∞\n".encode())
     with closing(follow(served, "/logtail/night")) as link:
@@ -310,7 +312,7 @@ def test_logtail_is_what_the_stock_client_can_parse(served, folder):
             assert stream.read(size).decode() == "y" * (1024 - 4) + "∞\n"
 
 
-def test_logtail_of_what_is_not_there_is_404(served, folder):
+def test_logtail_of_a_missing_log_is_404(served, folder):
     (folder / "idle-stdout.log").write_text("x")
     for path in ("/logtail/nix", "/logtail/night", "/logtail/idle/stdin", "/logtail", "/logtail/idle/stdout/x", "/etc"):
         with closing(follow(served, path)) as link:
@@ -321,17 +323,17 @@ def test_a_refused_client_may_still_send(served):
     with closing(follow(served, "/logtail/nix", extra=b"")) as link:
         assert b" 404 " in read_head(link)
         while link.recv(4096):
-            pass  # up to the end of all that the server says
+            pass  # the whole response
         link.sendall(b"\r\n")  # as Supervisord's client does, in a write of its own; it fails on a closed socket
 
 
-def test_a_follower_that_leaves_a_quiet_log_gives_its_place_back(served, folder):
+def test_a_follower_of_a_quiet_log_that_disconnects_frees_its_connection(served, folder):
     (folder / "night-stdout.log").write_text("x")
     with closing(follow(served, "/logtail/night/stdout")) as link:
         read_head(link)
         said = b""
         while not said.endswith(b"1\r\nx\r\n"):
-            said += link.recv(100)  # so that there is nothing more to send, whose failure would show that it left
+            said += link.recv(100)  # nothing more to send, so no failed write shows that the client disconnected
     served.wait_until(lambda: not served.server.connections)
 
 
@@ -349,31 +351,35 @@ def test_following_survives_every_rotation(tmp_path):
         log.rename(tmp_path / "log.1")
         file.write("last words\n")
     assert follower.poll() == "last words\n"
-    assert follower.poll() == "", "between two files there is nothing"
+    assert follower.poll() == "", "no file exists between the two"
     log.write_text("three\n")
     assert follower.poll() == "three\n"
     follower.close()
 
 
-def test_following_reads_what_came_just_before_the_rotation(tmp_path, monkeypatch):
+def test_following_reads_what_was_written_just_before_the_rotation(tmp_path):
     log = tmp_path / "log"
     log.write_text("one\n")
-    follower = Follower(log)
+
+    class RotatedPath(type(log)):
+        """Rotates when the follower has read the log and checks whether it was replaced."""
+
+        def stat(self, **options):
+            if not (tmp_path / "log.1").exists():
+                with log.open("a") as file:
+                    file.write("last words\n")
+                log.rename(tmp_path / "log.1")
+                log.write_text("new\n")
+            return super().stat(**options)
+
+    follower = Follower(RotatedPath(log))
     assert follower.poll() == "one\n"
-
-    def rotate_now() -> bool:
-        with log.open("a") as file:
-            file.write("last words\n")
-        log.rename(tmp_path / "log.1")
-        log.write_text("new\n")
-        return True
-
-    monkeypatch.setattr(follower, "_was_replaced", rotate_now)
     assert follower.poll() == "last words\n"
+    assert follower.poll() == "new\n"
     follower.close()
 
 
-def test_our_client_follows_a_log_that_is_quiet_for_long(daemon, folder, monkeypatch):
+def test_the_client_follows_a_log_that_is_quiet_for_longer_than_its_timeout(daemon, folder, monkeypatch):
     monkeypatch.setattr(client, "QUICK_TIMEOUT_S", 0.3)
     log = folder / "night-stdout.log"
     log.write_text("before\n")

@@ -1,4 +1,4 @@
-"""Supervisord's own `supervisorctl` 4.3.0 against our server: what it prints, and what it exits with."""
+"""Supervisord's `supervisorctl` 4.3.0 with this server: its output and its exit statuses."""
 
 import re
 import signal
@@ -53,7 +53,7 @@ def test_start_waits_until_the_run_is_ready(stock, backend):
     [
         (Fault(FaultCode.SPAWN_ERROR, "no memory"), "spawn error", 7),
         (Fault(FaultCode.ABNORMAL_TERMINATION, "killed"), "abnormal termination", 7),
-        (Fault(FaultCode.FAILED, "a code that its client does not know here"), "spawn error", 7),
+        (Fault(FaultCode.FAILED, "a fault that its client does not expect here"), "spawn error", 7),
         (RuntimeError("a bug"), "spawn error", 7),
     ],
 )
@@ -108,20 +108,20 @@ def test_signal(stock, backend):
     assert stock("signal", "HUP", "idle").out == "idle: ERROR (not running)\n"
 
 
-def test_tail_gives_the_end_without_what_xml_cannot_say(stock, backend, folder):
+def test_tail_shows_the_end_without_characters_that_xml_forbids(stock, backend, folder):
     (folder / "night-stdout.log").write_bytes(b"x" * 5000 + "\nlöss \x1b[31m2.5\x1b[0m\x00 ∞\n".encode())
     (folder / "night-stderr.log").write_text("a warning\n")
     assert stock("tail", "night").out.endswith("x\nlöss 2.5 ∞\n\n")
     assert len(stock("tail", "night").out.encode()) <= 1601
     assert stock("tail", "-6", "night").out == " ∞\n\n"
     assert stock("tail", "-4", "night").out == "∞\n\n"
-    assert stock("tail", "-3", "night").out == "\n\n", "the rest of a character that was cut is left out"
+    assert stock("tail", "-3", "night").out == "\n\n", "the incomplete character at the cut is dropped"
     assert stock("tail", "night", "stderr").out == "a warning\n\n"
     ran = stock("tail", "idle")
     assert (ran.out, ran.code) == ("idle: ERROR (no log file)\n", 1)
 
 
-def test_tail_f_shows_what_is_written_as_it_is(stock_command, backend, folder, in_background):
+def test_tail_f_shows_the_log_unchanged(stock_command, backend, folder, in_background):
     log = folder / "night-stdout.log"
     log.write_text("before\n")
     with in_background([*stock_command, "tail", "-f", "night"]) as client:
@@ -137,18 +137,18 @@ def test_tail_f_shows_what_is_written_as_it_is(stock_command, backend, folder, i
 def test_maintail(stock, folder):
     ran = stock("maintail")
     assert (ran.out, ran.code) == ("supervisord: ERROR (no log file)\n", 1)
-    (folder / "supervisor.log").write_text("the supervisor speaks\n")
-    assert stock("maintail").out == "the supervisor speaks\n\n"
+    (folder / "supervisor.log").write_text("a line of the supervisor\n")
+    assert stock("maintail").out == "a line of the supervisor\n\n"
 
 
 def test_tail_f_ends_when_the_server_does(stock_command, served, folder, in_background):
-    (folder / "supervisor.log").write_text("the supervisor speaks\n")
+    (folder / "supervisor.log").write_text("a line of the supervisor\n")
     with in_background([*stock_command, "maintail", "-f"]) as client:
         client.stdout.readline()
-        assert client.stdout.readline() == "the supervisor speaks\n"
+        assert client.stdout.readline() == "a line of the supervisor\n"
         began = time.monotonic()
         served.on_loop(served.server.close())
-        assert time.monotonic() - began < 5, "a follower must not hold up the end"
+        assert time.monotonic() - began < 5, "a follower must not delay the shutdown"
         client.wait(10)
 
 
@@ -164,7 +164,7 @@ def test_version_avail_shutdown_reload(stock, backend):
     assert backend.calls == [("shutdown", False)]
     assert stock("shutdown").out == "ERROR: already shutting down\n"
     assert stock("reread").out == "ERROR: supervisor shutting down\n"
-    assert stock("status").words[0][0] == "idle", "what only reads is still answered"
+    assert stock("status").words[0][0] == "idle", "methods that change nothing are still answered"
     assert stock("start", "idle").out == "idle: ERROR (spawn error)\n"
     assert stock("stop", "night").out == "FAILED: the supervisor is shutting down\n"
     backend.shutting_down = False

@@ -1,1 +1,1 @@
-"""`supervisorctl`: Supervisord's command line, over the same socket."""
+"""`supervisorctl`: Supervisord's commands, over the same socket."""

@@ -1,4 +1,4 @@
-"""Talking to the daemon: XML-RPC and followed logs over its Unix socket, with the standard library only."""
+"""The daemon's client: XML-RPC and logs to follow over its Unix socket, with the standard library only."""
 
 import http.client
 import socket
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 QUICK_TIMEOUT_S = 10.0
-"""For calls that the daemon answers at once; those that wait for a run have no limit of their own."""
+"""For calls that the daemon answers at once; calls that wait for a run have no timeout."""
 UNKNOWN_METHOD = 1
 
 
 class DaemonError(Exception):
-    """The daemon cannot be reached or does not answer. `absent`: there is none."""
+    """The daemon cannot be reached or does not answer. `absent`: no daemon is running."""
 
     def __init__(self, text: str, absent: bool = False) -> None:
         super().__init__(text)
@@ -52,7 +52,7 @@ class _UnixTransport(xmlrpc.client.Transport):
 
 
 class DaemonClient:
-    """The daemon behind the socket at `path`. Nothing is connected before the first call."""
+    """The daemon that listens at `path`. Connects with the first call."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -60,7 +60,7 @@ class DaemonClient:
         self._proxy = xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=self._transport)
 
     def call(self, method: str, *arguments: Any, waits: bool = False) -> Any:
-        """The result of a call; `waits`: it may take as long as a run needs to start or to stop.
+        """The result of a call. `waits`: it lasts until a run has started or stopped, so without a timeout.
 
         Raises xmlrpc.client.Fault, DaemonError.
         """
@@ -72,16 +72,16 @@ class DaemonClient:
         except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
             raise self._explained(error) from error
 
-    def follow(self, target: str) -> Iterator[bytes]:
-        """A log from its last lines on, until the daemon ends it. Raises DaemonError."""
+    def follow(self, path: str) -> Iterator[bytes]:
+        """The end of a log and all that is appended, until the daemon closes it. Raises DaemonError."""
         connection = _UnixConnection(self.path, QUICK_TIMEOUT_S)
         try:
-            connection.request("GET", target)
+            connection.request("GET", path)
             stream = connection.sock
             response = connection.getresponse()
             if response.status != http.client.OK:
                 raise DaemonError(response.read(4096).decode("utf-8", "replace").strip() or response.reason)
-            stream.settimeout(None)  # a quiet log is no fault
+            stream.settimeout(None)  # a log may be quiet for any time
             while data := response.read1(65536):
                 yield data
         except (OSError, http.client.HTTPException) as error:
@@ -91,7 +91,7 @@ class DaemonClient:
 
     def _explained(self, error: Exception) -> DaemonError:
         if isinstance(error, TimeoutError):
-            return DaemonError(f"{self.path}: the supervisor does not answer within {QUICK_TIMEOUT_S:g} s")
+            return DaemonError(f"{self.path}: the supervisor did not answer within {QUICK_TIMEOUT_S:g} s")
         if isinstance(error, xmlrpc.client.ProtocolError):
             return DaemonError(f"{self.path}: the supervisor refused the request: {error.errcode} {error.errmsg}")
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
@@ -99,5 +99,5 @@ class DaemonClient:
         if isinstance(error, PermissionError):
             return DaemonError(f"{self.path} belongs to another user ({error.strerror})")
         if isinstance(error, ConnectionError | http.client.HTTPException):
-            return DaemonError(f"{self.path}: the supervisor closed the connection before it had answered")
+            return DaemonError(f"{self.path}: the supervisor closed the connection before it answered")
         return DaemonError(f"{self.path}: {error}")

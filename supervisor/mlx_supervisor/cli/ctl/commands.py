@@ -1,4 +1,4 @@
-"""The commands of `supervisorctl`: each takes the daemon and the parsed arguments, prints, and returns an exit code."""
+"""The commands of `supervisorctl`: each calls the daemon, prints the result, and returns an exit status."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ EXIT_STATUS_STOPPED = 3
 EXIT_STATUS_UNKNOWN = 4
 EXIT_NOT_RUNNING = 7
 EXIT_INTERRUPTED = 130
-"""Those of Supervisord's client, which are those of an init script (LSB)."""
+"""The exit statuses of Supervisord's client, from the init scripts of LSB."""
 
 BAD_NAME, ABNORMAL_TERMINATION, SPAWN_ERROR, ALREADY_STARTED, NOT_RUNNING, SUCCESS = 10, 40, 50, 60, 70, 80
 ALREADY_ADDED = 90
@@ -36,18 +36,16 @@ _MEANINGS = {
 
 
 class UsageError(Exception):
-    """What was typed does not fit the command."""
+    """Wrong arguments; the text says which are allowed."""
 
 
 def reason(code: int, text: str) -> str:
-    """What is said of a fault: the daemon's own words where it has any beyond the name of the run."""
-    words = text.partition(": ")[2]
-    meaning = _MEANINGS.get(code)
-    return meaning or words or text
+    """A fault's text for the user: a fixed one for its code, else the daemon's."""
+    return _MEANINGS.get(code) or text.partition(": ")[2] or text
 
 
 def _results(results: list[dict[str, Any]], done: str, harmless: int) -> int:
-    """Print what came of a call on several runs; the exit code of the worst."""
+    """Print the results of a call on several runs. Returns the exit status of the worst."""
     worst = 0
     for result in results:
         code, name = result["status"], result["name"]
@@ -64,7 +62,7 @@ def _results(results: list[dict[str, Any]], done: str, harmless: int) -> int:
 def _each(
     daemon: DaemonClient, method: str, names: list[str], *arguments: Any, waits: bool = False
 ) -> list[dict[str, Any]]:
-    """One call for each name; what came of them in the form that calls on several runs have."""
+    """One call for each name. Returns the same result structs as a call on several runs."""
     return [_one(name, lambda name=name: daemon.call(method, name, *arguments, waits=waits)) for name in names]  # type: ignore[misc]
 
 
@@ -77,7 +75,7 @@ def _one(name: str, call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def status(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """A line for every run named, or for all."""
+    """Show state, step, loss, batch, memory and leak of runs, one line each."""
     infos = daemon.call("supervisor.getAllProcessInfo")
     try:
         extras = {extra["name"]: extra for extra in daemon.call("training.getAllRunInfo")}
@@ -85,15 +83,15 @@ def status(daemon: DaemonClient, options: argparse.Namespace) -> int:
         if fault.faultCode != UNKNOWN_METHOD:
             raise
         extras = {}  # a Supervisord
-    wanted = set(options.names) - {"all"}
-    shown = infos if "all" in options.names else [info for info in infos if not wanted or info["name"] in wanted]
+    requested = set(options.names) - {"all"}
+    shown = infos if "all" in options.names else [info for info in infos if not requested or info["name"] in requested]
     width = max([status_line.NAME_WIDTH, *(len(info["name"]) + status_line.GAP for info in shown)])
     code = 0
     for info in shown:
         print(status_line.line(info, extras.get(info["name"], {}), width))
         if info["state"] in STOPPED_STATES:
             code = EXIT_STATUS_STOPPED
-    for name in sorted(wanted - {info["name"] for info in infos}):
+    for name in sorted(requested - {info["name"] for info in infos}):
         print(f"{name}: ERROR (no such run)")
         code = EXIT_STATUS_UNKNOWN
     return code
@@ -105,31 +103,31 @@ def start(daemon: DaemonClient, options: argparse.Namespace) -> int:
 
 
 def stop(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """Checkpoint and stop runs."""
+    """Checkpoint and stop runs, and wait until they have ended."""
     return _on_runs(daemon, options.names, "stop", "stopped", NOT_RUNNING)
 
 
 def _on_runs(daemon: DaemonClient, names: list[str], verb: str, done: str, harmless: int) -> int:
     if "all" in names:
         return _results(daemon.call(f"supervisor.{verb}AllProcesses", waits=True), done, harmless)
-    # printed one by one: each may take minutes
+    # one call for each, so that its result is printed at once: a start may take minutes
     return max(
         _results(_each(daemon, f"supervisor.{verb}Process", [name], waits=True), done, harmless) for name in names
     )
 
 
 def restart(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """Stop runs and start them again."""
+    """Stop runs, start them again, and wait until they are ready."""
     if "all" in options.names:
         return max(stop(daemon, options), start(daemon, options))
-    # one call: a client that is interrupted between a stop and a start would leave the run stopped
+    # one call for both: a client interrupted between two would leave the run stopped
     return max(
         _results(_each(daemon, "training.restartRun", [name], waits=True), "restarted", 0) for name in options.names
     )
 
 
 def pid(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """The daemon's process id, or those of runs."""
+    """Show the process id of the daemon, or of runs."""
     if not options.names:
         print(daemon.call("supervisor.getPID"))
         return 0
@@ -151,7 +149,7 @@ def pid(daemon: DaemonClient, options: argparse.Namespace) -> int:
 
 
 def tail(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """The end of a run's log, or with -f what is written to it from now on."""
+    """Show the end of a run's log; with -f, follow it."""
     words, count = _byte_count(options.words)
     if not 1 <= len(words) <= 2 or (len(words) == 2 and words[1].lower() not in ("stdout", "stderr")):
         raise UsageError("tail [-f] [-BYTES] NAME [stdout|stderr]")
@@ -168,7 +166,7 @@ def tail(daemon: DaemonClient, options: argparse.Namespace) -> int:
 
 
 def maintail(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """The same of the daemon's own log."""
+    """Show the end of the daemon's log; with -f, follow it."""
     words, count = _byte_count(options.words)
     if words:
         raise UsageError("maintail [-f] [-BYTES]")
@@ -184,39 +182,39 @@ def _byte_count(words: list[str]) -> tuple[list[str], int]:
     return words, TAIL_BYTES
 
 
-def _follow(daemon: DaemonClient, target: str) -> int:
+def _follow(daemon: DaemonClient, path: str) -> int:
     try:
-        for data in daemon.follow(target):
+        for data in daemon.follow(path):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
     except KeyboardInterrupt:
         return 0
-    print("supervisorctl: the supervisor ended the connection", file=sys.stderr)
+    print("supervisorctl: the supervisor closed the connection", file=sys.stderr)
     return EXIT_FAILED
 
 
 def version(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """The daemon's version."""
+    """Show the daemon's version."""
     print(daemon.call("supervisor.getSupervisorVersion"))
     return 0
 
 
 def shutdown(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """Have every run checkpoint and stop, then the daemon; does not wait for it."""
+    """Checkpoint and stop all runs, then the daemon. Does not wait for the end."""
     daemon.call("supervisor.shutdown")
     print("Shutting down: runs checkpoint first")
     return 0
 
 
 def reload(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """Shut the daemon down and have it start again; does not wait for it."""
+    """Shut the daemon down and start it again. Does not wait for the start."""
     daemon.call("supervisor.restart")
     print("Restarting: runs checkpoint first")
     return 0
 
 
 def avail(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """The runs of the settings, in use or not."""
+    """List the runs of the settings, in use or not."""
     for info in daemon.call("supervisor.getAllConfigInfo"):
         used, started = "in use" if info["inuse"] else "avail", "auto" if info["autostart"] else "manual"
         print(f"{info['name']:<32} {used:<9} {started:<9}".rstrip())
@@ -224,7 +222,7 @@ def avail(daemon: DaemonClient, options: argparse.Namespace) -> int:
 
 
 def info(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """All that is known of runs, one JSON object a line."""
+    """Show all details of runs, one JSON object per line."""
     if options.names and "all" not in options.names:
         found = [daemon.call("training.getRunInfo", name) for name in options.names]
     else:
@@ -236,7 +234,7 @@ def info(daemon: DaemonClient, options: argparse.Namespace) -> int:
 
 
 def signal(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """Send a signal to runs."""
+    """Send a signal to the workers of runs."""
     if "all" in options.names:
         return _results(daemon.call("supervisor.signalAllProcesses", options.signal), "signalled", 0)
     return _results(_each(daemon, "supervisor.signalProcess", options.names, options.signal), "signalled", 0)
@@ -250,52 +248,52 @@ def clear(daemon: DaemonClient, options: argparse.Namespace) -> int:
 
 
 def reread(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """Read the settings again, and say what would change."""
+    """Read the settings again and list the changes, without applying them."""
     added, changed, removed = daemon.call("supervisor.reloadConfig")[0]
-    words = (
+    changes = (
         dict.fromkeys(added, "available") | dict.fromkeys(changed, "changed") | dict.fromkeys(removed, "disappeared")
     )
-    for name in sorted(words):
-        print(f"{name}: {words[name]}")
-    if not words:
+    for name in sorted(changes):
+        print(f"{name}: {changes[name]}")
+    if not changes:
         print("No config updates to processes")
     return 0
 
 
 def update(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """Read the settings again, and take into use what changed: changed runs are stopped and taken in anew."""
+    """Read the settings again and apply the changes: stops and removes changed runs, then adds them again."""
     added, changed, removed = daemon.call("supervisor.reloadConfig")[0]
-    wanted = set(options.names) - {"all"}
+    requested = set(options.names) - {"all"}
     if not (added or changed or removed):
         print("No config updates to processes")
     code = 0
-    for name in sorted(wanted - {*added, *changed, *removed}):
+    for name in sorted(requested - {*added, *changed, *removed}):
         known = {info["name"] for info in daemon.call("supervisor.getAllProcessInfo")}
         if name not in known:
             print(f"{name}: ERROR (no such run)")
             code = EXIT_FAILED
-    for name in (name for name in [*removed, *changed, *added] if not wanted or name in wanted):
+    for name in (name for name in [*removed, *changed, *added] if not requested or name in requested):
         outcome = _one(name, lambda name=name: _update_one(daemon, name, name in added, name in removed))  # type: ignore[misc]
         word = "added" if name in added else "removed" if name in removed else "updated"
         code = max(code, _results([outcome], word, 0))
     return code
 
 
-def _update_one(daemon: DaemonClient, name: str, is_new: bool, goes: bool) -> None:
-    if not is_new:
+def _update_one(daemon: DaemonClient, name: str, new: bool, removed: bool) -> None:
+    if not new:
         for result in daemon.call("supervisor.stopProcessGroup", name, waits=True):
             if result["status"] != SUCCESS:
                 raise xmlrpc.client.Fault(result["status"], result["description"])
         daemon.call("supervisor.removeProcessGroup", name)
-    if not goes:
+    if not removed:
         daemon.call("supervisor.addProcessGroup", name)
 
 
 def add(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """Take runs of the reread settings into use."""
+    """Add runs of the settings as last read."""
     return _results(_each(daemon, "supervisor.addProcessGroup", options.names), "added", ALREADY_ADDED)
 
 
 def remove(daemon: DaemonClient, options: argparse.Namespace) -> int:
-    """Take stopped runs out of use."""
+    """Remove stopped runs."""
     return _results(_each(daemon, "supervisor.removeProcessGroup", options.names), "removed", 0)

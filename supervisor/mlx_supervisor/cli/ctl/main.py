@@ -1,4 +1,4 @@
-"""`supervisorctl`: what Supervisord's own client says and exits with, and of a run also how its training goes."""
+"""`supervisorctl`: prints and exits like Supervisord's client, and shows the progress of training."""
 
 import argparse
 import os
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Do what the arguments say, and return the exit code."""
+    """Run the command in the arguments. Returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -61,7 +61,7 @@ def _unreachable(error: DaemonError, command: str) -> int:
     print(f"supervisorctl: {error}", file=sys.stderr)
     if error.absent:
         print(
-            "Start one with `mlx-supervisor serve -c FILE`, or name another with -s unix:///PATH or -c FILE.",
+            "Start it with `mlx-supervisor serve -c FILE`, or choose another with -s unix:///PATH or -c FILE.",
             file=sys.stderr,
         )
     if command == "status":
@@ -70,18 +70,18 @@ def _unreachable(error: DaemonError, command: str) -> int:
 
 
 def socket_path(url: str | None, configuration: Path | None) -> str:
-    """The socket that the options mean, else the one of the settings that `serve` would read without any.
+    """The socket that the options name, else that of the settings file that `serve` reads by default.
 
-    Without such a file: in the folder MLX_SUPERVISOR_STATE_DIR, else in the user's state folder. Raises UsageError.
+    Without that file: in the folder MLX_SUPERVISOR_STATE_DIR, else in the user's state folder. Raises UsageError.
     """
     if url is not None:
         if not url.startswith("unix://") or len(url) == len("unix://"):
-            raise UsageError(f"-s {url}: the supervisor listens on a Unix socket only: unix:///PATH")
+            raise UsageError(f"-s {url}: allowed is unix:///PATH; the supervisor listens on a Unix socket only")
         return str(Path(url.removeprefix("unix://")).expanduser().absolute())
     if configuration is None and DEFAULT_FILE.expanduser().exists():
         configuration = DEFAULT_FILE
     if configuration is not None:
-        from mlx_supervisor.settings.reader import read_settings  # slow to import, and rarely wanted
+        from mlx_supervisor.settings.reader import read_settings  # slow to import, and rarely needed
         from mlx_supervisor.settings.schema import SettingsError
 
         try:
@@ -98,7 +98,7 @@ def socket_path(url: str | None, configuration: Path | None) -> str:
 
 def _help(parser: argparse.ArgumentParser, parsers: dict[str, argparse.ArgumentParser], about: str | None) -> int:
     if about is not None and about not in parsers:
-        print(f"supervisorctl: there is no command {about}; there are {', '.join(sorted(parsers))}", file=sys.stderr)
+        print(f"supervisorctl: unknown command {about}; allowed: {', '.join(sorted(parsers))}", file=sys.stderr)
         return EXIT_USAGE
     (parsers[about] if about else parser).print_help()
     return 0
@@ -110,26 +110,30 @@ _WITHOUT = ("version", "avail", "reread", "reload", "shutdown")
 
 
 def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of the whole line, and those of the commands by name."""
+    """The parser of the command line, and those of the commands by name."""
     parser = argparse.ArgumentParser(prog="supervisorctl", description="Control the training runs of a supervisor.")
-    parser.add_argument("-s", "--serverurl", metavar="URL", help="where it listens: unix:///PATH/supervisor.sock")
-    parser.add_argument("-c", "--configuration", metavar="FILE", type=Path, help="its settings, to find the socket by")
+    parser.add_argument(
+        "-s", "--serverurl", metavar="URL", help="the supervisor's socket: unix:///PATH/supervisor.sock"
+    )
+    parser.add_argument(
+        "-c", "--configuration", metavar="FILE", type=Path, help="the supervisor's settings, to find its socket"
+    )
     parser.set_defaults(command="status", run=commands.status, names=[])
-    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands (status without any)")
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands (default: status)")
     parsers = {}
     for name in (*_SOME_NAMES, *_NAMES, *_WITHOUT, "signal", "tail", "maintail", "help"):
         function = getattr(commands, name, None)
-        summary = (function.__doc__ if function else "Say what a command does.") or ""
+        summary = (function.__doc__ if function else "Show what a command does.") or ""
         parsers[name] = subparsers.add_parser(name, help=summary, description=summary)
         parsers[name].set_defaults(command=name, run=function)
     for name in _SOME_NAMES:
-        parsers[name].add_argument("names", nargs="*", metavar="NAME", help="a run; none or `all` for all")
+        parsers[name].add_argument("names", nargs="*", metavar="NAME", help="a run; `all`, or no name, for all")
     for name in (*_NAMES, "signal"):
         if name == "signal":
-            parsers[name].add_argument("signal", metavar="SIGNAL", help="a name or a number: HUP, SIGUSR1, 15")
+            parsers[name].add_argument("signal", metavar="SIGNAL", help="name or number: HUP, SIGUSR1, 15")
         parsers[name].add_argument("names", nargs="+", metavar="NAME", help="a run; `all` for all")
     for name in ("tail", "maintail"):
-        parsers[name].add_argument("-f", dest="follow", action="store_true", help="go on until interrupted")
+        parsers[name].add_argument("-f", dest="follow", action="store_true", help="follow until interrupted")
         what = "[-BYTES] NAME [stdout|stderr]" if name == "tail" else "[-BYTES]"
         parsers[name].add_argument("words", nargs="*", metavar="WORD", help=what)
     parsers["help"].add_argument("about", nargs="?", metavar="COMMAND")

@@ -1,11 +1,13 @@
-"""One line of `supervisorctl status`: Supervisord's three columns, and after them what only a training run has."""
+"""One line of `supervisorctl status`: Supervisord's three columns, then the progress and memory of training."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from mlx_supervisor.core.words import duration
+
 NAME_WIDTH = 33
 STATE_WIDTH = 10
-"""Supervisord's columns, which scripts cut at."""
+"""Widths of Supervisord's columns, on which scripts rely."""
 GAP = 3
 ACTIVE_STATES = frozenset({10, 20, 30, 40})
 UNREMARKABLE_PHASES = frozenset({"train", "running"})
@@ -13,14 +15,14 @@ MIB = 1024.0 * 1024.0
 
 
 def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
-    """The line for one run. `info` is Supervisord's struct, `extra` that of `training.getRunInfo`, {} when unknown."""
+    """The line for one run. `info`: Supervisord's struct; `extra`: that of `training.getRunInfo`, or {} without one."""
     columns = f"{info['name']:<{width}}{info['statename']:<{STATE_WIDTH}}{info['description']}"
     details = ", ".join(details_of(extra)) if info["state"] in ACTIVE_STATES else ""
     return f"{columns}  {details}".rstrip()
 
 
 def details_of(extra: Mapping[str, Any]) -> list[str]:
-    """What is known of: step, loss, batch, gradient checkpointing, memory against its limit, leak, trips, breaker."""
+    """Those known of: step, loss, batch, gradient checkpointing, memory and its limit, leak, trips, breaker."""
     parts = [
         _step(extra),
         _loss(extra.get("loss")),
@@ -67,10 +69,14 @@ def _size(value_bytes: float) -> str:
 
 
 def _leak(extra: Mapping[str, Any]) -> str:
-    verdict, slope = extra.get("leak"), extra.get("leak_bytes_per_step")
-    if not verdict:
-        return ""  # a slope alone is no leak: the detector has not said so
-    return f"LEAK {slope / MIB:.1f} MiB/step" if slope else f"LEAK {verdict}"
+    if not extra.get("leak"):
+        return ""  # growth alone is not a leak: it may be the warm-up
+    slope, steps, seconds = (extra.get(key) for key in ("leak_bytes_per_step", "steps_to_limit", "seconds_to_limit"))
+    shown = f"leak {slope / MIB:.1f} MiB/step" if slope else "leak"
+    if steps is not None:
+        shown += f", limit in {steps:,.0f} step{'s' if round(steps) != 1 else ''}"
+        shown += "" if seconds is None else f" ({duration(seconds)})"
+    return shown
 
 
 def _trips(extra: Mapping[str, Any]) -> str:

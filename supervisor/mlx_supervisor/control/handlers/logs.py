@@ -10,7 +10,7 @@ from mlx_supervisor.control.handlers.shared import each, find
 
 
 def log_path(backend: Backend, name: str, channel: Channel) -> Path:
-    """The log of a run to follow. Raises Fault BAD_NAME, NO_FILE."""
+    """The file of a run's log, to follow. Raises Fault BAD_NAME, NO_FILE."""
     path = backend.log_path(find(backend, name).name, channel)
     if path is None:
         raise Fault(FaultCode.NO_FILE, f"{show(name)} has no {channel} log")
@@ -18,23 +18,35 @@ def log_path(backend: Backend, name: str, channel: Channel) -> Path:
 
 
 def main_log_path(backend: Backend) -> Path:
-    """The supervisor's log to follow. Raises Fault NO_FILE."""
+    """The file of the supervisor's log, to follow. Raises Fault NO_FILE."""
     path = backend.main_log_path()
     if path is None:
         raise Fault(FaultCode.NO_FILE, "the supervisor writes no log")
     return path
 
 
-async def read(dispatcher: Dispatcher, name: str, offset: int, length: int, channel: Channel) -> str:
-    """A piece of a run's log."""
-    path = dispatcher.backend.log_path(find(dispatcher.backend, name).name, channel)
-    return log_reader.read(path, offset, length)
+async def read_stdout(dispatcher: Dispatcher, name: str, offset: int, length: int) -> str:
+    """`length` bytes of a run's standard output from `offset`, 0 for all; a negative offset reads its end."""
+    return log_reader.read(_path(dispatcher, name, "stdout"), offset, length)
 
 
-async def tail(dispatcher: Dispatcher, name: str, offset: int, length: int, channel: Channel) -> list[Any]:
-    """Text, next offset, and whether text was skipped."""
-    path = dispatcher.backend.log_path(find(dispatcher.backend, name).name, channel)
-    return list(log_reader.tail(path, offset, length))
+async def read_stderr(dispatcher: Dispatcher, name: str, offset: int, length: int) -> str:
+    """`length` bytes of a run's standard error from `offset`, 0 for all; a negative offset reads its end."""
+    return log_reader.read(_path(dispatcher, name, "stderr"), offset, length)
+
+
+async def tail_stdout(dispatcher: Dispatcher, name: str, offset: int, length: int) -> list[Any]:
+    """New text of a run's standard output: [text, next offset, whether text was skipped]."""
+    return list(log_reader.tail(_path(dispatcher, name, "stdout"), offset, length))
+
+
+async def tail_stderr(dispatcher: Dispatcher, name: str, offset: int, length: int) -> list[Any]:
+    """New text of a run's standard error: [text, next offset, whether text was skipped]."""
+    return list(log_reader.tail(_path(dispatcher, name, "stderr"), offset, length))
+
+
+def _path(dispatcher: Dispatcher, name: str, channel: Channel) -> Path | None:
+    return dispatcher.backend.log_path(find(dispatcher.backend, name).name, channel)
 
 
 async def clear(dispatcher: Dispatcher, name: str) -> bool:
@@ -49,7 +61,7 @@ async def clear_all(dispatcher: Dispatcher) -> list[Any]:
 
 
 async def read_main(dispatcher: Dispatcher, offset: int, length: int) -> str:
-    """A piece of the supervisor's log."""
+    """`length` bytes of the supervisor's log from `offset`, 0 for all; a negative offset reads its end."""
     return log_reader.read(dispatcher.backend.main_log_path(), offset, length)
 
 

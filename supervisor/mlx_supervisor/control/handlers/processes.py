@@ -1,4 +1,4 @@
-"""Runs as Supervisord's processes: their state, starting, stopping and signalling them."""
+"""Runs as Supervisord's processes: state, start, stop, signals."""
 
 import signal as signals
 import time
@@ -24,12 +24,12 @@ from mlx_supervisor.control.handlers.shared import each, find, in_order, narrowe
 _log = structlog.get_logger("control")
 KNOWN_FOR_START = frozenset({10, 20, 21, 40, 50, 60})
 KNOWN_FOR_STOP = frozenset({10, 11, 30, 70})
-"""Supervisord's client ends in a traceback on any other fault of these calls."""
+"""Fault codes that Supervisord's client expects; any other from these methods ends it with a traceback."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Verb:
-    """The states in which it applies, and the fault in all others."""
+    """What a client can do to a run: the states that allow it, and the fault in all others."""
 
     states: frozenset[ProcessState]
     refusal: FaultCode
@@ -42,7 +42,7 @@ _Action = Callable[[str], Awaitable[object]]
 
 
 async def _on_one(info: ProcessInfo, name: str, verb: _Verb, action: _Action) -> object:
-    """`name` as the client gave it: NAME: and NAME:* mean the group, which is answered with an array."""
+    """`name` is the client's: NAME: and NAME:* are groups and return an array."""
     if name != info.name and name.endswith((":", ":*")):
         return await _on_each([info], verb, action)
     if info.state not in verb.states:
@@ -55,28 +55,28 @@ async def _on_each(infos: Iterable[ProcessInfo], verb: _Verb, action: _Action) -
 
 
 async def process_info(dispatcher: Dispatcher, name: str) -> dict[str, Any]:
-    """One run."""
+    """The state of one run."""
     return structs.process(dispatcher.backend, find(dispatcher.backend, name), time.time())
 
 
 async def all_process_info(dispatcher: Dispatcher) -> list[Any]:
-    """All runs, by name."""
+    """The states of all runs, sorted by name."""
     backend = dispatcher.backend
     return [structs.process(backend, info, time.time()) for info in in_order(backend)]
 
 
 async def start(dispatcher: Dispatcher, name: str, wait: bool) -> object:
-    """Start one run, or the runs of a group that are not started."""
+    """Start a run; by default wait until it is ready. NAME:* starts its group."""
     return await _on_one(find(dispatcher.backend, name), name, _START, partial(_start, dispatcher, wait))
 
 
 async def start_group(dispatcher: Dispatcher, name: str, wait: bool) -> list[Any]:
-    """Start the runs of a group that are not started."""
+    """Start the runs of a group that are not started; by default wait until they are ready."""
     return await _on_each([find(dispatcher.backend, name)], _START, partial(_start, dispatcher, wait))
 
 
 async def start_all(dispatcher: Dispatcher, wait: bool) -> list[Any]:
-    """Start all runs that are not started."""
+    """Start all runs that are not started; by default wait until they are ready."""
     return await _on_each(dispatcher.backend.processes(), _START, partial(_start, dispatcher, wait))
 
 
@@ -88,17 +88,17 @@ async def _start(dispatcher: Dispatcher, wait: bool, name: str) -> bool:
 
 
 async def stop(dispatcher: Dispatcher, name: str, wait: bool) -> object:
-    """Stop one run, or the started runs of a group."""
+    """Checkpoint and stop a run; by default wait until it has ended. NAME:* stops its group."""
     return await _on_one(find(dispatcher.backend, name), name, _STOP, partial(_stop, dispatcher, wait))
 
 
 async def stop_group(dispatcher: Dispatcher, name: str, wait: bool) -> list[Any]:
-    """Stop the started runs of a group."""
+    """Checkpoint and stop the started runs of a group; by default wait until they have ended."""
     return await _on_each([find(dispatcher.backend, name)], _STOP, partial(_stop, dispatcher, wait))
 
 
 async def stop_all(dispatcher: Dispatcher, wait: bool) -> list[Any]:
-    """Stop all started runs."""
+    """Checkpoint and stop all started runs; by default wait until they have ended."""
     return await _on_each(dispatcher.backend.processes(), _STOP, partial(_stop, dispatcher, wait))
 
 
@@ -124,19 +124,19 @@ async def _begin(dispatcher: Dispatcher, action: Callable[[], Awaitable[None]], 
 
 
 async def signal(dispatcher: Dispatcher, name: str, requested: str | int) -> object:
-    """Send a signal to one run, or to the runs of a group that have a process."""
+    """Send a signal (name or number) to the worker of a run. NAME:* signals its group."""
     info = find(dispatcher.backend, name)
     return await _on_one(info, name, _SIGNAL, partial(_signal, dispatcher, _signal_number(requested)))
 
 
 async def signal_group(dispatcher: Dispatcher, name: str, requested: str | int) -> list[Any]:
-    """Send a signal to the runs of a group that have a process."""
+    """Send a signal (name or number) to the workers of a group."""
     info = find(dispatcher.backend, name)
     return await _on_each([info], _SIGNAL, partial(_signal, dispatcher, _signal_number(requested)))
 
 
 async def signal_all(dispatcher: Dispatcher, requested: str | int) -> list[Any]:
-    """Send a signal to all runs that have a process."""
+    """Send a signal (name or number) to the workers of all runs."""
     action = partial(_signal, dispatcher, _signal_number(requested))
     return await _on_each(dispatcher.backend.processes(), _SIGNAL, action)
 
@@ -161,7 +161,7 @@ def _signal_number(requested: str | int) -> int:
 
 
 async def send_stdin(dispatcher: Dispatcher, name: str, chars: str) -> bool:
-    """Always a fault."""
+    """Always a fault: a training run has no standard input."""
     info = find(dispatcher.backend, name)
     if info.state not in SIGNALLABLE_STATES:
         raise Fault(FaultCode.NOT_RUNNING, info.name)

@@ -1,4 +1,4 @@
-"""What handlers share: finding a run by name, and faults that every client knows."""
+"""Used by several modules of handlers: finding runs, narrowing faults, one result for each run."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -24,7 +24,7 @@ def find(backend: Backend, name: str) -> ProcessInfo:
 
 
 def in_order(backend: Backend) -> list[ProcessInfo]:
-    """All runs, by name."""
+    """All runs, sorted by name."""
     return sorted(backend.processes(), key=lambda info: info.name)
 
 
@@ -42,7 +42,7 @@ async def narrowed(action: Awaitable[None], known: frozenset[int], otherwise: Fa
 
 
 async def each(names: Iterable[str], action: Callable[[str], Awaitable[object]]) -> list[Any]:
-    """Run the action on all names at once: one result struct for each, by name."""
+    """Run the action for all names concurrently. Returns one result struct for each, sorted by name."""
 
     async def one(name: str) -> dict[str, Any]:
         try:

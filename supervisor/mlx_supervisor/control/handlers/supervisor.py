@@ -1,4 +1,4 @@
-"""The supervisor: its version, its state, its end."""
+"""The supervisor: version, state, shutdown."""
 
 import os
 from typing import Any
@@ -21,12 +21,12 @@ async def get_version(dispatcher: Dispatcher) -> str:
 
 
 async def get_identification(dispatcher: Dispatcher) -> str:
-    """A fixed name."""
+    """Always mlx-supervisor."""
     return IDENTIFICATION
 
 
 async def get_state(dispatcher: Dispatcher) -> dict[str, Any]:
-    """RUNNING or SHUTDOWN, with Supervisord's number."""
+    """The supervisor's state: statecode and statename, RUNNING or SHUTDOWN."""
     if dispatcher.backend.shutting_down:
         return {"statecode": -1, "statename": "SHUTDOWN"}
     return {"statecode": 1, "statename": "RUNNING"}
@@ -38,17 +38,17 @@ async def get_pid(dispatcher: Dispatcher) -> int:
 
 
 async def shutdown(dispatcher: Dispatcher) -> bool:
-    """Begin to shut down."""
+    """Checkpoint and stop all runs, then the supervisor. Returns at once."""
     dispatcher.backend.shutdown()
     return True
 
 
 async def restart(dispatcher: Dispatcher) -> bool:
-    """Begin to shut down and start again."""
+    """Shut down, then start the supervisor again. Returns at once."""
     dispatcher.backend.shutdown(restart=True)
     return True
 
 
 async def send_event(dispatcher: Dispatcher, kind: str, data: str) -> bool:
-    """Accepted and ignored: the supervisor has no event listeners. Supervisord returns True in that case, too."""
+    """Accepted and ignored: the supervisor has no event listeners."""
     return True

@@ -14,14 +14,14 @@ async def list_methods(dispatcher: Dispatcher) -> list[str]:
 
 
 async def method_help(dispatcher: Dispatcher, name: str) -> str:
-    """Parameters, result and help of a method."""
+    """The parameters, the result and the purpose of a method."""
     method = _known(dispatcher, name)
     params = ", ".join(f"{param.name}: {param.kind}" for param in method.params)
-    return f"{method.name}({params}) -> {method.returns}\n\n{method.help}"
+    return f"{method.name}({params}) -> {method.returns}\n\n{method.handler.__doc__}"
 
 
 async def method_signature(dispatcher: Dispatcher, name: str) -> list[str]:
-    """The types of the result and of the parameters."""
+    """The types of a method's result and parameters."""
     return _known(dispatcher, name).signature()
 
 
@@ -33,9 +33,9 @@ def _known(dispatcher: Dispatcher, name: str) -> Method:
 
 
 async def multicall(dispatcher: Dispatcher, calls: list[Any]) -> list[object]:
-    """The results of several calls, in order; a fault is a struct in its place."""
+    """Up to 64 calls, one after the other. Returns their results; that of a failed call is a struct with its fault."""
     if len(calls) > MULTICALL_LIMIT:
-        raise Fault(FaultCode.BAD_ARGUMENTS, f"{len(calls)} calls, at most {MULTICALL_LIMIT} are taken at once")
+        raise Fault(FaultCode.BAD_ARGUMENTS, f"{len(calls)} calls, at most {MULTICALL_LIMIT} are allowed in one")
     results = []
     for call in calls:
         try:
@@ -51,5 +51,5 @@ async def _one_of_many(dispatcher: Dispatcher, call: Any) -> object:
     if not isinstance(name, str) or not isinstance(params, list):
         raise Fault(FaultCode.INCORRECT_PARAMETERS, "a call is {methodName: string, params: array}")
     if name == "system.multicall":
-        raise Fault(FaultCode.INCORRECT_PARAMETERS, "no system.multicall inside of one")
+        raise Fault(FaultCode.INCORRECT_PARAMETERS, "a system.multicall cannot contain another")
     return await dispatcher.call(name, tuple(params))

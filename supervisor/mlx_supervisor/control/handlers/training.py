@@ -1,4 +1,4 @@
-"""What Supervisord has no methods for."""
+"""Methods that Supervisord does not have."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from mlx_supervisor.control.handlers.shared import find, in_order, narrowed
 
 
 async def run_info(dispatcher: Dispatcher, name: str) -> dict[str, Any]:
-    """The progress and the memory of one run."""
+    """Progress and memory of one run."""
     info = find(dispatcher.backend, name)
     return {"name": info.name, "statename": info.state.name, **dispatcher.backend.run_info(info.name)}
 
 
 async def all_run_info(dispatcher: Dispatcher) -> list[Any]:
-    """The progress and the memory of all runs, by name."""
+    """Progress and memory of all runs, sorted by name."""
     return [await run_info(dispatcher, info.name) for info in in_order(dispatcher.backend)]
 
 
 async def restart_run(dispatcher: Dispatcher, name: str) -> bool:
-    """Stop and start a run in one call."""
+    """Stop and start a run in one call; wait until it is ready."""
     restarting = dispatcher.backend.restart(find(dispatcher.backend, name).name)
     await narrowed(restarting, KNOWN_FOR_START, FaultCode.SPAWN_ERROR)
     return True

@@ -14,7 +14,7 @@ from mlx_supervisor.control.transport.http_stream import PLAIN_TEXT, Disconnecte
 
 
 class Connection:
-    """Serves one client until it disconnects. `calls` holds the calls under way, which outlive the connection."""
+    """Serves one client until it disconnects. `calls` holds running calls, which outlive the connection."""
 
     def __init__(self, stream: HttpStream, dispatcher: Dispatcher, calls: set[asyncio.Task[object]]) -> None:
         self._stream = stream
@@ -24,7 +24,7 @@ class Connection:
         self._answering = False
 
     def leave(self) -> bool:
-        """Begin nothing new. True when an answer is on its way, which is worth waiting for."""
+        """Accept no further request. True while a call is being answered."""
         self._leaving = True
         return self._answering
 
@@ -56,7 +56,7 @@ class Connection:
             await self._follow(path)
         else:
             raise HttpStatusError(
-                400 if path == "/RPC2" else 404, "POST to /RPC2, or GET /logtail/NAME or /mainlogtail"
+                400 if path == "/RPC2" else 404, "allowed: POST /RPC2, GET /logtail/NAME and GET /mainlogtail"
             )
 
     async def _answer_call(self, body: bytes) -> None:
@@ -74,7 +74,7 @@ class Connection:
         except Fault as fault:
             answer = xmlrpc_codec.dump_fault(fault.code, str(fault))
         except asyncio.CancelledError:  # the call's, by `ControlServer.close`
-            answer = xmlrpc_codec.dump_fault(FaultCode.SHUTDOWN_STATE, "SHUTDOWN_STATE: the supervisor is gone")
+            answer = xmlrpc_codec.dump_fault(FaultCode.SHUTDOWN_STATE, "SHUTDOWN_STATE: the supervisor has shut down")
         headers = [("Content-Type", "text/xml"), *([("Connection", "close")] if self._leaving else [])]
         await self._stream.respond(200, b"OK", headers, answer)
 
@@ -107,7 +107,7 @@ class Connection:
                     log = logs.log_path(backend, name, "stderr")
                 case _:
                     raise HttpStatusError(
-                        404, "there are /logtail/NAME, /logtail/NAME/stdout, /logtail/NAME/stderr and /mainlogtail"
+                        404, "allowed: /logtail/NAME, /logtail/NAME/stdout, /logtail/NAME/stderr and /mainlogtail"
                     )
             return Follower(log)
         except (Fault, OSError) as error:
@@ -115,7 +115,7 @@ class Connection:
 
     async def _copy(self, follower: Follower) -> None:
         async for text in follower.texts():
-            # without a deadline: a terminal may be held for hours
+            # without a deadline: a user may pause the terminal for hours
             await self._stream.send(h11.Data(data=text.encode("utf-8", "replace")), deadline=False)
 
 

@@ -37,7 +37,7 @@ class HttpStatusError(Exception):
 
 
 class DisconnectedError(Exception):
-    """The client disconnected, or is too slow; nothing more can be sent to it."""
+    """The client disconnected or missed a deadline; nothing more can be sent to it."""
 
 
 class HttpStream:
@@ -64,7 +64,7 @@ class HttpStream:
         """The request's body. Raises HttpStatusError, h11.RemoteProtocolError."""
         for name, value in request.headers:
             if name == b"content-length" and int(value) > BODY_LIMIT_BYTES:
-                raise HttpStatusError(413, f"at most {BODY_LIMIT_BYTES} bytes are taken")
+                raise HttpStatusError(413, f"the body is limited to {BODY_LIMIT_BYTES} bytes")
         if self._http.they_are_waiting_for_100_continue:
             await self.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
         body = bytearray()
@@ -73,9 +73,9 @@ class HttpStream:
                 while isinstance(event := await self._event(), h11.Data):
                     body += event.data
                     if len(body) > BODY_LIMIT_BYTES:
-                        raise HttpStatusError(413, f"at most {BODY_LIMIT_BYTES} bytes are taken")
+                        raise HttpStatusError(413, f"the body is limited to {BODY_LIMIT_BYTES} bytes")
         except TimeoutError:
-            raise HttpStatusError(408, "the request did not arrive in time") from None
+            raise HttpStatusError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         return bytes(body)
 
     def next_cycle(self) -> bool:
@@ -138,7 +138,7 @@ class HttpStream:
         with contextlib.suppress(DisconnectedError, ConnectionError, h11.LocalProtocolError):
             text = xmlrpc_codec.clean(reason).encode() + b"\n"
             await self.respond(status, _REASONS.get(status, b"Refused"), [PLAIN_TEXT, ("Connection", "close")], text)
-            # closed while the client still sends, the connection would fail before the client reads the response
+            # a close while the client still sends would make it fail before it reads the response
             self._writer.write_eof()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
@@ -149,7 +149,7 @@ class HttpStream:
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """Close when all that was sent has been read, or the deadline has passed."""
+        """Close once the client has read everything, or the deadline has passed."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The control socket: who may connect, how many at once, and how it ends."""
+"""The control socket: accepts connections, up to a limit, and closes them."""
 
 import asyncio
 from pathlib import Path
@@ -13,14 +13,14 @@ from mlx_supervisor.control.transport.http_stream import HttpStream
 from mlx_supervisor.control.transport.unix_socket import SocketFile
 
 CONNECTION_LIMIT = 64
-"""More are told so (503) and closed."""
+"""More connections are refused (503) and closed."""
 FAREWELL_S = 1.0
-"""How long `close` waits for answers that are on their way, such as the one to `shutdown`."""
+"""How long `close` waits for responses being sent, such as the one to `shutdown`."""
 _log = structlog.get_logger("control")
 
 
 class ControlServer:
-    """Serves `backend` on a Unix socket at `path`, to the owner of its folder only."""
+    """Serves `backend` on a Unix socket at `path`, for the owner of its folder only."""
 
     def __init__(self, path: Path, backend: Backend) -> None:
         self._path = path
@@ -32,7 +32,7 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen. Raises SocketFileError: the path is too long, not ours, or another daemon answers there."""
+        """Listen. Raises SocketFileError: the path is too long, another user's, or in use by another daemon."""
         assert self._file is None, "started twice"
         self._file = SocketFile(self._path)
         try:
@@ -44,7 +44,7 @@ class ControlServer:
             raise
 
     async def close(self) -> None:
-        """Stop listening, let answers under way go out, end every connection, and cancel every call still running."""
+        """Stop listening, finish responses being sent, cancel running calls, and close all connections."""
         if self._file is None or self._server is None:
             return
         self._server.close()

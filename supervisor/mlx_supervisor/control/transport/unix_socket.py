@@ -1,4 +1,4 @@
-"""The socket's file: whose folder it is in, whether its path fits, and whether another daemon still answers there."""
+"""The socket's file: checks its path and its folder's owner, and replaces the file of a daemon that died."""
 
 import os
 import socket
@@ -6,19 +6,19 @@ import stat
 from pathlib import Path
 
 PATH_LIMIT_BYTES = 100
-"""macOS has room for 103 bytes, Linux for 107."""
+"""The system's own limit is 103 bytes on macOS and 107 on Linux."""
 BACKLOG = 64
 PROBE_TIMEOUT_S = 2.0
 
 
 class SocketFileError(Exception):
-    """The control socket cannot be had; the text says why and what to do."""
+    """The control socket cannot be created; the text says why and what to do."""
 
 
 class SocketFile:
-    """A listening Unix socket that only its owner can reach. `close` takes away the file, if it is still ours.
+    """A listening Unix socket that only its owner can reach. `close` removes the file unless it was replaced.
 
-    That two daemons do not start in the same moment is for the lock on the state folder to see to.
+    Two daemons that start at the same moment are kept apart by the lock on the state folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,11 +27,11 @@ class SocketFile:
         self.path = path
         try:
             _prepare_folder(path.parent)
-            _clear_the_way(path)
+            _remove_stale(path)
             self.socket = _listen(path)
             self._identity = _identity(path)
         except OSError as error:
-            raise SocketFileError(f"{path}: cannot listen there: {error.strerror or error}") from error
+            raise SocketFileError(f"{path}: cannot listen on this socket: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Remove the file; the socket itself belongs to the server that listens on it."""
@@ -39,14 +39,14 @@ class SocketFile:
             if _identity(self.path) == self._identity:
                 self.path.unlink()
         except OSError:
-            pass  # somebody removed it, or the disk is gone; the next daemon replaces what is stale
+            pass  # already removed, or the disk failed; the next daemon replaces a stale file
 
 
 def _check_path(path: Path) -> None:
     length = len(os.fsencode(path))
     if length >= PATH_LIMIT_BYTES:
         raise SocketFileError(
-            f"{path}: {length} bytes are too long for the path of a socket, which must be under {PATH_LIMIT_BYTES}; "
+            f"{path}: {length} bytes are too long for the path of a socket (under {PATH_LIMIT_BYTES} are allowed); "
             "choose a shorter state_dir"
         )
 
@@ -56,23 +56,21 @@ def _prepare_folder(folder: Path) -> None:
     status = folder.stat()
     if status.st_uid != os.geteuid():
         raise SocketFileError(
-            f"{folder}: belongs to user {status.st_uid}; the control socket needs a folder of one's own"
+            f"{folder}: belongs to user {status.st_uid}; the control socket needs a folder of your own (state_dir)"
         )
     if stat.S_IMODE(status.st_mode) & 0o077:
         folder.chmod(0o700)
 
 
-def _clear_the_way(path: Path) -> None:
+def _remove_stale(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise SocketFileError(
-            f"{path}: is there already and is not a socket; move it away, or choose another state_dir"
-        )
+        raise SocketFileError(f"{path}: exists and is not a socket; move it away, or choose another state_dir")
     if _answers(path):
-        raise SocketFileError(f"{path}: another daemon answers there; stop it, or choose another state_dir")
+        raise SocketFileError(f"{path}: another daemon answers on this socket; stop it, or choose another state_dir")
     path.unlink()
 
 
@@ -84,14 +82,14 @@ def _answers(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:
-            return True  # a full queue or a timeout: somebody is there
+            return True  # a full queue or a timeout: a daemon is listening
         return True
 
 
 def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        before = os.umask(0o177)  # the file must never exist with a wider mode, however briefly
+        before = os.umask(0o177)  # the file must never exist with a wider mode, not even briefly
         try:
             listener.bind(os.fspath(path))
         finally:

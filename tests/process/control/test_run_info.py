@@ -1,0 +1,52 @@
+"""What a run's machine knows of a leak, on its way to `supervisorctl`."""
+
+import json
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from tests.core.machine.timeline import Timeline, policy
+
+from mlx_supervisor.control.backend import RunInfo
+from mlx_supervisor.core.policy import MIB
+from mlx_supervisor.daemon.control_adapter import run_info
+from mlx_supervisor.daemon.run import SupervisedRun
+
+LIMIT_MIB = 20_000
+ROOM_STEPS = LIMIT_MIB / 10 - 350
+
+
+def info_after_steps(grow_mib: float) -> RunInfo:
+    """After 300 steps of 0.3 s from 500 MiB on, each of which adds `grow_mib` to MLX's active memory."""
+    timeline = Timeline(policy(limit_bytes=LIMIT_MIB * MIB))
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running")
+    timeline.play(f"steps 300 grow={grow_mib} -> running")
+    return run_info(cast(SupervisedRun, SimpleNamespace(machine=timeline.machine)))
+
+
+def test_a_leak_is_reported_by_cause_with_the_steps_and_the_time_to_the_limit() -> None:
+    info = info_after_steps(grow_mib=10)
+    assert info["leak"] == "leaking"
+    assert info["leak_bytes_per_step"] == pytest.approx(10 * MIB, rel=0.02)
+    by_cause = info["leak_by_cause_bytes_per_step"]
+    assert by_cause is not None
+    assert by_cause.keys() == {"arrays", "cache", "native"}
+    assert by_cause["arrays"] == pytest.approx(10 * MIB, rel=0.02)
+    assert by_cause["cache"] == by_cause["native"] == 0
+    assert info["steps_to_limit"] == pytest.approx(ROOM_STEPS, rel=0.02)
+    assert info["seconds_to_limit"] == pytest.approx(ROOM_STEPS * 0.3, rel=0.02)
+
+
+def test_without_growth_there_is_no_time_to_the_limit() -> None:
+    info = info_after_steps(grow_mib=0)
+    assert info["leak"] == ""
+    assert info["leak_bytes_per_step"] == 0
+    assert info["steps_to_limit"] is info["seconds_to_limit"] is None
+
+
+def test_status_and_info_show_the_leak(ours, backend) -> None:
+    backend.infos["night"] = info = info_after_steps(grow_mib=10)
+    assert f", leak 10.0 MiB/step, limit in {info['steps_to_limit']:,.0f} steps (8m1" in ours("status", "night").out
+    shown = json.loads(ours("info", "night").out)
+    for key in ("leak_by_cause_bytes_per_step", "steps_to_limit", "seconds_to_limit"):
+        assert shown[key] == info[key]
