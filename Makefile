@@ -17,12 +17,13 @@ ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null)$(shell cat $(VENV)/.made
 $(DEPENDENCIES): again
 endif
 
-.PHONY: help install run run-bare test test-long check simulate simulate-bugs bench bench-leaks bench-worker lock clean again
+.PHONY: help install run run-bare test test-core test-long check simulate simulate-bugs bench bench-leaks bench-worker lock clean again
 
 help:
 	@echo "make install    the environment in $(VENV), from the hash-pinned requirements.txt"
 	@echo "make run        a first run with a fire drill: it leaks, trips, halves its batch, and finishes"
 	@echo "make run-bare   the same drill without the supervisor: it dies"
+	@echo "make test-core  the core's tests and a smoke of the simulator: after every edit"
 	@echo "make test       the default tests; make test-long the slow ones; make check ruff and mypy"
 	@echo "make simulate   1,000 seeds of simulated worlds; SEEDS=10000 or SEEDS=7..99; SEED=42 replays one; simulate-bugs"
 	@echo "make bench      what supervision costs, into bench/results; make bench-worker the worker's own figures"
@@ -55,11 +56,19 @@ run: $(INSTALLED)
 run-bare: $(INSTALLED)
 	-$(BIN)/mlx-supervisor run examples/first-run.toml --bare
 
+# Most tests wait for processes: twice as many workers as cores pay on two. `make test WORKERS=8` where there are more.
+WORKERS ?= 4
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long" -n $(WORKERS) --dist worksteal --durations=10
 
+# These compute, and do not wait.
+test-core: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile=quick \
+		tests/core "tests/simulation/test_simulation.py::test_seeds[0]"
+
+# besides, ten times the examples of each property
 test-long: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m long
+	$(BIN)/python -m pytest -q -m "long or hypothesis" --hypothesis-profile=long
 
 check: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

@@ -249,7 +249,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(
-    max_examples=3 * settings.default.max_examples // 2,
+    max_examples=3 * settings().max_examples // 2,
     stateful_step_count=40,
     suppress_health_check=list(HealthCheck),
 )
