@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_supervisor.core.events import Recovered, StepReport
-from mlx_supervisor.core.history import UNTROUBLED_S, RunHistory
+from mlx_supervisor.core.history import DEFAULT_MTBF_S, RunHistory
 
 VALUES: dict[object, st.SearchStrategy[Any]] = {
     int: st.integers(0, 2**53),
@@ -71,9 +71,9 @@ def test_shares_of_nothing_are_unknown() -> None:
 
 
 def test_the_mean_time_between_failures_is_what_was_seen() -> None:
-    assert RunHistory().mean_time_between_failures_s == UNTROUBLED_S
-    assert RunHistory(active_s=60.0).mean_time_between_failures_s == UNTROUBLED_S
-    assert RunHistory(active_s=10 * UNTROUBLED_S).mean_time_between_failures_s == 10 * UNTROUBLED_S
+    assert RunHistory().mean_time_between_failures_s == DEFAULT_MTBF_S
+    assert RunHistory(active_s=60.0).mean_time_between_failures_s == DEFAULT_MTBF_S
+    assert RunHistory(active_s=10 * DEFAULT_MTBF_S).mean_time_between_failures_s == 10 * DEFAULT_MTBF_S
     assert RunHistory(active_s=600.0, failures=3).mean_time_between_failures_s == 200.0
 
 

@@ -121,7 +121,7 @@ class NeverGivesUp(Machine):
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.Exited):
-            self.budget.forget()
+            self.budget.reset()
         return super().apply(event)
 
 

@@ -116,8 +116,8 @@ def test_growth_from_a_small_start_keeps_the_losses(tmp_path: Path) -> None:
     )
     done = harness.run(growing, trains=True)
     assert done.process.returncode == 0, done.stderr
-    assert "All well: 2 samples at once" in done.stderr
-    assert "All well: 8 samples at once" in done.stderr
+    assert "Growing micro-batch to 2 " in done.stderr
+    assert "Growing micro-batch to 8 " in done.stderr
     assert done.summary()["generations"][-1]["batch_size"] == 8
     expected, found = harness.journaled_losses(tmp_path / "calm"), harness.journaled_losses(tmp_path / "growing")
     assert max(abs(found[step] - expected[step]) / abs(expected[step]) for step in expected) < 1e-4

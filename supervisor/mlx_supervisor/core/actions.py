@@ -1,4 +1,4 @@
-"""What the machine wants done. An action that fails comes back as an `ActionFailed` event."""
+"""The machine's output. An action that fails comes back as an `ActionFailed` event."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ Field: TypeAlias = str | int | float | bool | None
 
 
 class Severity(StrEnum):
-    """How loud a notice is."""
+    """How serious a notice is."""
 
     INFO = "info"
     WARNING = "warning"
@@ -23,13 +23,13 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Spawn(Action):
-    """Start a worker, `generation` being one more than any before it.
+    """Start a worker; `generation` is one more than the highest before it.
 
-    `batch_size`: samples in memory at once; None leaves the choice to the worker (the task's own configuration).
+    `batch_size`: the micro-batch in samples; None leaves the choice to the worker (the task's own configuration).
     `effective_batch`: samples of one update; None likewise.
-    `checkpoint_every_steps`: a tighter checkpoint interval than the settings', after a life that saved nothing.
-    `mean_time_between_failures_s`: what the run has seen so far; the interval of checkpoints follows from it.
-    `gradient_checkpointing`: compute activations again instead of keeping them.
+    `checkpoint_every_steps`: a shorter checkpoint interval than the settings', after a generation that saved none.
+    `mean_time_between_failures_s`: of the run so far; the checkpoint interval follows from it.
+    `gradient_checkpointing`: recompute activations instead of keeping them.
     """
 
     generation: int
@@ -42,14 +42,14 @@ class Spawn(Action):
 
 @dataclass(frozen=True, slots=True)
 class RequestClearCache(Action):
-    """Ask the worker to clear its caches and say so (`Cleared`)."""
+    """Request the worker to clear its caches; it answers with `Cleared`."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class RequestAutopsy(Action):
-    """Ask the worker what grew (`Autopsied`), for at most `limit_s` seconds."""
+    """Request an autopsy of at most `limit_s` seconds; the worker answers with `Autopsied`."""
 
     generation: int
     limit_s: float
@@ -57,7 +57,7 @@ class RequestAutopsy(Action):
 
 @dataclass(frozen=True, slots=True)
 class RequestStop(Action):
-    """Ask the worker to checkpoint after the update in hand, and exit."""
+    """Request the worker to finish the current update, save a checkpoint and exit."""
 
     generation: int
     reason: str
@@ -65,7 +65,7 @@ class RequestStop(Action):
 
 @dataclass(frozen=True, slots=True)
 class RequestResize(Action):
-    """Ask the worker to go on with another number of samples in memory, from its next update."""
+    """Request another micro-batch from the worker's next update."""
 
     generation: int
     batch_size: int
@@ -74,7 +74,7 @@ class RequestResize(Action):
 
 @dataclass(frozen=True, slots=True)
 class DumpStacks(Action):
-    """Have the worker write every thread's stack to its stderr (before a hung one is killed)."""
+    """Make the worker write every thread's stack to its stderr, before a hung worker is killed."""
 
     generation: int
 
@@ -96,7 +96,7 @@ class Kill(Action):
 
 @dataclass(frozen=True, slots=True)
 class Notice(Action):
-    """Append to the journal, the log and the display: something happened, in one sentence."""
+    """One sentence for the journal, the log and the display."""
 
     kind: str
     text: str
@@ -107,9 +107,9 @@ class Notice(Action):
 
 @dataclass(frozen=True, slots=True)
 class CloseGeneration(Action):
-    """A life is over: its record for the journal and the summary.
+    """The end of a generation: its record for the journal and the summary.
 
-    `alive`: its process can't be killed. The journal must not take it for gone: the next supervisor has to look for it.
+    `alive`: a process survived SIGKILL. The journal keeps the generation open, so that the next supervisor checks it.
     """
 
     generation: int
@@ -119,9 +119,9 @@ class CloseGeneration(Action):
 
 @dataclass(frozen=True, slots=True)
 class SaveHistory(Action):
-    """Make the run's history durable; it outlives the supervisor.
+    """Make the run's history durable; it survives the supervisor.
 
-    `wait`: before anything else is done. Otherwise it may be late, or give way to a newer one.
+    `wait`: before any later action. Otherwise it may be written late, or be replaced by a newer snapshot.
     """
 
     snapshot: Mapping[str, object]
@@ -130,7 +130,7 @@ class SaveHistory(Action):
 
 @dataclass(frozen=True, slots=True)
 class Finish(Action):
-    """The run has ended for now: write the summary."""
+    """The run has ended: write the summary."""
 
     outcome: str
     reason: str

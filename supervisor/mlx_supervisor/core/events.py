@@ -1,11 +1,11 @@
-"""What the machine is told. Every event carries its own time, `at_s`, in seconds of a monotonic clock."""
+"""The machine's input. Every event has its own time, `at_s`, in seconds of a monotonic clock."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What the worker is doing; memory means something different in each."""
+    """What the worker is doing. Memory is judged differently in each phase."""
 
     LOAD = "load"
     TRAIN = "train"
@@ -14,7 +14,7 @@ class Phase(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a worker says that its life ended."""
+    """The outcome that a worker reports before it exits."""
 
     COMPLETED = "completed"
     STOPPED = "stopped"
@@ -23,7 +23,7 @@ class Outcome(StrEnum):
 
 
 class MemoryPressure(StrEnum):
-    """How the operating system judges the machine's memory (macOS: its pressure level; Linux: stall information)."""
+    """The operating system's memory pressure (macOS: pressure level; Linux: pressure stall information)."""
 
     NORMAL = "normal"
     WARN = "warn"
@@ -31,7 +31,7 @@ class MemoryPressure(StrEnum):
 
 
 class CommandKind(StrEnum):
-    """What can be asked of one run. SUSPEND is a stop because the supervisor itself ends: the run is still wanted."""
+    """Commands to one run. SUSPEND: a stop because the supervisor ends; the next one resumes the run."""
 
     START = "start"
     STOP = "stop"
@@ -42,21 +42,21 @@ class CommandKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Base of all events: when it happened."""
+    """Base of all events."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerEvent(Event):
-    """An event about one incarnation of the worker; older generations are ignored."""
+    """An event of one generation; events of other generations are ignored."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class Command(Event):
-    """A person's wish."""
+    """A request by a person or by the daemon."""
 
     kind: CommandKind
     reason: str = ""
@@ -64,14 +64,14 @@ class Command(Event):
 
 @dataclass(frozen=True, slots=True)
 class Tick(Event):
-    """The deadline that `next_deadline` named has come (or time merely passed)."""
+    """The deadline of `next_deadline` has passed. An early tick is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActionFailed(Event):
-    """The world refused an action of ours: `action` is "spawn", or its class's name.
+    """An action failed. `action`: "spawn", or the action's class name.
 
-    `passing`: it may be otherwise later (a full disk, no process to be had).
+    `passing`: a later attempt may succeed (a full disk, no process available).
     """
 
     action: str
@@ -81,16 +81,17 @@ class ActionFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Spawned(WorkerEvent):
-    """The process exists; it is not ready."""
+    """The process exists, but is not ready yet."""
 
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ready(WorkerEvent):
-    """The model is loaded, the checkpoint restored: the next thing is a step.
+    """The model is loaded and the checkpoint restored: steps follow.
 
-    `batch_size` is what is in memory at once, in samples; `effective_batch` the samples of one update.
+    `batch_size`: the micro-batch; `effective_batch`: samples of one update. `passed_over`: skipped checkpoints, with
+    the reason.
     """
 
     step: int
@@ -106,7 +107,7 @@ class Ready(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepReport(WorkerEvent):
-    """One optimizer update. Memory in bytes, as MLX counts it; `resident_bytes` as the worker sees itself."""
+    """One optimizer update. Memory in bytes, as MLX counts it; `resident_bytes`: measured by the worker itself."""
 
     step: int
     loss: float
@@ -125,7 +126,7 @@ class StepReport(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class PhaseChange(WorkerEvent):
-    """The worker went on to something else, or says where it stands in it (which counts as progress)."""
+    """The worker entered a phase, or reports progress within it."""
 
     phase: Phase
     detail: str = ""
@@ -133,7 +134,7 @@ class PhaseChange(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointReport(WorkerEvent):
-    """A checkpoint is durable (`ok`), or could not be written and the run goes on without it."""
+    """A checkpoint is durable (`ok`), or failed, and training continues without it."""
 
     step: int
     ok: bool
@@ -192,8 +193,8 @@ class Bye(WorkerEvent):
 class Sample(WorkerEvent):
     """Memory as the operating system charges it to the worker's whole process group, and the machine's own.
 
-    `children_bytes`: the part of the footprint that is not the leader's. `available_bytes`: what the machine, or the
-    control group that we live in, can still give. `swap_used_bytes`: None where it can't be told.
+    `children_bytes`: the part of the footprint outside the group leader. `available_bytes`: of the machine, or of the
+    supervisor's control group. `swap_used_bytes`: None where it is unknown.
     """
 
     footprint_bytes: int
@@ -206,7 +207,7 @@ class Sample(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class MachineSample(Event):
-    """The machine's memory while a run waits for it to come back, with no worker of its own."""
+    """The machine's memory while the run has no worker."""
 
     available_bytes: int
     pressure: MemoryPressure = MemoryPressure.NORMAL
@@ -214,7 +215,7 @@ class MachineSample(Event):
 
 @dataclass(frozen=True, slots=True)
 class Autopsied(WorkerEvent):
-    """What the worker found to have grown: a sentence each, the largest first."""
+    """An autopsy: what grew, one sentence each, the largest first."""
 
     step: int
     findings: tuple[str, ...]
@@ -224,18 +225,18 @@ class Autopsied(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class SampleMissing(WorkerEvent):
-    """A sample that could not be had. Never read as zero."""
+    """A memory sample failed. Never treated as zero."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Exited(WorkerEvent):
-    """The worker's leader was reaped and nothing of its group is left.
+    """The worker was reaped, and its process group is empty.
 
-    Exactly one of `exit_code` and `signal` is set, unless the process was not ours to reap (both None).
-    `stderr_tail` is the end of what it wrote, bounded by the adapter. `oom_killed`: whether the kernel counted an
-    out-of-memory kill during this life; None where it can't tell.
+    Exactly one of `exit_code` and `signal` is set; neither if the process was not the supervisor's child.
+    `stderr_tail`: the end of its stderr, bounded by the adapter. `oom_killed`: whether the kernel counted an
+    out-of-memory kill during this generation; None where it is unknown.
     """
 
     exit_code: int | None
@@ -246,10 +247,10 @@ class Exited(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class Recovered(WorkerEvent):
-    """A supervisor that took over from a dead one has made sure that this generation's worker is gone.
+    """After a supervisor crash, its successor has ensured that this generation's worker is no longer running.
 
-    What the journal knows of that life: its first and last step (0 for none), the batch, the seconds that its steps
-    took (`train_s`), from start to last sign of life (`lived_s`), and the highest footprint sampled.
+    From the journal: the generation's first and last step (0 for none), the batch, the seconds spent in steps
+    (`train_s`), the seconds from its start to its last message (`lived_s`), and the peak footprint sampled.
     """
 
     machine_restarted: bool

@@ -1,4 +1,4 @@
-"""What a run has lived through: it outlives the worker and the supervisor."""
+"""The history of a run: it survives the worker and the supervisor."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -8,16 +8,16 @@ from typing import Any
 
 from mlx_supervisor.core.events import Recovered, StepReport
 
-UNTROUBLED_S = 4 * 3600.0
-"""Mean time between failures of a run that has seen none: a guess, and a cautious one."""
+DEFAULT_MTBF_S = 4 * 3600.0
+"""Mean time between failures of a run without any: a cautious guess."""
 
 
 @dataclass(slots=True)
 class RunHistory:
-    """Counters over all lives of one run. Steps are optimizer updates, times in seconds.
+    """Counters over all generations of one run. Steps are optimizer updates, times in seconds.
 
-    `least_size`: the smallest batch that was gone to since anything durable was added.
-    `life_…`: what of the life in hand is in the counters already, as a supervisor that dies may have saved it.
+    `least_size`: the smallest micro-batch since the last progress. `wanted`: the next supervisor resumes the run.
+    `generation_…`: the current generation's share of the totals, needed if the supervisor dies and must add the rest.
     """
 
     generation: int = 0
@@ -63,7 +63,7 @@ class RunHistory:
     reason: str = ""
 
     def add_step(self, report: StepReport) -> None:
-        """Count one update: new, or done again after a restart."""
+        """Count one update: a new one, or a replay after a restart."""
         self.train_s += report.seconds
         self.generation_steps += 1
         self.generation_train_s += report.seconds
@@ -75,23 +75,23 @@ class RunHistory:
             self.useful_s += report.seconds
 
     def forget_trips_below(self, limit_bytes: int) -> None:
-        """What a lower limit forced may be tried again under the present one."""
+        """Under a higher limit, sizes that tripped under a lower one may be tried again."""
         if limit_bytes > self.limit_bytes:
             self.tripped_sizes = []
             self.gradient_checkpointing = False
         self.limit_bytes = limit_bytes
 
     def add_active(self, seconds: float) -> None:
-        """Time that the run was wanted and not at rest."""
+        """Time during which the run was not at rest."""
         self.active_s += seconds
         self.generation_active_s += seconds
 
     def begin_generation(self) -> None:
-        """Nothing of the life in hand is counted yet."""
+        """Nothing of the new generation is counted yet."""
         self.generation_steps, self.generation_train_s, self.generation_active_s = 0, 0.0, 0.0
 
     def add_lost_generation(self, lost: Recovered) -> None:
-        """Count what a dead supervisor saw and could not count any more, of the life that this history knows last."""
+        """Count the part of the latest generation that a dead supervisor saw but did not save."""
         self.active_s += max(lost.lived_s - self.generation_active_s, 0.0)
         self.generation_active_s = max(lost.lived_s, self.generation_active_s)
         if lost.last_step == 0:
@@ -110,23 +110,23 @@ class RunHistory:
 
     @property
     def goodput(self) -> float | None:
-        """Share of the run's time that went into steps that counted; None before any time has passed."""
+        """Share of the active time spent in steps that were not replayed; None before any time has passed."""
         return min(self.useful_s / self.active_s, 1.0) if self.active_s > 0 else None
 
     @property
     def checkpoint_stall_fraction(self) -> float | None:
-        """Time that training stood still for checkpoints, over training time; None before any step."""
+        """Time that checkpoints stalled training, as a share of both together; None before any step."""
         return self.stall_s / (self.train_s + self.stall_s) if self.train_s > 0 else None
 
     @property
     def mean_time_between_failures_s(self) -> float:
-        """Time that the run was wanted and not at rest, over its failures; before the first, at least the default."""
+        """Active time per failure; before the first failure, at least the default."""
         if self.failures == 0:
-            return max(self.active_s, UNTROUBLED_S)
+            return max(self.active_s, DEFAULT_MTBF_S)
         return self.active_s / self.failures
 
     def snapshot(self) -> dict[str, Any]:
-        """As plain values for the journal. A loss that JSON can't hold is left out."""
+        """Plain values for the journal. A loss that is not finite becomes None: JSON has no such number."""
         values = asdict(self)
         if self.loss is not None and not isfinite(self.loss):
             values["loss"] = None
@@ -134,7 +134,7 @@ class RunHistory:
 
     @classmethod
     def restore(cls, snapshot: Mapping[str, Any]) -> "RunHistory":
-        """From a snapshot. Keys of other versions are passed over; a wrong type is a ValueError."""
+        """From a snapshot. Unknown keys, of other versions, are ignored. Raises ValueError for a wrong type."""
         history = cls()
         for each in fields(cls):
             if each.name not in snapshot:
@@ -160,7 +160,7 @@ def _fits(value: object, kind: object) -> bool:
 
 @dataclass(slots=True)
 class Generation:
-    """One generation of the worker, for the summary."""
+    """The record of one generation."""
 
     generation: int
     started_s: float
@@ -178,7 +178,7 @@ class Generation:
 
     @classmethod
     def recovered(cls, lost: Recovered, batch_size: int | None, gradient_checkpointing: bool) -> "Generation":
-        """The life of a worker whose supervisor died, as far as the journal knows it."""
+        """A generation whose supervisor died, as far as the journal has it."""
         return cls(
             lost.generation,
             lost.at_s - lost.lived_s,
@@ -191,7 +191,7 @@ class Generation:
         )
 
     def add_step(self, report: StepReport) -> None:
-        """Note the update; the batch is that of the latest one."""
+        """Record the update; the batch is that of the latest one."""
         if self.first_step is None:
             self.first_step = report.step
         self.last_step = report.step
@@ -199,7 +199,7 @@ class Generation:
         self.accumulation = report.accumulation
 
     def record(self, at_s: float, ended: str, cause: str) -> dict[str, Any]:
-        """As the summary has it."""
+        """The values for journal and summary; `ended`: the exit, `cause`: the cause of the death."""
         return {
             "generation": self.generation,
             "batch_size": self.batch_size,

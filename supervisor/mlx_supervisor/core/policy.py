@@ -1,4 +1,4 @@
-"""What the machine is allowed to do: every threshold of a run, as plain numbers."""
+"""Every threshold of a run, as plain numbers."""
 
 from dataclasses import dataclass, field
 
@@ -7,9 +7,10 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """`size` and `accumulation` as asked, in samples; None: the worker says at its first `Ready`.
+    """`size`: the requested micro-batch in samples; None: the worker reports its own with the first `Ready`.
 
-    `start`: the size to begin at, doubled after every `grow_after_steps` good steps, up to `size`.
+    `accumulation`: micro-batches per update. `start`: the first micro-batch, doubled after every `grow_after_steps`
+    good steps, up to `size`.
     """
 
     size: int | None = None
@@ -23,14 +24,14 @@ class BatchPolicy:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPolicy:
-    """`limit_bytes` is for the worker's whole process group. `confirm_samples` in a row over it are a hard trip.
+    """`limit_bytes`: for the worker's whole process group. `confirm_samples` consecutive samples over it trip hard.
 
-    `missing_samples` in a row: the worker is unwatched, and restarted. `clear_first`: a soft trip asks for cleared
-    caches before it costs a restart. `gradient_checkpointing`: "never", "last_resort" (when the smallest batch still
-    trips for pressure) or "always". `autopsy`: ask what grew, for at most `autopsy_limit_s`.
+    `missing_samples`: consecutive failed samples after which the worker is restarted. `clear_first`: a soft trip
+    first clears the caches, which may save the restart. `gradient_checkpointing`: "never", "last_resort" (when the
+    smallest batch still trips for pressure) or "always". `autopsy`: find what grew, for at most `autopsy_limit_s`.
 
-    `soft_share`: the share of the limit at which the floor plus the usual spikes is near enough for a soft trip.
-    `min_slope_bytes`: leaks slower than this, per step, are nobody's business.
+    `soft_share`: the share of the limit at which the floor plus the usual spikes trips softly.
+    `min_slope_bytes`: leaks of fewer bytes per step are ignored.
     """
 
     limit_bytes: int
@@ -47,14 +48,14 @@ class MemoryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """`max_without_progress` lives in a row that add no durable step are the end.
+    """The run fails after `max_without_progress` consecutive generations without a new checkpoint.
 
-    A restart after a crash waits `backoff_s`, doubled each time up to `backoff_max_s`, longer by a random share of at
-    most `jitter`; memory restarts do not wait. A life of `healthy_s` makes the next wait the first again.
-    `max_memory_without_progress`: likewise for lives that memory ended. `max_same_error`: ends in a row by the same
-    error of the user's code at the same step. `wait_for_memory_s`: how long a start may wait for the machine's memory
-    to come back. `reboot_cooldown_s`: wait after the machine restarted; `max_reboots` in a row without
-    progress are the end.
+    A restart after a crash waits `backoff_s`, doubled each time up to `backoff_max_s`, plus a random share of at
+    most `jitter`; memory restarts do not wait. A generation of at least `healthy_s` resets the wait.
+    `max_memory_without_progress`: the same limit for generations that memory ended. `max_same_error`: consecutive
+    deaths by the same error of the user's code at the same step. `wait_for_memory_s`: how long a start may wait for
+    available memory. `reboot_cooldown_s`: the wait after the machine restarted; `max_reboots`: consecutive machine
+    restarts without progress.
     """
 
     max_without_progress: int = 3
@@ -77,7 +78,7 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RunPolicy:
-    """All of one run."""
+    """The thresholds of one run."""
 
     memory: MemoryPolicy
     batch: BatchPolicy = field(default_factory=BatchPolicy)

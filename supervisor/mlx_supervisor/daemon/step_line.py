@@ -18,5 +18,5 @@ def step_line(machine: Run, step: ev.StepReport) -> str:
         f"{time.strftime('%H:%M:%S')} step {step.step}/{machine.history.target_steps} loss={step.loss:.4f} "
         f"lr={step.learning_rate:.3g} {unit}/s={rate:,.0f} batch={step.batch_size}x{step.accumulation} "
         f"memory={used}/{machine.policy.memory.limit_bytes / mib:,.0f} MiB "
-        f"leak={'?' if leak is None else f'{leak / 1e6:.1f}'} MB/step"
+        f"leak={'?' if leak is None else f'{leak / mib:.1f}'} MiB/step"
     )

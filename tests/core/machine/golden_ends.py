@@ -35,12 +35,14 @@ ENDS = {
     """),
     "a status of 0 before the last step is no completion": (policy(), RUNNING + """
         exit 0                      -> backoff: close crash, save
+            | The worker ended (exit code 0): crash (exited with status 0 before the last step); next start in 1 s.
     """),
     "a status of 0 at the last step, which is not saved, is no completion": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=3              -> running
         steps 3                     -> running
         saved error=full            -> running
+            | Failed to save checkpoint of step 3: full; the previous one stays.
         exit 0                      -> backoff: close crash, save
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
     """),
@@ -52,6 +54,7 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         exit 1 RuntimeError         -> backoff: close crash, save
+            | The worker ended (exit code 1): crash (RuntimeError); next start in 1 s.
         early                       -> backoff
         tick                        -> starting: save, spawn 2 batch 8 of 8
         exit 1 RuntimeError         -> backoff: close crash, save
@@ -59,6 +62,8 @@ ENDS = {
         tick                        -> starting: save, spawn 3 batch 8 of 8
         ready                       -> running
         exit 1 RuntimeError         -> fatal: close crash, save, finish failed
+            | Failed at step 0: 3 consecutive generations without a new checkpoint (restart.max_without_progress);
+            | last error: RuntimeError.
     """),
     "progress wipes the slate": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -114,22 +119,29 @@ ENDS = {
         saved                       -> running: save
         exit signal=9 oom=no        -> starting: close killed externally, save, spawn 2 batch 8 of 8
         exit signal=15              -> backoff: close stopped externally, save
+            | The worker ended (signal 15):
         tick                        -> starting: save, spawn 3 batch 8 of 8
         ready                       -> running
         exit 75                     -> backoff: close stopped externally, save
+            | The worker ended (exit code 75): stopped externally (the worker was stopped, but not by the supervisor);
+            | next start in 2 s.
     """),
     "refused: at once": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         bye refused no such model   -> starting
         exit 78                     -> fatal: close refused its job, save, finish failed
+            | Failed at step 0: no such model.
     """),
     "refused while running": (policy(), RUNNING + """
         exit 78                     -> fatal: close refused its job, save, finish failed
+            | Failed at step 3: the worker refused its job without a reason.
     """),
     "another batch than ordered is our bug: no endless loop": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready batch=4               -> killing: kill
+            | Bug: the worker uses micro-batch 4, but 8 was requested.
         exit signal=9               -> fatal: close refused its job, save, finish failed
+            | Failed at step 0: the worker uses micro-batch 4, but 8 was requested.
     """),
     "another batch than ordered, said by a step": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -140,46 +152,62 @@ ENDS = {
         early after=29              -> running
         sample 500                  -> running   # alive is not getting anywhere
         tick                        -> terminating: dump, term
+            | Hang: no progress for 30 s. Dumping the worker's stacks to its stderr, then sending SIGTERM.
         tick                        -> killing: kill
+            | The worker ignored SIGTERM; sending SIGKILL to its process group.
         exit signal=9               -> backoff: close hang, save
+            | The worker ended (signal 9): hang (no progress for 30 s); next start in 1 s.
     """),
     "hang that heeds SIGTERM and saves": (policy(hang_timeout_s=30.0, backoff_s=0.0), RUNNING + """
         tick                        -> terminating: dump, term
         saved                       -> terminating: save
         exit 75                     -> starting: close hang, save, spawn 2 batch 8 of 8
+            | The worker ended (exit code 75): hang (no progress for 30 s); restarting.
     """),
     "hangs for ever": (policy(hang_timeout_s=30.0, max_without_progress=1), RUNNING + """
         tick                        -> terminating: dump, term
         exit 75                     -> fatal: close hang, save, finish failed
+            | Failed at step 3: 1 consecutive generations without a new checkpoint (restart.max_without_progress);
+            | last error: no progress for 30 s.
     """),
     "a long evaluation is no hang, a checkpoint beside it changes nothing": (policy(), RUNNING + """
         phase eval                  -> running
         saved after=200             -> running: save
         early after=500             -> running
         tick                        -> terminating: dump, term
+            | Hang: no progress for 10m00s. Dumping the worker's stacks to its stderr, then sending SIGTERM.
     """),
     "a worker that is never ready": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         phase load after=500        -> starting
         tick                        -> terminating: term
+            | The worker is not ready after 10m00s; sending SIGTERM.
         exit signal=15              -> backoff: close not ready in time, save
+            | The worker ended (signal 15): not ready in time (not ready after 10m00s); next start in 1 s.
     """),
     "a worker that nobody could stop is found gone": (policy(), RUNNING + """
         kill                        -> killing: kill
+            | Kill requested; killing the worker.
         tick                        -> killing: kill
+            | The process group survived SIGKILL; sending it again.
         tick                        -> killing: kill
         tick                        -> fatal: close requested but alive, save, finish failed
+            | Failed at step 3: a process of generation 1 survived 3 SIGKILLs; restart the machine.
         recovered                   -> fatal: close the supervisor died, save
+            | Recovered generation 1: the supervisor died.
         start                       -> starting: save, spawn 2 batch 8 of 8
     """),
     "a program that is not there": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         fails other                 -> starting
         fails spawn                 -> backoff: close could not be started, save
+            | Failed to start the worker: no such file; next start in 1 s.
         tick                        -> starting: save, spawn 2 batch 8 of 8
         fails spawn                 -> backoff: close could not be started, save
         tick                        -> starting: save, spawn 3 batch 8 of 8
         fails spawn                 -> fatal: close could not be started, save, finish failed
+            | Failed at step 0: 3 consecutive generations without a new checkpoint (restart.max_without_progress);
+            | last error: no such file.
     """),
     "a program that is not there, without waiting": (policy(backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -190,6 +218,7 @@ ENDS = {
     "a disk that is full for a while is waited for, and not held against the run": (policy(max_without_progress=1), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         fails spawn passing         -> backoff: close could not be started
+            | Failed to start the worker: no such file; next attempt in 1 s.
         tick                        -> starting: save, spawn 2 batch 8 of 8
         fails spawn passing         -> backoff: close could not be started
         tick                        -> starting: save, spawn 3 batch 8 of 8
@@ -201,9 +230,11 @@ ENDS = {
         saved                       -> running: save
         bye completed step=3        -> running
         exit 0                      -> starting: close crash, save, spawn 2 batch 8 of 8
+            | The worker ended (exit code 0): crash (exited with status 0 before the last step); restarting.
     """),
     "a checkpoint that was under way gives a stop more time, once": (policy(), RUNNING + """
         stop                        -> draining: ask stop
+            | Stop requested; the worker saves a checkpoint and exits.
         saved                       -> draining: save
         steps 1                     -> draining
         saved                       -> draining: save
@@ -219,7 +250,9 @@ ENDS = {
         tick                        -> killing: kill
         tick                        -> fatal: close requested but alive, save, finish failed
         start                       -> fatal   # it is still there
+            | Start refused: a process of generation 1 survived SIGKILL and is still running.
         exit signal=9               -> fatal: close requested
+            | Generation 1, which survived SIGKILL, has exited; starts are allowed again.
         exit signal=9               -> fatal
         start                       -> starting: save, spawn 2 batch 8 of 8
     """),
@@ -228,15 +261,22 @@ ENDS = {
         missing 19                  -> running
         sample 500                  -> running
         missing 20                  -> draining: ask stop
+            | 20 consecutive memory samples failed (no such file); restarting the worker (memory.missing_samples).
         missing 20                  -> draining
         saved                       -> draining: save
         exit 75                     -> backoff: close memory could not be measured, save
+            | The worker ended (exit code 75):
+            | memory could not be measured (20 consecutive memory samples failed (no such file)); next start in 1 s.
         tick                        -> starting: save, spawn 2 batch 8 of 8
         missing 20                  -> terminating: term
         exit signal=15              -> backoff: close memory could not be measured, save
+            | The worker ended (signal 15):
+            | memory could not be measured (20 consecutive memory samples failed (no such file)); next start in 2 s.
         tick                        -> starting: save, spawn 3 batch 8 of 8
         missing 20                  -> terminating: term
         exit 1                      -> fatal: close memory could not be measured, save, finish failed
+            | Failed at step 3: 3 consecutive generations without a new checkpoint (restart.max_without_progress);
+            | last error: 20 consecutive memory samples failed (no such file).
     """),
     "drains to a give-up": (policy(max_without_progress=1), RUNNING + """
         missing 20                  -> draining: ask stop
@@ -248,6 +288,7 @@ ENDS = {
         stop                        -> draining
         saved                       -> draining: save
         exit 75                     -> {STOPPED}
+            | Stopped at step 3: stop requested.
         stop                        -> stopped
         kill                        -> stopped
         restart                     -> starting: save, spawn 2 batch 8 of 8
@@ -256,6 +297,7 @@ ENDS = {
         stop                        -> draining: ask stop
         kill                        -> killing: kill
         exit signal=9               -> {STOPPED}
+            | Stopped at step 3: kill requested.
     """),
     "stop, then start again before it is over": (policy(), RUNNING + """
         stop                        -> draining: ask stop
@@ -317,6 +359,7 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         start                       -> starting
         stop                        -> terminating: term
+            | Stop requested; the worker is not ready yet, sending SIGTERM.
         exit signal=15              -> {STOPPED}
     """),
     "kill before it is ready": (policy(), f"""
@@ -374,6 +417,7 @@ ENDS = {
         stop                        -> draining: ask stop
         fails SaveHistory           -> draining   # a full disk is not the worker's fault
         fails RequestStop           -> terminating: term
+            | Failed to send RequestStop to the worker (no such file); sending SIGTERM.
         exit 75                     -> {STOPPED}
     """),
     "the request to clear the caches can't be sent": (policy(), """
@@ -381,6 +425,7 @@ ENDS = {
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         fails RequestClearCache     -> terminating: term
+            | Failed to send RequestClearCache to the worker (no such file); sending SIGTERM.
         exit 75                     -> starting: close memory pressure, save, spawn 2 batch 4 of 8 save 4
     """),
     "the supervisor died": (policy(), """

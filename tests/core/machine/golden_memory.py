@@ -4,21 +4,41 @@ from tests.core.machine.timeline import policy
 
 FULL = "exit 1 RuntimeError: [malloc] Unable to allocate 9 bytes."
 
+OVER_LIMIT = """
+    start                       -> starting: save, spawn 1 batch 8 of 8
+    ready                       -> running
+    steps 5                     -> running
+    saved                       -> running: save
+    sample 2300                 -> running
+    sample 2100                 -> running
+    sample 2300 2               -> killing: kill
+    exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8
+"""
 MEMORY = {
     "a leak stops the worker in time and goes on with half the batch": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         spawned                     -> starting
         ready                       -> running
+            | Ready at step 0 of 1000, from the beginning; micro-batch 8, effective batch 8.
         steps 40 grow=50            -> draining: ask stop
+            | Soft trip: memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps.
+            | The worker saves a checkpoint and exits.
         saved                       -> draining: save
+            | Saved checkpoint of step 29: 10 MiB in 0.2 s.
         exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
+            | The worker ended (exit code 75):
+            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps);
+            | micro-batch halved, 8 → 4 (batch.minimum = 1); restarting.
         ready                       -> running
         steps 9 mib=500             -> running
         steps 19                    -> running
+            | The memory breaker is closed again.
         steps 1                     -> running: save, resize 8 of 8
+            | Growing micro-batch to 8 from the next update.
         saved                       -> running: save
         bye completed               -> running
         exit 0                      -> completed: close completed, save, finish completed
+            | Completed at step 1000: all steps done.
     """),
     "a soft trip leaves time for the checkpoint that it was told takes long": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -32,10 +52,13 @@ MEMORY = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
+            | Soft trip: memory with usual spikes is at 2,180 MiB, near the limit of 2,200 MiB.
+            | Clearing the caches first (memory.clear_first).
         early                       -> relieving
         steps 1 mib=2180 cache=900  -> relieving
         cleared                     -> relieving
         sample 1300                 -> running
+            | Clearing the caches was enough: footprint 1,300 MiB.
         steps 30 mib=1300 cache=0   -> running
     """),
     "clearing the caches does not help": (policy(), """
@@ -46,7 +69,12 @@ MEMORY = {
         sample 2150                 -> relieving
         saved                       -> relieving: save
         tick                        -> draining: ask stop
+            | Soft trip: memory with usual spikes is at 2,180 MiB, near the limit of 2,200 MiB.
+            | The worker saves a checkpoint and exits.
         exit 75                     -> starting: close memory pressure, save, spawn 2 batch 4 of 8
+            | The worker ended (exit code 75):
+            | memory pressure (memory with usual spikes is at 2,180 MiB, near the limit of 2,200 MiB);
+            | micro-batch halved, 8 → 4 (batch.minimum = 1); restarting.
     """),
     "the answer to the clearing is lost": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -60,22 +88,28 @@ MEMORY = {
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         sample 2300 2               -> killing: kill
+            | Hard trip: used 2,300 MiB, limit 2,200 MiB. Killing the worker.
         exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8 save 4
+            | The worker ended (signal 9): memory pressure (used 2,300 MiB, limit 2,200 MiB);
+            | micro-batch halved, 8 → 4 (batch.minimum = 1); restarting.
     """),
     "deaths while the caches are cleared": (policy(backoff_s=0.0, max_without_progress=2), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 4
+            | The worker ended (exit code 1):
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         exit 1                      -> fatal: close crash, save, finish failed
+            | Failed at step 9: 2 consecutive generations without a new checkpoint (restart.max_without_progress);
     """),
     "a crash while the caches are cleared waits like any other": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         exit 1                      -> backoff: close crash, save
+            | The worker ended (exit code 1):
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 4
     """),
     "the end while the caches are cleared": (policy(), """
@@ -85,28 +119,23 @@ MEMORY = {
         saved                       -> relieving: save
         exit 0                      -> completed: close completed, save, finish completed
     """),
-    "over the limit: killed at once, at two samples": (policy(), """
-        start                       -> starting: save, spawn 1 batch 8 of 8
-        ready                       -> running
-        steps 5                     -> running
-        saved                       -> running: save
-        sample 2300                 -> running
-        sample 2100                 -> running
-        sample 2300 2               -> killing: kill
-        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8
-    """),
+    "over the limit: killed at once, at two samples": (policy(), OVER_LIMIT),
     "over the limit while it checkpoints": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
         sample 2300 2               -> killing: kill
         exit signal=9               -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 14
+            | The worker ended (signal 9):
+            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps);
+            | micro-batch halved, 8 → 4 (batch.minimum = 1); restarting.
     """),
     "over the limit while it is being terminated": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
         tick                        -> terminating: term
+            | The worker did not exit within 1m00s; sending SIGTERM.
         steps 1 mib=2100            -> terminating
         sample 2300 2               -> killing: kill
         steps 1                     -> killing
@@ -117,14 +146,24 @@ MEMORY = {
         ready                       -> running
         steps 5                     -> running
         exit signal=9 oom=yes     -> starting: close killed by the kernel for memory, save, spawn 2 batch 4 of 8 save 2
+            | The worker ended (signal 9):
+            | micro-batch halved, 8 → 4 (batch.minimum = 1);
         ready                       -> running
         steps 1 mib=2100            -> running
         exit signal=9               -> starting: close memory pressure, save, spawn 3 batch 2 of 8 save 1
+            | The worker ended (signal 9):
+            | micro-batch halved, 4 → 2 (batch.minimum = 1);
     """),
     "the device is out of memory before the model is loaded: not our limit's doing": (policy(size=2), f"""
         start                       -> starting: save, spawn 1 batch 2 of 2
         {FULL}                      -> starting: close device out of memory, save, spawn 2 batch 1 of 2
+            | The worker ended (exit code 1):
+            | device out of memory (RuntimeError: [malloc] Unable to allocate 9 bytes.);
+            | micro-batch halved, 2 → 1 (batch.minimum = 1);
         {FULL}                      -> backoff: close device out of memory, save
+            | The worker ended (exit code 1):
+            | device out of memory (RuntimeError: [malloc] Unable to allocate 9 bytes.);
+            | micro-batch kept at 1 (batch.minimum = 1);
     """),
     "a limit that the model itself breaks": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -132,6 +171,8 @@ MEMORY = {
         exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8  # its word was lost?
         sample 2300 2               -> killing: kill
         exit signal=9               -> fatal: close memory pressure, save, finish failed
+            | Failed at step 0: the limit of 2,200 MiB is too low for this run:
+            | it used 2,300 MiB before the model was loaded; raise memory.limit or choose a smaller model.
     """),
     "a limit that the model itself breaks, at the smallest batch": (policy(size=1), """
         start                       -> starting: save, spawn 1 batch 1 of 1
@@ -152,6 +193,8 @@ MEMORY = {
         ready                       -> running
         sample 2300 2               -> killing: kill
         exit signal=9               -> fatal: close memory pressure, save, finish failed
+            | Failed at step 0: the limit of 2,200 MiB is too low for this run:
+            | it used 2,300 MiB before the first step at micro-batch 1; raise memory.limit or choose a smaller model.
     """),
     "never again onto a size that tripped for pressure": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -199,6 +242,9 @@ MEMORY = {
         steps 40 grow=50            -> draining: ask stop
         saved                       -> draining: save
         exit 75                     -> starting: close memory leak, save, spawn 2 batch 1 of 1
+            | The worker ended (exit code 75):
+            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps);
+            | micro-batch kept at 1: a restart cures the leak (batch.minimum = 1); restarting.
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         saved                       -> draining: save
@@ -210,6 +256,9 @@ MEMORY = {
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         exit 75                     -> backoff: close memory leak, save
+            | The worker ended (exit code 75):
+            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 6 steps);
+            | micro-batch kept at 1 (batch.minimum = 1); next start in 1 s.
         tick                        -> starting: save, spawn 5 batch 1 of 1 save 13
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
@@ -218,6 +267,9 @@ MEMORY = {
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         exit 75                     -> fatal: close memory leak, save, finish failed
+            | Failed at step 110: 3 consecutive generations without a new checkpoint,
+            | ended by memory (restart.max_memory_without_progress);
+            | last error: memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 6 steps.
     """),
     "near the limit at the smallest batch, but steady: left alone": (policy(size=1), """
         start                       -> starting: save, spawn 1 batch 1 of 1
@@ -241,6 +293,7 @@ MEMORY = {
     "telemetry lost the worker's first word": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         steps 1                     -> running
+            | Ready (inferred from step 1; the ready message was lost).
         steps 10                    -> running
         saved                       -> running: save
         bye completed               -> running

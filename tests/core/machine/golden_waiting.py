@@ -27,15 +27,19 @@ WAITING = {
     "memory that comes back late": (policy(backoff_s=0.0), NEEDS_2000 + """
         machine 1700                -> running
         exit 1                      -> waiting: close crash, save
+            | Waiting for memory: 1,700 MiB available, 1,800 MiB required; at most 10m00s (restart.wait_for_memory_s).
         early after=5               -> waiting
         machine 1799                -> waiting
         machine 1800                -> starting: save, spawn 2 batch 8 of 8 save 1
+            | Memory is available again (1,800 MiB available, memory pressure normal): starting.
     """),
     "a busy machine is waited for once": (policy(backoff_s=0.0, wait_for_memory_s=100.0), NEEDS_2000 + """
         machine 1500                -> running
         saved                       -> running: save
         exit 1                      -> waiting: close crash, save
         tick                        -> starting: save, spawn 2 batch 8 of 8
+            | Memory still short after 1m40s (1,500 MiB available, 1,800 MiB required); another program may hold it.
+            | Starting anyway.
         ready                       -> running
         steps 3                     -> running
         saved                       -> running: save
@@ -72,19 +76,25 @@ WAITING = {
     "an old reading is no reading": (policy(backoff_s=0.0), """
         machine 9000 critical       -> stopped
         start                       -> waiting: save
+            | Waiting for memory: 9,000 MiB available, memory pressure critical;
+            | at most 10m00s (restart.wait_for_memory_s).
         tick                        -> starting: save, spawn 1 batch 8 of 8
+            | Memory still short after 10m00s (9,000 MiB available, memory pressure critical);
+            | another program may hold it. Starting anyway.
         exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8
     """),
     "a program that is not there leaves no memory to wait for": (policy(backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         machine 1 critical          -> starting
         fails spawn                 -> starting: close could not be started, save, spawn 2 batch 8 of 8
+            | Failed to start the worker: no such file; restarting.
     """),
     "a machine in distress is waited for even before the first start": (policy(), """
         machine 9000 critical       -> stopped
         start                       -> waiting: save
         machine 9000 critical       -> waiting
         machine 9000 warn           -> starting: save, spawn 1 batch 8 of 8
+            | Memory is available again (9,000 MiB available, memory pressure warn): starting.
     """),
     "commands while it waits for memory": (policy(backoff_s=0.0, max_without_progress=9), NEEDS_2000 + """
         machine 1500                -> running
@@ -93,6 +103,7 @@ WAITING = {
         machine 1000                -> starting
         exit 1                      -> waiting: close crash, save
         stop                        -> stopped: save, finish stopped
+            | Stopped at step 3: stopped while waiting to restart.
         start                       -> starting: save, spawn 3 batch 8 of 8 save 1  # somebody is there, who knows
     """),
     "a suspended run waits again": (policy(backoff_s=0.0), NEEDS_2000 + """
@@ -120,6 +131,7 @@ WAITING = {
     """),
     "in every way to die: draining, terminating": (policy(), NEEDS_2000 + """
         restart                     -> draining: ask stop
+            | Restart requested; the worker saves a checkpoint and exits.
         machine 9                   -> draining
         exit 75                     -> waiting: close requested, save
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
@@ -140,7 +152,9 @@ WAITING = {
     """),
     "the machine restarted: not at once": (policy(reboot_cooldown_s=60.0), """
         recovered host              -> stopped: close the machine restarted, save
+            | Recovered generation 0: the machine restarted.
         start                       -> backoff: save
+            | The machine restarted during this run; next start in 1m00s (restart.reboot_cooldown_s).
         early after=59              -> backoff
         tick                        -> starting: save, spawn 1 batch 8 of 8
         exit 1                      -> backoff: close crash, save
@@ -177,5 +191,7 @@ WAITING = {
         recovered host              -> stopped: close the machine restarted, save
         recovered host              -> stopped: close the machine restarted, save
         recovered host              -> fatal: close the machine restarted, save, finish failed
+            | Failed at step 0: 3 consecutive machine restarts during this run
+            | without a new checkpoint (restart.max_reboots).
     """),
 }  # fmt: skip

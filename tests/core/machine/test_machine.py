@@ -5,7 +5,7 @@ from tests.core.machine.golden_ends import ENDS
 from tests.core.machine.golden_ladder import LADDER
 from tests.core.machine.golden_memory import MEMORY
 from tests.core.machine.golden_waiting import WAITING
-from tests.core.machine.timeline import Arrow, Timeline
+from tests.core.machine.timeline import Arrow, MachineTimeline
 
 from mlx_supervisor.core.machine.table import TABLE
 
@@ -15,13 +15,13 @@ GOLDEN = MEMORY | LADDER | WAITING | ENDS
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden(name: str) -> None:
     rules, script = GOLDEN[name]
-    Timeline(rules).play(script)
+    MachineTimeline(rules).play(script)
 
 
 def test_every_arrow_of_the_table_is_taken() -> None:
     taken: set[Arrow] = set()
     for rules, script in GOLDEN.values():
-        line = Timeline(rules)
+        line = MachineTimeline(rules)
         line.play(script)
         taken |= line.machine.arrows
     allowed = {

@@ -1,8 +1,8 @@
-"""Timelines: what happens to a run, line by line, and what the machine must do about it.
+"""Timelines: the events of a run, line by line, and the expected response of the machine.
 
-A line is `event [key=value …] -> state[: action, action …]`. The actions are exact and in order; notes for the journal
-(`Notice`) are left out, and can be asked for by kind with `says`. Time moves by 0.1 s a line unless `after` says more;
-`tick` jumps to the machine's deadline.
+A line is `event [key=value …] -> state[: action, action …]`. The actions are exact and in order. Sentences (notices,
+and the reasons of actions) are optional: a line `| text` expects one that contains `text` among those of the event
+line before it. A line advances time by 0.1 s, or by `after`; `tick` jumps to the machine's deadline.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,18 +20,18 @@ Arrow = tuple[State, str, State]
 
 
 def policy(**changes: Any) -> RunPolicy:
-    """Limit 2200 MiB, batch 8, quick to close and grow, no autopsies. Keys go to whichever part has them."""
-    wanted: dict[str, Any] = {"limit_bytes": 2200 * MIB, "size": 8, "close_after_steps": 10, "grow_after_steps": 20}
-    wanted |= {"autopsy": False, "jitter": 0.0} | changes
+    """Limit 2200 MiB, batch 8, short times to close and grow, no autopsies. Each key goes to the part that has it."""
+    changed: dict[str, Any] = {"limit_bytes": 2200 * MIB, "size": 8, "close_after_steps": 10, "grow_after_steps": 20}
+    changed |= {"autopsy": False, "jitter": 0.0} | changes
     parts: list[Any] = []
     for part in (MemoryPolicy, BatchPolicy, RestartPolicy):
-        parts.append(part(**{k: wanted.pop(k) for k in list(wanted) if k in part.__dataclass_fields__}))
-    assert not wanted, f"no such setting: {sorted(wanted)}"
+        parts.append(part(**{k: changed.pop(k) for k in list(changed) if k in part.__dataclass_fields__}))
+    assert not changed, f"no such setting: {sorted(changed)}"
     return RunPolicy(*parts)
 
 
-class Traced(Run):
-    """Notes every arrow of the table that was taken."""
+class TracedRun(Run):
+    """Records every arrow of the table that was taken."""
 
     def __init__(self, rules: RunPolicy, history: RunHistory | None = None) -> None:
         super().__init__(rules, history)
@@ -73,40 +73,52 @@ def show(action: ac.Action) -> str:
     return names[type(action)]
 
 
-class Timeline:
+def sentences(actions: list[ac.Action]) -> list[str]:
+    """What users read of these actions."""
+    texts = [action.text for action in actions if isinstance(action, ac.Notice)]
+    return texts + [each.reason for each in actions if isinstance(each, ac.Finish | ac.RequestStop | ac.Kill)]
+
+
+class MachineTimeline:
     """One machine and its clock."""
 
     def __init__(self, rules: RunPolicy | None = None, history: RunHistory | None = None) -> None:
-        self.machine = Traced(rules or policy(), history)
+        self.machine = TracedRun(rules or policy(), history)
         self.at_s = 1000.0
         self.step = 0
         self.mib = 500.0
         self.actions: list[ac.Action] = []
-        """All that was ever ordered."""
+        """Every action so far."""
 
-    def play(self, script: str) -> "Timeline":
-        """Every line of `script`, each checked."""
+    def play(self, script: str) -> "MachineTimeline":
+        """Play and check every line of `script`."""
+        got: list[ac.Action] = []
         for line in filter(None, (line.split("#")[0].strip() for line in script.splitlines())):
-            said, arrow, expected = (part.strip() for part in line.partition("->"))
+            if line.startswith("|"):
+                text = line.removeprefix("|").strip()
+                assert any(text in each for each in sentences(got)), f"{line}\n  got {sentences(got)}"
+                continue
+            event, arrow, expected = (part.strip() for part in line.partition("->"))
             assert arrow, f"no expectation: {line}"
-            got = self._line(said)
-            state, _, orders = (part.strip() for part in expected.partition(":"))
+            got = self._play_line(event)
+            state, _, actions = (part.strip() for part in expected.partition(":"))
             done = ", ".join(show(action) for action in got if not isinstance(action, ac.Notice))
-            assert (self.machine.state, done) == (state, orders), f"{line}\n  at {self.at_s} got {got}"
+            assert (self.machine.state, done) == (state, actions), f"{line}\n  at {self.at_s} got {got}"
         return self
 
-    def says(self, kind: str) -> list[str]:
-        """The texts of all notes of this kind so far."""
+    def texts(self, kind: str) -> list[str]:
+        """The texts of all notices of this kind so far."""
         return [action.text for action in self.actions if isinstance(action, ac.Notice) and action.kind == kind]
 
     def feed(self, event: ev.Event) -> list[ac.Action]:
-        """One event as it is."""
+        """Feed one event."""
         done = self.machine.apply(event)
         self.actions += done
+        assert not [each for each in sentences(done) if "\n" in each or "None" in each]
         return done
 
-    def _line(self, said: str) -> list[ac.Action]:
-        verb, *rest = said.split()
+    def _play_line(self, text: str) -> list[ac.Action]:
+        verb, *rest = text.split()
         words = [word for word in rest if "=" not in word]
         keys = dict(word.split("=") for word in rest if "=" in word)
         self.at_s += float(keys.pop("after", 0.1))
@@ -116,7 +128,7 @@ class Timeline:
             done += self.feed(event)
             if self.machine.state is not state:
                 break
-        assert not keys, f"not understood: {keys}"
+        assert not keys, f"unknown keys: {keys}"
         return done
 
     @property
@@ -140,8 +152,8 @@ class Timeline:
         batch = int(keys.pop("batch", self.machine.batch.size or 8))
         effective = int(keys.pop("effective", self.machine.batch.effective or batch))
         can = keys.pop("can", "no") == "yes"
-        life = self.machine.current
-        on = can and life is not None and life.gradient_checkpointing
+        current = self.machine.current
+        on = can and current is not None and current.gradient_checkpointing
         words = (int(keys.pop("target", 1000)), batch, effective)
         yield ev.Ready(
             self.at_s, self._generation, self.step, *words, gradient_checkpointing=on, can_checkpoint_gradients=can
@@ -184,12 +196,12 @@ class Timeline:
         yield ev.Cleared(self.at_s, self._generation, 0, 0)
 
     def _machine(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
-        """`machine 900` or `machine 900 critical`: what the machine can give, in MiB, and its memory pressure."""
+        """`machine 900` or `machine 900 critical`: available MiB, and the memory pressure."""
         pressure = ev.MemoryPressure(words[1]) if len(words) > 1 else ev.MemoryPressure.NORMAL
         yield ev.MachineSample(self.at_s, int(float(words[0]) * MIB), pressure)
 
     def _autopsied(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
-        """`autopsied list, dict`: what grew, one finding between commas."""
+        """`autopsied list, dict`: findings, separated by commas."""
         findings = tuple(each.strip() for each in " ".join(words).split(",") if each.strip())
         yield ev.Autopsied(self.at_s, self._generation, self.step, findings, 0.1)
 
@@ -197,13 +209,13 @@ class Timeline:
         yield ev.PhaseChange(self.at_s, self._generation, ev.Phase(words[0]))
 
     def _bye(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
-        """`bye completed` at the last step, unless `step=N` says another."""
+        """`bye completed`: at the last step, or at `step=N`."""
         reason = " ".join(words[1:])
         step = int(keys.pop("step", self.machine.history.target_steps if words[0] == "completed" else self.step))
         yield ev.Bye(self.at_s, self._generation, ev.Outcome(words[0]), reason, step, 1.0, None)
 
     def _exit(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
-        """`exit CODE`, `exit signal=9 oom=yes` or `exit` for one that was not ours to reap."""
+        """`exit CODE`, `exit signal=9 oom=yes` or `exit` for a process that is not the supervisor's child."""
         oom = {"yes": True, "no": False, "unknown": None}[keys.pop("oom", "unknown")]
         signal = int(keys.pop("signal", 0)) or None
         code = int(words.pop(0)) if words and signal is None else None
@@ -220,10 +232,10 @@ class Timeline:
 
     def _tick(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         deadline_s = self.machine.next_deadline()
-        assert deadline_s is not None, "nothing is waited for"
+        assert deadline_s is not None, "no deadline"
         self.at_s = max(self.at_s, deadline_s)
         yield ev.Tick(self.at_s)
 
     def _early(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
-        """A tick before its time."""
+        """A tick before the deadline."""
         yield ev.Tick(self.at_s)

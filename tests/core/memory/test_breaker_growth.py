@@ -205,9 +205,9 @@ def test_growth_in_the_warm_up_is_a_leak_only_when_the_limit_is_near() -> None:
 
 def test_the_step_line_shows_the_growth_and_says_when_it_knows_nothing() -> None:
     machine = Run(RunPolicy(MemoryPolicy(int(LIMIT_MB * MB))))
-    assert "leak=? MB/step" in step_line(machine, report(1))
+    assert "leak=? MiB/step" in step_line(machine, report(1))
     _fed(machine.breaker, range(300))
-    assert "leak=0.0 MB/step" in step_line(machine, report(300))
+    assert "leak=0.0 MiB/step" in step_line(machine, report(300))
     machine.breaker.begin_generation()
     _fed(machine.breaker, range(700), arrays=0.3)
-    assert "leak=0.3 MB/step" in step_line(machine, report(700))
+    assert "leak=0.3 MiB/step" in step_line(machine, report(700))

@@ -106,7 +106,7 @@ def test_silent_growth_over_the_limit_is_killed_and_halves_the_batch(tmp_path: P
     )
     summary = harness.run(settings).summary()
     assert summary["outcome"] == "failed"
-    assert "lives in a row saved nothing new" in summary["reason"]
+    assert "consecutive generations without a new checkpoint" in summary["reason"]
     records = summary["generations"]
     assert [record["batch_size"] for record in records][:3] == [4, 2, 1]
     assert {record["ended"] for record in records} == {"signal 9"}
@@ -216,7 +216,7 @@ def test_a_crash_that_may_pass_is_retried_as_often_as_the_budget_allows(tmp_path
         tmp_path, args={"mode": "crash", "at_step": 8}, batch={"size": 4}, restart={"max_same_error": 100}
     )
     summary = harness.run(settings).summary()
-    assert "3 lives in a row saved nothing new" in summary["reason"]
+    assert "3 consecutive generations without a new checkpoint" in summary["reason"]
     assert len(summary["generations"]) == 4  # one that saved step 5, then three without a new checkpoint
 
 

@@ -178,7 +178,7 @@ class ActionWatch:
         else:
             check(machine.state is State.FATAL, "a failed run is in FATAL", lambda: f"{action} in {machine.state}")
             saved = self.shadow.durable > self._life.durable_before and self._cause != Cause.BLIND.value
-            barren = "saved nothing new" in action.reason and not isinstance(event, ev.Recovered)
+            barren = "without a new checkpoint" in action.reason and not isinstance(event, ev.Recovered)
             check(
                 not (saved and barren), "never gives up while restarts make progress", lambda: f"{action}, {self._life}"
             )

@@ -1,1 +1,1 @@
-"""The state machine of a run: its states, what each event does in each, and the generation in hand."""
+"""The state machine of a run: its states, what each event does in each, and the current generation."""

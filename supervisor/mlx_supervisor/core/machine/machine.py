@@ -9,7 +9,7 @@ from mlx_supervisor.core.machine.table import TABLE
 
 
 def apply(run: Run, event: ev.Event) -> list[Action]:
-    """What is to be done about `event`. Never raises for what the world does, only for our own bugs."""
+    """The actions that answer `event`. Raises only for bugs of the supervisor, never for unexpected events."""
     run.out = []
     rule = TABLE[run.state].get(type(event))
     stale = isinstance(event, ev.WorkerEvent) and event.generation != run.history.generation

@@ -1,20 +1,9 @@
-"""The state of one run, and the moves between states that the handlers share."""
+"""The state of one run, and the transitions that the handlers share."""
 
 from dataclasses import dataclass
 
+from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.actions import (
-    Action,
-    CloseGeneration,
-    Field,
-    Finish,
-    Kill,
-    Notice,
-    RequestStop,
-    SaveHistory,
-    Severity,
-    Terminate,
-)
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.history import Generation, RunHistory
 from mlx_supervisor.core.machine.heartbeat import Heartbeat
@@ -27,13 +16,13 @@ from mlx_supervisor.core.restart.budget import RestartBudget
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
 
 RESTED = {"completed": State.COMPLETED, "failed": State.FATAL}
-"""Where a run stands whose history says how it ended."""
+"""The state of a run whose history has an outcome."""
 REASON_LIMIT_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why the present life is being ended, by us. `requested_by`: who wants no other after it, "" for nobody."""
+    """Why the supervisor ends the current generation. `requested_by`: the request to stop the run, "" for none."""
 
     cause: Cause
     text: str
@@ -44,7 +33,7 @@ class Ending:
 
 
 class Run:
-    """State, bookkeeping and the moves that handlers share. `seed`: a number of the run's own, for jitter."""
+    """State, bookkeeping and the transitions that handlers share. `seed`: a number of the run's own, for jitter."""
 
     def __init__(self, policy: RunPolicy, history: RunHistory | None = None, seed: int = 0) -> None:
         self.policy = policy
@@ -54,8 +43,8 @@ class Run:
         self.current: Generation | None = None
         self.last_sample: ev.Sample | None = None
         self.last_step: ev.StepReport | None = None
-        self.reason = self.history.reason
         past = self.history
+        self.reason = past.reason
         past.forget_trips_below(policy.memory.limit_bytes)
         self.batch = BatchPlan(policy.batch, past.batch_size, frozenset(past.tripped_sizes), past.leak_from)
         if past.requested_size is not None and past.requested_effective is not None:
@@ -80,38 +69,38 @@ class Run:
         self.survivor: int | None = None
         self.suspending = False
         self.drain_extended = False
-        self.out: list[Action] = []
+        self.out: list[act.Action] = []
         self.allowed: tuple[State, ...] = ()
 
     @property
     def stopping(self) -> bool:
-        """Whether the present life is being ended for good, as somebody asked."""
+        """Whether the current generation is ending with no restart after it."""
         return self.ending is not None and not self.ending.restart
 
     def refuse_starts(self, generation: int) -> None:
-        """A worker of this generation is still there and can't be ended: no other may start beside it."""
+        """A worker of this generation survived SIGKILL: block starts until it exits."""
         self.survivor = generation
 
     @property
     def checkpoints_gradients(self) -> bool:
-        """Whether activations are computed again instead of kept: by the worker that is there, else by the next."""
+        """Whether the current worker, or else the next, recomputes activations instead of keeping them."""
         if self.current is None or self.state in AT_REST:
             return checkpoints_gradients(self.policy, self.history)
         return self.current.gradient_checkpointing
 
     def next_deadline(self) -> float | None:
-        """When a `Tick` is wanted, in seconds of the events' clock; None when nothing is waited for."""
+        """When a `Tick` is due, in seconds of the events' clock; None without a deadline."""
         if self.state is S.RUNNING:
             return self.heartbeat.deadline_s
         return self.deadline_s
 
     def go(self, state: State, deadline_s: float | None = None) -> None:
-        assert state in self.allowed, f"the table has no way from {self.state} to {state}"
+        assert state in self.allowed, f"the table has no transition from {self.state} to {state}"
         self.state = state
         self.deadline_s = deadline_s
 
-    def say(self, kind: str, text: str, level: Severity = Severity.INFO, **fields: Field) -> None:
-        self.out.append(Notice(kind, text, level, self.history.generation, fields))
+    def say(self, kind: str, text: str, level: act.Severity = act.Severity.INFO, **fields: act.Field) -> None:
+        self.out.append(act.Notice(kind, text, level, self.history.generation, fields))
 
     def save(self, wait: bool = True) -> None:
         past = self.history
@@ -121,23 +110,23 @@ class Run:
         past.leak_from = self.batch.leak_from
         past.breaker_open = self.breaker.state is not BreakerState.CLOSED
         past.reason = self.reason
-        self.out.append(SaveHistory(past.snapshot(), wait))
+        self.out.append(act.SaveHistory(past.snapshot(), wait))
 
     def drain(self, at_s: float, ending: Ending) -> None:
         self.ending = ending
         self.drain_extended = False
-        self.out.append(RequestStop(self.history.generation, ending.text[:REASON_LIMIT_CHARS]))
+        self.out.append(act.RequestStop(self.history.generation, ending.text[:REASON_LIMIT_CHARS]))
         self.go(S.DRAINING, at_s + self.policy.restart.stop_grace_s)
 
     def terminate(self, at_s: float, ending: Ending, grace_s: float) -> None:
         self.ending = ending
-        self.out.append(Terminate(self.history.generation))
+        self.out.append(act.Terminate(self.history.generation))
         self.go(S.TERMINATING, at_s + grace_s)
 
     def kill(self, at_s: float, ending: Ending) -> None:
         self.ending = ending
         self.kills += 1
-        self.out.append(Kill(self.history.generation, ending.text))
+        self.out.append(act.Kill(self.history.generation, ending.text))
         self.go(S.KILLING, at_s + self.policy.restart.kill_wait_s)
 
     def count_trip(self, trip: Trip) -> None:
@@ -147,14 +136,14 @@ class Run:
     def close_generation(self, at_s: float, ended: str, cause: Cause, alive: bool = False) -> None:
         if self.current is not None:
             record = self.current.record(at_s, ended, cause.value)
-            self.out.append(CloseGeneration(self.current.generation, record, alive))
+            self.out.append(act.CloseGeneration(self.current.generation, record, alive))
 
     def finish(self, state: State, reason: str) -> None:
         outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[state]
         self.history.outcome = outcome
         self.history.wanted = self.suspending and state is S.STOPPED
         self.reason = reason
-        level = Severity.ERROR if state is S.FATAL else Severity.INFO
+        level = act.Severity.ERROR if state is S.FATAL else act.Severity.INFO
         self.say("finish", f"{outcome.capitalize()} at step {self.history.highest_step}: {reason}.", level)
         self.save()
-        self.out.append(Finish(outcome, reason))
+        self.out.append(act.Finish(outcome, reason))

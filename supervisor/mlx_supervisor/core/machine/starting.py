@@ -1,4 +1,4 @@
-"""How a worker's life begins: commands to a run at rest, what comes before a start, and the way to its first step."""
+"""How a generation begins: commands to a run at rest, waits before a start, and everything up to the first step."""
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.actions import CloseGeneration, Severity, Spawn
@@ -9,49 +9,51 @@ from mlx_supervisor.core.machine.heartbeat import Heartbeat
 from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Run
 from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
+from mlx_supervisor.core.words import duration, sentence
 
 
 def on_command_at_rest(run: Run, event: ev.Command) -> None:
     if event.kind in (CommandKind.START, CommandKind.RESTART):
         if run.survivor is not None:
-            text = f"Not started: a process of generation {run.survivor} is still there, unkillable."
+            text = f"Start refused: a process of generation {run.survivor} survived SIGKILL and is still running."
             run.say("start_refused", text, Severity.ERROR)
             return
         if not run.history.wanted:
-            run.budget.forget()
+            run.budget.reset()
         run.say("start", "Starting.", batch_size=run.batch.size)
         _cool_down(run, event.at_s)
     elif event.kind is not CommandKind.SUSPEND and run.history.generation > 0 and run.history.outcome == "":
-        # a supervisor died in the middle of it, and now nobody wants it to go on
-        run.finish(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped before it was started again")
+        # the supervisor died during the run, and the run is not to be resumed
+        run.finish(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped before the restart")
 
 
 def _cool_down(run: Run, at_s: float) -> None:
-    """After a restart of the machine, which the run may have caused: not at once. Else start."""
-    if run.cool_until_s is None:  # the supervisor that took over is gone too
+    """Start, but only after a wait if the machine restarted: the run may have caused that."""
+    if run.cool_until_s is None:  # the supervisor that recovered the run died as well
         run.cool_until_s = at_s + run.policy.restart.reboot_cooldown_s
     if not run.history.cooling or run.cool_until_s <= at_s:
         start(run, at_s)
         return
-    text = f"the machine restarted under the run, which goes on in {run.cool_until_s - at_s:.0f} s"
+    text = f"the machine restarted during this run; next start in {duration(run.cool_until_s - at_s)}"
     _pause(run, "cooldown", f"{text} (restart.reboot_cooldown_s)")
     run.go(S.BACKOFF, run.cool_until_s)
     run.save()
 
 
 def _pause(run: Run, kind: str, text: str) -> None:
-    """A start that is still to come: a supervisor that dies meanwhile must not forget it."""
+    """Keep a delayed start in the history, in case the supervisor dies before it."""
     run.history.wanted, run.history.outcome = True, ""
     run.reason = text
-    run.say(kind, f"{text[0].upper()}{text[1:]}.", Severity.WARNING)
+    run.say(kind, sentence(text), Severity.WARNING)
 
 
-def on_survivor_gone(run: Run, event: ev.Exited) -> None:
+def on_survivor_exited(run: Run, event: ev.Exited) -> None:
     if run.survivor is not None:
-        run.say("survivor_gone", f"The unkillable process of generation {run.survivor} is gone.")
+        text = f"Generation {run.survivor}, which survived SIGKILL, has exited; starts are allowed again."
+        run.say("survivor_exited", text)
         run.survivor = None
         if run.ending is not None:
-            run.close_generation(event.at_s, "not killable", run.ending.cause)
+            run.close_generation(event.at_s, "survived SIGKILL", run.ending.cause)
 
 
 def on_command_in_backoff(run: Run, event: ev.Command) -> None:
@@ -59,7 +61,7 @@ def on_command_in_backoff(run: Run, event: ev.Command) -> None:
         spawn(run, event.at_s)
         return
     if event.kind is not CommandKind.SUSPEND:
-        run.history.cooling = False  # somebody is there, who may start it again at once
+        run.history.cooling = False  # a person stopped it: the next start needs no wait
     run.go(S.STOPPED)
     run.finish(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped while waiting to restart")
 
@@ -73,12 +75,12 @@ def on_command_while_waiting(run: Run, event: ev.Command) -> None:
 def on_recovered(run: Run, event: ev.Recovered) -> None:
     past = run.history
     run.survivor = None
-    if event.generation == past.generation:  # else an older one, whose end alone could not be noted
+    if event.generation == past.generation:  # else an older generation whose end was not recorded
         past.add_lost_generation(event)
     cause = Cause.HOST_LOST if event.machine_restarted else Cause.SUPERVISOR_LOST
-    run.say("recovered", f"Took over generation {event.generation}: {cause.value}.", Severity.WARNING)
-    life = Generation.recovered(event, run.batch.size, checkpoints_gradients(run.policy, past))
-    run.out.append(CloseGeneration(event.generation, life.record(event.at_s, "lost", cause.value)))
+    run.say("recovered", f"Recovered generation {event.generation}: {cause.value}.", Severity.WARNING)
+    lost = Generation.recovered(event, run.batch.size, checkpoints_gradients(run.policy, past))
+    run.out.append(CloseGeneration(event.generation, lost.record(event.at_s, "lost", cause.value)))
     past.failures += event.machine_restarted  # a supervisor's death alone leaves the worker time to save
     spent = None
     if event.machine_restarted:
@@ -97,32 +99,33 @@ def on_backoff_over(run: Run, event: ev.Tick) -> None:
 
 
 def on_machine_sample(run: Run, event: ev.MachineSample) -> None:
-    run.memory.look(event.available_bytes, event.pressure)
+    run.memory.update(event.available_bytes, event.pressure)
 
 
 def start(run: Run, at_s: float) -> None:
-    """Start a worker, as soon as the machine has the memory."""
+    """Start a worker as soon as enough memory is available."""
     wait_s = run.policy.restart.wait_for_memory_s
-    if wait_s <= 0 or not run.memory.short(run.need_bytes):
+    if wait_s <= 0 or not run.memory.must_wait(run.need_bytes):
         spawn(run, at_s)
         return
-    there = run.memory.words(run.need_bytes)
-    _pause(run, "waiting", f"waiting for memory: {there} (at most {wait_s:.0f} s: restart.wait_for_memory_s)")
+    figures = run.memory.figures(run.need_bytes)
+    text = f"waiting for memory: {figures}; at most {duration(wait_s)} (restart.wait_for_memory_s)"
+    _pause(run, "waiting", text)
     run.go(S.WAITING, at_s + wait_s)
     run.save()
 
 
 def on_memory_polled(run: Run, event: ev.MachineSample) -> None:
-    run.memory.look(event.available_bytes, event.pressure)
-    if not run.memory.short(run.need_bytes):
-        run.say("waited", f"Enough memory again ({run.memory.words(run.need_bytes)}): starting.")
+    run.memory.update(event.available_bytes, event.pressure)
+    if not run.memory.must_wait(run.need_bytes):
+        run.say("waited", f"Memory is available again ({run.memory.figures(run.need_bytes)}): starting.")
         spawn(run, event.at_s)
 
 
 def on_wait_over(run: Run, event: ev.Tick) -> None:
-    """Another program may simply hold it: the run's own limit still stands, and it won't wait for that again."""
-    there, after_s = run.memory.words(run.need_bytes), run.policy.restart.wait_for_memory_s
-    text = f"Still {there} after {after_s:.0f} s: another program may hold the rest; starting all the same."
+    """Start anyway: the limit still applies, and the run does not wait for the same memory again."""
+    figures, waited = run.memory.figures(run.need_bytes), duration(run.policy.restart.wait_for_memory_s)
+    text = f"Memory still short after {waited} ({figures}); another program may hold it. Starting anyway."
     run.say("waited", text, Severity.WARNING)
     run.memory.accept()
     spawn(run, event.at_s)
@@ -136,7 +139,7 @@ def spawn(run: Run, at_s: float) -> None:
     past.begin_generation()
     run.reason = ""
     run.breaker.begin_generation()
-    run.memory.started()
+    run.memory.worker_started()
     run.heartbeat = Heartbeat(run.policy.restart.hang_timeout_s)
     run.current = Generation(past.generation, at_s, batch_size=run.batch.size, durable_before=past.durable_step)
     run.current.gradient_checkpointing = checkpoints_gradients(run.policy, past)
@@ -170,37 +173,39 @@ def on_ready(run: Run, event: ev.Ready) -> None:
     past.highest_step = max(past.highest_step, event.step)
     past.can_checkpoint_gradients = event.can_checkpoint_gradients
     for each in event.passed_over:
-        run.say("checkpoint_passed_over", f"Checkpoint passed over: {each}", Severity.WARNING)
+        run.say("checkpoint_skipped", f"Skipped checkpoint: {each}", Severity.WARNING)
     for each in event.notes:
         run.say("note", each)
-    if not obeys(run, event.at_s, event.batch_size):
+    if not batch_as_requested(run, event.at_s, event.batch_size):
         return
     run.batch.adopt(event.batch_size, event.effective_batch)
-    origin = f"from {event.checkpoint}" if event.checkpoint else "from the beginning"
+    origin = f"resumed from {event.checkpoint}" if event.checkpoint else "from the beginning"
     text = (
         f"Ready at step {event.step} of {event.target_steps}, {origin}; "
-        f"{event.batch_size} samples at once, {event.effective_batch} an update{_in_which_way(run, event)}."
+        f"micro-batch {event.batch_size}, effective batch {event.effective_batch}{_gradient_checkpointing(run, event)}."
     )
     run.say("ready", text, step=event.step, target_steps=event.target_steps, batch_size=event.batch_size)
     run.heartbeat.progress(event.at_s, Phase.TRAIN)
     run.go(S.RUNNING)
 
 
-def _in_which_way(run: Run, event: ev.Ready) -> str:
+def _gradient_checkpointing(run: Run, event: ev.Ready) -> str:
+    """Take over what the worker does; returns the words for it."""
     assert run.current is not None
-    asked = run.current.gradient_checkpointing
+    requested = run.current.gradient_checkpointing
     run.current.ready_step = event.step
     run.current.gradient_checkpointing = event.gradient_checkpointing
     if event.gradient_checkpointing:
         return ", with gradient checkpointing"
-    return ", without the gradient checkpointing asked for, which this task hasn't" if asked else ""
+    return ", without gradient checkpointing (requested, but not supported by this task)" if requested else ""
 
 
-def obeys(run: Run, at_s: float, batch_size: int) -> bool:
-    ordered = run.batch.size
-    if ordered is None or batch_size == ordered:
+def batch_as_requested(run: Run, at_s: float, batch_size: int) -> bool:
+    """Whether the worker uses the requested micro-batch; kill it if not."""
+    requested = run.batch.size
+    if requested is None or batch_size == requested:
         return True
-    text = f"the worker holds {batch_size} samples at once, {ordered} were ordered"
+    text = f"the worker uses micro-batch {batch_size}, but {requested} was requested"
     run.say("batch_mismatch", f"Bug: {text}.", Severity.ERROR)
     run.kill(at_s, Ending(Cause.REFUSED, text, restart=False))
     return False

@@ -1,10 +1,10 @@
-"""Where a run can be."""
+"""The states of a run."""
 
 from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a run is."""
+    """The state of a run."""
 
     STOPPED = "stopped"
     WAITING = "waiting"

@@ -1,16 +1,13 @@
-"""How a worker's life ends: hangs, requests, signals, and what an exit means."""
+"""How a generation ends: hangs, requests, signals, and the meaning of an exit."""
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.actions import (
-    DumpStacks,
-    Kill,
-    Severity,
-)
+from mlx_supervisor.core.actions import DumpStacks, Kill, Severity
 from mlx_supervisor.core.diagnosis.causes import Cause, diagnose, last_line
 from mlx_supervisor.core.events import Outcome
 from mlx_supervisor.core.machine.restarting import NEAR_SHARE, after_exit
 from mlx_supervisor.core.machine.run_state import Ending, Run
 from mlx_supervisor.core.machine.states import S
+from mlx_supervisor.core.words import duration
 
 KILLS_AT_MOST = 3
 DUMP_WAIT_S = 2.0
@@ -19,29 +16,31 @@ EXIT_REFUSED_CODE = 78
 
 
 def on_hang(run: Run, event: ev.Tick) -> None:
-    text = f"no progress for {run.heartbeat.allowance_s:.0f} s"
-    run.say("hang", f"Hang: {text}. Its stacks go to its stderr; then it is killed.", Severity.ERROR)
+    text = f"no progress for {duration(run.heartbeat.allowance_s)}"
+    run.say("hang", f"Hang: {text}. Dumping the worker's stacks to its stderr, then sending SIGTERM.", Severity.ERROR)
     run.out.append(DumpStacks(run.history.generation))
     run.terminate(event.at_s, Ending(Cause.HANG, text, restart=True), DUMP_WAIT_S)
 
 
 def on_drain_timeout(run: Run, event: ev.Tick) -> None:
     assert run.ending is not None
-    text = f"The worker did not exit in {run.policy.restart.stop_grace_s:.0f} s; it gets SIGTERM."
+    text = f"The worker did not exit within {duration(run.policy.restart.stop_grace_s)}; sending SIGTERM."
     run.say("term", text, Severity.WARNING)
     run.terminate(event.at_s, run.ending, run.policy.restart.term_grace_s)
 
 
 def on_request_failed(run: Run, event: ev.ActionFailed) -> None:
-    """The worker can't be asked: it hears SIGTERM all the same."""
+    """A request did not reach the worker; a signal does."""
     if event.action not in ("RequestStop", "RequestClearCache"):
         return
-    ending = run.ending or _unheard_trip(run)
-    run.say("unheard", f"The worker could not be asked to stop ({event.error}); it gets SIGTERM.", Severity.WARNING)
+    ending = run.ending or _tripped_ending(run)
+    text = f"Failed to send {event.action} to the worker ({event.error}); sending SIGTERM."
+    run.say("request_failed", text, Severity.WARNING)
     run.terminate(event.at_s, ending, run.policy.restart.stop_grace_s)
 
 
-def _unheard_trip(run: Run) -> Ending:
+def _tripped_ending(run: Run) -> Ending:
+    """Count the trip whose request to clear the caches failed."""
     assert run.relief is not None
     run.count_trip(run.relief)
     return Ending(run.relief.cause, run.relief.text, restart=True)
@@ -49,23 +48,20 @@ def _unheard_trip(run: Run) -> Ending:
 
 def on_term_timeout(run: Run, event: ev.Tick) -> None:
     assert run.ending is not None
-    run.say("kill", "The worker did not heed SIGTERM; its process group is killed.", Severity.WARNING)
+    run.say("kill", "The worker ignored SIGTERM; sending SIGKILL to its process group.", Severity.WARNING)
     run.kill(event.at_s, run.ending)
 
 
 def on_kill_timeout(run: Run, event: ev.Tick) -> None:
     assert run.ending is not None
     if run.kills < KILLS_AT_MOST:
-        run.say("kill", "The process group is still there; it is killed again.", Severity.ERROR)
+        run.say("kill", "The process group survived SIGKILL; sending it again.", Severity.ERROR)
         run.kills += 1
         run.out.append(Kill(run.history.generation, run.ending.text))
         run.deadline_s = event.at_s + run.policy.restart.kill_wait_s
         return
-    text = (
-        f"a process of generation {run.history.generation} survived {run.kills} SIGKILLs; "
-        f"the machine has to be restarted"
-    )
-    run.close_generation(event.at_s, "not killable", run.ending.cause, alive=True)
+    text = f"a process of generation {run.history.generation} survived {run.kills} SIGKILLs; restart the machine"
+    run.close_generation(event.at_s, "survived SIGKILL", run.ending.cause, alive=True)
     run.survivor = run.history.generation
     run.go(S.FATAL)
     run.finish(S.FATAL, text)
@@ -73,7 +69,7 @@ def on_kill_timeout(run: Run, event: ev.Tick) -> None:
 
 def on_exited(run: Run, event: ev.Exited) -> None:
     ended = _ended(event)
-    if event.exit_code == 0 and _all_done(run):
+    if event.exit_code == 0 and _all_steps_done(run):
         _completed(run, event.at_s, ended)
         return
     ending = run.ending
@@ -82,23 +78,24 @@ def on_exited(run: Run, event: ev.Exited) -> None:
     after_exit(run, event.at_s, ending, ended)
 
 
-def _all_done(run: Run) -> bool:
-    """An exit status of 0 alone proves nothing: code of the user's may have called `sys.exit`."""
+def _all_steps_done(run: Run) -> bool:
+    """Exit status 0 alone proves nothing: the user's code may have called `sys.exit`."""
     past = run.history
     if run.bye is not None:
         return run.bye.outcome is Outcome.COMPLETED and run.bye.step >= past.target_steps
-    return past.durable_step >= past.target_steps > 0  # a start too many does no harm
+    return past.durable_step >= past.target_steps > 0  # an extra start is harmless
 
 
 def _unrequested_ending(run: Run, event: ev.Exited) -> Ending:
     if event.exit_code == 0:
-        return Ending(Cause.CRASH, "it exited as if all was done, before the last step", restart=True)
-    said = run.bye.reason if run.bye else last_line(event.stderr_tail)
+        return Ending(Cause.CRASH, "exited with status 0 before the last step", restart=True)
+    reason = run.bye.reason if run.bye else last_line(event.stderr_tail)
     if event.exit_code == EXIT_REFUSED_CODE:
-        return Ending(Cause.REFUSED, said.removeprefix("refused: ") or "no reason given", restart=False)
+        text = reason.removeprefix("refused: ") or "the worker refused its job without a reason"
+        return Ending(Cause.REFUSED, text, restart=False)
     if event.exit_code == EXIT_STOPPED_CODE:
-        return Ending(Cause.INTERRUPTED, "somebody else told the worker to stop", restart=True)
-    why = diagnose(
+        return Ending(Cause.INTERRUPTED, "the worker was stopped, but not by the supervisor", restart=True)
+    diagnosis = diagnose(
         event.exit_code,
         event.signal,
         event.stderr_tail,
@@ -106,10 +103,11 @@ def _unrequested_ending(run: Run, event: ev.Exited) -> Ending:
         near_limit=_near_limit(run),
         errors=run.bye.errors if run.bye else (),
     )
-    if why.memory:
+    if diagnosis.memory:
         run.history.trips += 1
         run.breaker.open()
-    return Ending(why.cause, why.text or _ended(event), restart=True, advice=why.advice, error_key=why.error_key)
+    text = diagnosis.text or _ended(event)
+    return Ending(diagnosis.cause, text, restart=True, advice=diagnosis.advice, error_key=diagnosis.error_key)
 
 
 def _near_limit(run: Run) -> bool:
@@ -129,6 +127,4 @@ def _completed(run: Run, at_s: float, ended: str) -> None:
 def _ended(event: ev.Exited) -> str:
     if event.signal is not None:
         return f"signal {event.signal}"
-    if event.exit_code is None:
-        return "gone"
-    return f"exit code {event.exit_code}"
+    return "exit status unknown" if event.exit_code is None else f"exit code {event.exit_code}"

@@ -1,7 +1,6 @@
-"""The states of a run, which events mean anything in each, and where each event may lead.
+"""The states of a run, the events that each state handles, and the states that each event may lead to.
 
-A handler stands in the module of its situation. What is not in the table is ignored; a handler that goes where the
-table doesn't allow is our bug, and asserts.
+Events not in the table are ignored. A handler that enters another state than the table allows is a bug, and asserts.
 """
 
 from collections.abc import Callable
@@ -15,8 +14,8 @@ from mlx_supervisor.core.machine.states import S, State
 Handler = Callable[[Run, Any], None]
 Rule = tuple[Handler, tuple[State, ...]]
 AFTER_EXIT = (S.STARTING, S.WAITING, S.BACKOFF, S.COMPLETED, S.FATAL)
-_LOOK: dict[type[ev.Event], Rule] = {ev.MachineSample: (starting.on_machine_sample, ())}
-_OBSERVE: dict[type[ev.Event], Rule] = _LOOK | {
+_POLL: dict[type[ev.Event], Rule] = {ev.MachineSample: (starting.on_machine_sample, ())}
+_OBSERVE: dict[type[ev.Event], Rule] = _POLL | {
     ev.Spawned: (starting.on_spawned, ()),
     ev.Bye: (running.on_bye, ()),
     ev.CheckpointReport: (running.on_checkpoint, ()),
@@ -25,7 +24,7 @@ _OBSERVE: dict[type[ev.Event], Rule] = _LOOK | {
     ev.Exited: (stopping.on_exited, AFTER_EXIT),
 }
 _ENDING = _OBSERVE | {ev.Exited: (stopping.on_exited, (*AFTER_EXIT, S.STOPPED))}
-_START: dict[type[ev.Event], Rule] = _LOOK | {
+_START: dict[type[ev.Event], Rule] = _POLL | {
     ev.Command: (starting.on_command_at_rest, (S.STARTING, S.WAITING, S.BACKOFF)),
     ev.Recovered: (starting.on_recovered, (S.FATAL,)),
 }
@@ -33,8 +32,8 @@ _START: dict[type[ev.Event], Rule] = _LOOK | {
 TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     S.STOPPED: _START,
     S.COMPLETED: _START,
-    S.FATAL: _START | {ev.Exited: (starting.on_survivor_gone, ())},
-    S.BACKOFF: _LOOK
+    S.FATAL: _START | {ev.Exited: (starting.on_survivor_exited, ())},
+    S.BACKOFF: _POLL
     | {
         ev.Command: (starting.on_command_in_backoff, (S.STARTING, S.STOPPED)),
         ev.Tick: (starting.on_backoff_over, (S.STARTING, S.WAITING)),
@@ -47,7 +46,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     S.STARTING: _OBSERVE
     | {
         ev.Ready: (starting.on_ready, (S.RUNNING, S.KILLING)),
-        ev.StepReport: (running.on_step_unready, (S.RUNNING, S.KILLING)),
+        ev.StepReport: (running.on_step_before_ready, (S.RUNNING, S.KILLING)),
         ev.Sample: (running.on_sample, (S.KILLING,)),
         ev.SampleMissing: (running.on_sample_missing, (S.TERMINATING,)),
         ev.Tick: (running.on_start_timeout, (S.TERMINATING,)),
@@ -67,7 +66,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
         ev.Cleared: (running.on_cleared, ()),
         ev.StepReport: (running.on_step_recorded, ()),
         ev.Sample: (running.on_sample_relieving, (S.RUNNING, S.KILLING)),
-        ev.Tick: (running.on_no_relief, (S.DRAINING,)),
+        ev.Tick: (running.on_relief_timeout, (S.DRAINING,)),
         ev.ActionFailed: (stopping.on_request_failed, (S.TERMINATING,)),
         ev.Command: (running.on_command_running, (S.DRAINING, S.KILLING)),
     },

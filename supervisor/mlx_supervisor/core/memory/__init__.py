@@ -1,1 +1,1 @@
-"""Judges memory: the breaker, the growth behind it, and whether there is room to start."""
+"""The memory breaker, the growth that it detects, and the wait for memory before a start."""

@@ -1,4 +1,4 @@
-"""The memory circuit breaker: what each sample and step means for it.
+"""The memory circuit breaker: judges every sample and step.
 
 closed → open → half-open → closed. A trip opens it; the restarted worker runs half-open until it has made enough
 healthy steps.
@@ -13,18 +13,19 @@ from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.memory.growth import Growth, GrowthMeter
 from mlx_supervisor.core.memory.headroom import Level, Overrun
-from mlx_supervisor.core.policy import MIB, MemoryPolicy
+from mlx_supervisor.core.policy import MemoryPolicy
+from mlx_supervisor.core.words import growth_rate, size
 
 HORIZON_STEPS = (4, 50)
-"""Least and most steps before a projected crossing at which a leak trips the breaker."""
+"""Minimum and maximum number of steps before the projected crossing at which a leak trips the breaker."""
 ALARM_STEPS = 100
-"""In the warm-up, growth that would pass the limit within so many steps is called a leak."""
+"""During warm-up, growth that would pass the limit within this many steps is a leak."""
 SPIKE_MARGIN = 0.4
-"""Of the largest spike seen: what a projection holds in reserve beyond it."""
+"""Reserve of a projection beyond the largest spike so far, as a share of it."""
 
 
 class BreakerState(StrEnum):
-    """Of the breaker, not of the run."""
+    """The state of the breaker, not of the run."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -33,7 +34,7 @@ class BreakerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """Why the breaker opens. `hard`: there is no time to ask."""
+    """Why the breaker opens. `hard`: kill at once. `relievable`: clearing the caches may help."""
 
     hard: bool
     cause: Cause
@@ -42,16 +43,16 @@ class Trip:
 
 
 class Breaker:
-    """Judges one life of a worker at a time; `begin_generation` starts the next."""
+    """Judges one generation at a time; `begin_generation` starts the next."""
 
     def __init__(self, policy: MemoryPolicy, close_after_steps: int) -> None:
         self._policy = policy
         self._close_after_steps = close_after_steps
         self.state = BreakerState.CLOSED
         self._commit_s = 0.0
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._overrun = Overrun(self._policy.limit_bytes, self._policy.confirm_samples)
         self._level = Level(self._policy.limit_bytes, self._policy.soft_share)
         self._meter = GrowthMeter(self._policy.min_slope_bytes)
@@ -59,49 +60,49 @@ class Breaker:
         self._batch_size: int | None = None
         self._cache_bytes = 0
         self._phase = ev.Phase.LOAD
-        self._forget_sample()
+        self._reset_sample()
 
-    def _forget_sample(self) -> None:
+    def _reset_sample(self) -> None:
         self._last: ev.Sample | None = None
         self._peak_bytes = 0
 
     def begin_generation(self) -> None:
-        """A worker is about to start: half-open after a trip."""
-        self._forget()
+        """A worker is about to start: half-open if a trip ended the last one."""
+        self._reset()
         if self.state is BreakerState.OPEN:
             self.state = BreakerState.HALF_OPEN
 
     def open(self) -> None:
-        """A trip has been decided."""
+        """Open the breaker after a trip."""
         self.state = BreakerState.OPEN
 
     def phase(self, phase: ev.Phase) -> None:
-        """The worker went on to something else, or says that it is still at it."""
+        """The worker entered a phase, or reported progress within it."""
         if phase is self._phase:
             return
         if self._phase in (ev.Phase.EVAL, ev.Phase.CHECKPOINT) and self._peak_bytes:
             self._level.add_excursion(self._peak_bytes)
         self._phase = phase
-        self._forget_sample()
+        self._reset_sample()
 
     def sample(self, sample: ev.Sample) -> Trip | None:
-        """A sample from outside: the only thing that can trip hard."""
+        """Judge a memory sample. Only a sample can trip hard."""
         self._last = sample
         self._peak_bytes = max(self._peak_bytes, sample.footprint_bytes)
         if not self._overrun.add(sample.footprint_bytes):
             return None
-        text = f"{_mib(sample.footprint_bytes)} is over the limit of {_mib(self._policy.limit_bytes)}"
+        text = f"used {size(sample.footprint_bytes)}, limit {size(self._policy.limit_bytes)}"
         return Trip(hard=True, cause=self._cause(), text=text)
 
     def checkpoint(self, seconds: float) -> None:
-        """How long a checkpoint takes here: a soft trip must leave time for one."""
+        """Learn how long a checkpoint takes: a soft trip must leave time for one."""
         self._commit_s = seconds
 
     def step(self, report: ev.StepReport, at_minimum: bool) -> Trip | None:
-        """The end of a training step. `at_minimum`: the batch can't shrink, so only growth justifies a restart."""
+        """Judge the end of a step. `at_minimum`: the batch can't shrink, so only growth justifies a restart."""
         if self._phase is ev.Phase.LOAD:
             self._phase = ev.Phase.TRAIN
-        self.phase(ev.Phase.TRAIN)  # should that word have been lost
+        self.phase(ev.Phase.TRAIN)  # in case that message was lost
         if report.batch_size != self._batch_size:
             self._batch_size = report.batch_size
             self._meter = GrowthMeter(self._policy.min_slope_bytes)
@@ -109,7 +110,7 @@ class Breaker:
         if self._last is not None:
             self._level.add(self._last.footprint_bytes, self._peak_bytes)
         self._meter.add(report, self._last)
-        self._forget_sample()
+        self._reset_sample()
         self._cache_bytes = report.cache_bytes
         trip = self._projected() or self._near(at_minimum)
         if trip is None and self.state is BreakerState.HALF_OPEN and self._healthy_steps >= self._close_after_steps:
@@ -123,16 +124,16 @@ class Breaker:
         least, most = HORIZON_STEPS
         step_s = max(self._meter.step_s, 1e-3)
         horizon = min(most, least + ceil(2 * self._commit_s / step_s))
-        patient = min(most, horizon + ceil(self._policy.relief_wait_s / step_s))
-        relievable = self._cache_bytes > patient * slope
-        if relievable:  # ask early enough to ask for the checkpoint as well, should clearing not help
-            horizon = patient
+        horizon_with_relief = min(most, horizon + ceil(self._policy.relief_wait_s / step_s))
+        relievable = self._cache_bytes > horizon_with_relief * slope
+        if relievable:  # early enough for a checkpoint if clearing does not help
+            horizon = horizon_with_relief
         room = self._room(slope)
         if room > horizon * slope:
             return None
         text = (
-            f"memory grows by {slope / MIB:.1f} MiB a step and would pass the limit of "
-            f"{_mib(self._policy.limit_bytes)} in {max(room, 0) / slope:.0f} steps"
+            f"memory grows by {growth_rate(slope)} and would pass the limit of "
+            f"{size(self._policy.limit_bytes)} in {max(room, 0) / slope:.0f} steps"
         )
         return Trip(hard=False, cause=Cause.LEAK, text=text, relievable=relievable)
 
@@ -140,27 +141,27 @@ class Breaker:
         if not self._level.near or (at_minimum and not self._level.grown):
             return None
         text = (
-            f"memory with its usual spikes stands at {_mib(self._level.level_bytes)}, "
-            f"near the limit of {_mib(self._policy.limit_bytes)}"
+            f"memory with usual spikes is at {size(self._level.level_bytes)}, "
+            f"near the limit of {size(self._policy.limit_bytes)}"
         )
         excess = self._level.level_bytes - self._policy.soft_share * self._policy.limit_bytes
         return Trip(hard=False, cause=self._cause(), text=text, relievable=self._cache_bytes > excess)
 
     def _cause(self) -> Cause:
-        """A leak is no fault of the batch size: the run may grow back onto it."""
+        """After a leak the run may grow back to its batch size; after pressure it may not."""
         return Cause.LEAK if self.leaking or self._meter.pace_bytes is not None else Cause.PRESSURE
 
     def relieved(self, footprint_bytes: int) -> bool:
-        """After the caches were cleared: did that make room? If so, the level is judged afresh."""
+        """Whether clearing the caches made room. If so, the level is judged afresh."""
         if footprint_bytes > 0.9 * self._policy.soft_share * self._policy.limit_bytes:
             return False
         self._level = Level(self._policy.limit_bytes, self._policy.soft_share)
-        self._forget_sample()
+        self._reset_sample()
         return True
 
     def _room(self, slope_bytes: float | None = None) -> float:
-        """Bytes left for the floor. For one that rises, more is held in reserve: spikes are not always the same, and in
-        the warm-up they have not all been seen."""
+        """Bytes left below the limit for the floor. A rising floor (`slope_bytes` per step) keeps a larger reserve:
+        spikes vary, and not all of them occur during warm-up."""
         limit_bytes = self._policy.limit_bytes
         if slope_bytes is None:
             return limit_bytes - self._level.level_bytes
@@ -169,7 +170,7 @@ class Breaker:
 
     @property
     def growth(self) -> Growth:
-        """What grows, and how long the room lasts."""
+        """The growth by part, and the time left until the limit."""
         meter = self._meter
         slope, by_cause = meter.bytes_per_step, MappingProxyType(dict(meter.by_cause))
         if slope is None or slope <= 0:
@@ -179,17 +180,13 @@ class Breaker:
 
     @property
     def leak_bytes_per_step(self) -> float | None:
-        """The floor's growth, for display: 0 when it can't be told from noise, None while too little is known."""
+        """The floor's growth, for display: 0 when it is within noise, None while too little is known."""
         return self._meter.bytes_per_step
 
     @property
     def leaking(self) -> bool:
-        """Whether there is a leak beyond doubt; in the warm-up, growth that would soon pass the limit is one too."""
+        """Whether there is a confirmed leak, or, during warm-up, growth that would soon pass the limit."""
         pace = self._meter.pace_bytes
         if self._meter.warm or pace is None:
             return self._meter.verdict
         return self._room() < ALARM_STEPS * pace
-
-
-def _mib(size_bytes: float) -> str:
-    return f"{size_bytes / MIB:,.0f} MiB"

@@ -1,4 +1,4 @@
-"""What grows in a worker, by cause, and how long the room lasts."""
+"""The growth of a worker's memory, by part, and the time left until the limit."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ ARRAYS_SCALES = (
     Scale(20, 8, 0.6 * MB, 2),
     Scale(40, 8, 0.25 * MB, 2),
 )
-"""For MLX's own counters, which are exact; what varies is the work in hand."""
+"""For MLX's own counters, which are exact; only the work of a step varies."""
 NATIVE_SCALES = (
     Scale(2, 8, 20 * MB, 3),
     Scale(4, 8, 6 * MB, 3),
@@ -25,7 +25,7 @@ NATIVE_SCALES = (
     Scale(20, 8, 1 * MB, 3),
     Scale(60, 8, 0.45 * MB, 2),
 )
-"""For what the operating system says less those: two readings at different times, page cache, fragments."""
+"""For the footprint less those counters: readings of different times, page cache, fragmentation."""
 CACHE_SCALES = (Scale(8, 8, 2.5 * MB, 2), Scale(40, 8, 0.3 * MB, 2))
 EAGER_SCALES = (
     Scale(1, 8, 30 * MB, 2),
@@ -34,24 +34,24 @@ EAGER_SCALES = (
     Scale(20, 8, 2 * MB, 1),
     Scale(60, 8, 0.5 * MB, 1),
 )
-"""For the projection alone, which needs a limit that is near as well. All of these were set on simulated traces
-(bench/leak_traces.py has the figures)."""
-APART_SAMPLES = 3
-"""Samples in a row below MLX's counters: its arrays are elsewhere, on a device with memory of its own."""
+"""For the projection alone, which trips only near the limit. All scales were tuned on simulated traces
+(bench/leak_traces.py has the figures), in MB of 10^6 bytes."""
+DEVICE_SAMPLES = 3
+"""Consecutive samples below MLX's counters: its arrays are on a device with memory of its own."""
 STEP_TIMES = 15
 LONGER = 1.25
-"""Tokens a step, of late over those before: above it, sequences have grown, and memory with them."""
-LATE_STEPS, BEFORE_STEPS = 32, 256
+"""Recent tokens per step over earlier ones: above this ratio, longer sequences explain the growth."""
+RECENT_STEPS, EARLIER_STEPS = 32, 256
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """The floor's growth, in bytes a step.
+    """The floor's growth, in bytes per step.
 
-    `bytes_per_step`: None while too little is known, 0 when it can't be told from noise. `by_cause`: its parts, and
-    "cache" besides, each as far as known: "arrays" (MLX's active memory), "cache" (MLX's), "native" (graphs, compiled
-    programs, and all else of the leader), "children". `verdict`: a leak beyond doubt. `steps_left`, `seconds_left`:
-    until the floor with the usual spikes passes the limit at this pace; None when it does not grow.
+    `bytes_per_step`: None while too little is known, 0 when it is within noise. `by_cause`: the known parts and the
+    cache: "arrays" (MLX's active memory), "cache" (MLX's), "native" (graphs, compiled programs, everything else of the
+    leader), "children". `verdict`: a confirmed leak. `steps_left`, `seconds_left`: until the floor with the usual
+    spikes passes the limit at this pace; None when it does not grow.
     """
 
     bytes_per_step: float | None = None
@@ -62,7 +62,7 @@ class Growth:
 
 
 class GrowthMeter:
-    """Takes the footprint apart and follows each part. One per life of a worker, or batch size of it."""
+    """Splits the footprint and tracks each part. One per generation and batch size."""
 
     def __init__(self, min_slope_bytes: float) -> None:
         self._min_slope_bytes = min_slope_bytes
@@ -72,12 +72,12 @@ class GrowthMeter:
         self._children: Trend | None = None
         self._total = Trend(EAGER_SCALES, min_slope_bytes, eager=True)
         self._step_s: deque[float] = deque(maxlen=STEP_TIMES)
-        self._tokens_late = self._tokens_before = 0.0
+        self._tokens_recent = self._tokens_earlier = 0.0
         self._below = 0
         self._last_step = -1
 
     def add(self, report: ev.StepReport, sample: ev.Sample | None) -> None:
-        """One training step. `sample`: the last one within it, if there was any. Steps that don't rise are ignored."""
+        """One training step. `sample`: the last one within it, or None. Repeated and older steps are ignored."""
         if report.step <= self._last_step:
             return
         self._last_step = report.step
@@ -89,34 +89,34 @@ class GrowthMeter:
             self._add_sample(report, sample)
 
     def _count_tokens(self, tokens: int) -> None:
-        if self._tokens_before == 0:
-            self._tokens_late = self._tokens_before = tokens
-        self._tokens_late += (tokens - self._tokens_late) / LATE_STEPS
-        self._tokens_before += (tokens - self._tokens_before) / BEFORE_STEPS
+        if self._tokens_earlier == 0:
+            self._tokens_recent = self._tokens_earlier = tokens
+        self._tokens_recent += (tokens - self._tokens_recent) / RECENT_STEPS
+        self._tokens_earlier += (tokens - self._tokens_earlier) / EARLIER_STEPS
 
     def _add_sample(self, report: ev.StepReport, sample: ev.Sample) -> None:
         mlx = report.active_bytes + report.cache_bytes
-        self._look_apart(sample.footprint_bytes < mlx)
+        self._detect_device_memory(sample.footprint_bytes < mlx)
         leader = sample.footprint_bytes - sample.children_bytes
-        self._native.add(report.step, leader if self.apart else leader - mlx)
-        self._total.add(report.step, sample.footprint_bytes - (0 if self.apart else report.cache_bytes))
+        self._native.add(report.step, leader if self.on_device else leader - mlx)
+        self._total.add(report.step, sample.footprint_bytes - (0 if self.on_device else report.cache_bytes))
         if sample.children_bytes and self._children is None:
             self._children = Trend(NATIVE_SCALES, self._min_slope_bytes)
         if self._children is not None:
             self._children.add(report.step, sample.children_bytes)
 
-    def _look_apart(self, below: bool) -> None:
-        if self.apart:
+    def _detect_device_memory(self, below: bool) -> None:
+        if self.on_device:
             return
         self._below = self._below + 1 if below else 0
-        if self._below >= APART_SAMPLES:
+        if self._below >= DEVICE_SAMPLES:
             self._native = Trend(NATIVE_SCALES, self._min_slope_bytes)
             self._total = Trend(EAGER_SCALES, self._min_slope_bytes, eager=True)
 
     @property
-    def apart(self) -> bool:
-        """Whether MLX's arrays are in a memory that the footprint knows nothing of."""
-        return self._below >= APART_SAMPLES
+    def on_device(self) -> bool:
+        """Whether MLX's arrays are in device memory, outside the footprint."""
+        return self._below >= DEVICE_SAMPLES
 
     @property
     def warm(self) -> bool:
@@ -125,30 +125,30 @@ class GrowthMeter:
 
     @property
     def step_s(self) -> float:
-        """Median time of the last steps."""
+        """Median duration of the last steps, in seconds."""
         return median(self._step_s) if self._step_s else 0.0
 
     @property
     def pace_bytes(self) -> float | None:
-        """Growth of the footprint less the cache, by the quickest judgement; None when there is none to speak of."""
+        """Growth of the footprint less the cache, in bytes per step, by the quick projection; None without any."""
         return self._total.leak_bytes
 
     @property
     def verdict(self) -> bool:
-        """Whether there is a leak beyond doubt. None is found while sequences are growing longer."""
-        if self._tokens_late > LONGER * self._tokens_before:
+        """Whether there is a confirmed leak; never while sequences grow longer."""
+        if self._tokens_recent > LONGER * self._tokens_earlier:
             return False
         return any(trend.leak_bytes is not None for trend in self._parts.values())
 
     @property
     def by_cause(self) -> Mapping[str, float]:
-        """Growth of each part that is known, the cache too."""
+        """Growth of each known part and of the cache, in bytes per step."""
         parts = self._parts | {"cache": self._cache}
         return {name: slope for name, trend in parts.items() if (slope := trend.slope_bytes) is not None}
 
     @property
     def bytes_per_step(self) -> float | None:
-        """Growth of all but the cache, of the leaks alone where there are any; None while nothing is known."""
+        """Growth without the cache: of the leaks alone if there are any; None while nothing is known."""
         leaks = [trend.leak_bytes for trend in self._parts.values() if trend.leak_bytes is not None]
         if leaks:
             return sum(leaks)

@@ -1,26 +1,26 @@
-"""How near is the limit? Single samples over it (hard), and the floor plus the usual spikes (soft)."""
+"""The distance to the limit: single samples over it (hard), and the floor plus the usual spikes (soft)."""
 
 from collections import deque
 
 FLOOR_STEPS = 8
-"""Steps whose lowest footprint is the floor."""
+"""The floor is the lowest footprint of this many last steps."""
 JUMP_STEPS = 3
-"""The same, for a floor that rises fast."""
+"""The same for a floor that rises fast."""
 SPIKE_STEPS = 250
-"""Steps whose highest rise above the floor is held in reserve."""
+"""The largest spike of this many last steps is kept in reserve."""
 EXCURSIONS = 4
-"""Evaluations and checkpoints whose highest rise above the floor is held in reserve, however long ago they were."""
+"""The largest spike of this many last evaluations and checkpoints is kept in reserve, however old they are."""
 SETTLING_STEPS = 10
-"""First steps of a life whose spikes don't count: loading and compilation."""
+"""Spikes of the first steps of a generation do not count: loading and compilation."""
 CONFIRM_STEPS = 2
-"""Steps in a row that must be near the limit."""
+"""Consecutive steps that must be near the limit."""
 GROWN_SHARE = 0.1
-"""Share of the limit by which the floor must have risen in a life for a restart to be worth it. Spikes don't count:
-an evaluation would come again in every life."""
+"""Share of the limit by which the floor must rise within a generation for a restart to help. Spikes don't count:
+evaluations recur in every generation."""
 
 
 class Overrun:
-    """Samples in a row over the limit."""
+    """Counts consecutive samples over the limit."""
 
     def __init__(self, limit_bytes: int, confirm_samples: int) -> None:
         self._limit_bytes = limit_bytes
@@ -28,13 +28,13 @@ class Overrun:
         self._over = 0
 
     def add(self, footprint_bytes: int) -> bool:
-        """True when this sample confirms that the limit is passed."""
+        """Whether this sample confirms that the limit is passed."""
         self._over = self._over + 1 if footprint_bytes > self._limit_bytes else 0
         return self._over >= self._confirm_samples
 
 
 class Level:
-    """The floor of the last steps plus the largest spike seen lately, in bytes. One per life of a worker."""
+    """The floor of the last steps plus the largest recent spike, in bytes. One per generation."""
 
     def __init__(self, limit_bytes: int, soft_share: float) -> None:
         self._soft_bytes = soft_share * limit_bytes
@@ -64,26 +64,26 @@ class Level:
         self._near = self._near + 1 if near else 0
 
     def jump_bytes(self, slope_bytes: float) -> float:
-        """The largest spike lately above the steps just before it, where the floor itself rises so much a step."""
+        """The largest recent rise above the steps before it, less the floor's rise of `slope_bytes` per step."""
         jump = max(self._jumps, default=0) - (JUMP_STEPS - 1) * slope_bytes
         return max(jump, max(self._excursions, default=0), 0.0)
 
     def add_excursion(self, peak_bytes: int) -> None:
-        """The highest footprint sampled in an evaluation or a checkpoint: there will be another one."""
+        """Record the peak of an evaluation or a checkpoint: another one will follow."""
         if self._ends:
             self._excursions.append(max(peak_bytes - self.floor_bytes, 0))
 
     @property
     def level_bytes(self) -> int:
-        """Where memory will stand at the next spike."""
+        """The expected footprint at the next spike."""
         return self.floor_bytes + self.spike_bytes
 
     @property
     def near(self) -> bool:
-        """True when the limit is near, for long enough to believe it."""
+        """Whether the limit has been near for `CONFIRM_STEPS`."""
         return self._near >= CONFIRM_STEPS
 
     @property
     def grown(self) -> bool:
-        """True when the floor has risen much in this life, so that a fresh process would stand lower."""
+        """Whether the floor rose so much in this generation that a new process would need less."""
         return self._first_bytes is not None and self.floor_bytes - self._first_bytes > self._grown_bytes

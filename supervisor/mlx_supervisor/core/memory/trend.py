@@ -1,8 +1,8 @@
-"""Is the floor of a signal rising, and how fast? A slope over block minima, at several scales.
+"""Whether and how fast the floor of a signal rises: slopes over block minima, at several scales.
 
-Block minima throw away what comes and goes (an evaluation, a checkpoint, a long sequence, an update that has already
-begun); the Theil-Sen slope (the median of the slopes of all pairs: Theil 1950, Sen 1968) shrugs off single level
-shifts. Gates keep wander, warm-up and a changed curriculum from looking like a leak; docs/leaks.md tells them in words.
+Block minima remove what comes and goes (an evaluation, a checkpoint, a long sequence, an update already begun). The
+Theil-Sen slope (the median of the slopes of all pairs: Theil 1950, Sen 1968) ignores single level shifts. Gates reject
+slow wander, warm-up and a changed curriculum; docs/leaks.md explains them.
 """
 
 from collections import deque
@@ -16,29 +16,29 @@ CONCORDANCE = 0.9
 FLATTENING = 0.5
 """The slope of the newer half must be at least this share of the whole's and of the older half's."""
 GRACE_SAMPLES = 4
-"""Samples of a life that are ignored: allocation of optimizer state and compilation."""
+"""First samples of a generation, ignored: allocation of optimizer state and compilation."""
 WARM_UP_SAMPLES = 100
-"""No verdict before so many samples of a life: caches, pools and compiled programs are still filling up. The windows
-that verdicts come from begin at half of it."""
+"""No verdict before this many samples of a generation: caches, pools and compiled programs still fill up. The windows
+of verdicts begin at half of it."""
 AVERAGE_BLOCK = 10
 AVERAGE_BLOCKS = 31
-"""The floor is remembered for 30 blocks of 10 samples: growth that is slower now than its average over them is
-flattening out, whatever a short window says."""
+"""The floor is kept for 30 blocks of 10 samples: growth slower than its average over them is flattening out, even if
+a short window disagrees."""
 AVERAGE_SHARE = 0.8
-"""The slope must be at least this share of that average."""
+"""Minimum slope, as a share of that average."""
 CEILING_SAMPLES = 1000
-"""A leak brings the floor where it has not been for so many samples, or twice as many. Wander does not."""
+"""A leak raises the floor above its maximum of the last 1,000 to 2,000 samples. Wander does not."""
 FASTER = 2.0
-"""A shorter window is believed over a longer one when its slope is so many times as large."""
+"""A shorter window overrides a longer one if its slope is this many times as large."""
 RETURN_SAMPLES = 2
-"""Samples in a row that must have returned half-way for a verdict to be revoked."""
+"""Consecutive samples that must be back half-way to revoke a verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """`block` samples give one minimum, `blocks` minima one slope, which counts above `threshold_bytes` a step.
+    """`block` samples give one minimum, `blocks` minima one slope, which counts above `threshold_bytes` per step.
 
-    `confirm`: windows in a row, each a block further on.
+    `confirm`: consecutive windows required, each one block later.
     """
 
     block: int
@@ -48,10 +48,10 @@ class Scale:
 
 
 class Trend:
-    """The trend of one signal, fed with at most one value a step, in bytes. One per life of a worker.
+    """The trend of one signal, fed with at most one value per step, in bytes. One per generation.
 
-    `leak_bytes` is a verdict, `slope_bytes` what can be told from noise, both per step. `eager`: for projections, where
-    being late costs more than being wrong; warm-up counts as well, and there is no memory of earlier heights.
+    `leak_bytes` is a verdict, `slope_bytes` any growth beyond noise, both per step. `eager`: for projections, where
+    being late costs more than being wrong: warm-up counts too, and earlier maxima are ignored.
     """
 
     def __init__(self, scales: Iterable[Scale], min_slope_bytes: float = 0.0, *, eager: bool = False) -> None:
@@ -63,7 +63,7 @@ class Trend:
         self._samples = 0
 
     def add(self, step: int, value_bytes: float) -> None:
-        """One value at the end of a training step. Steps must rise; values of other phases don't belong here."""
+        """One value at the end of a training step, never of another phase. Steps must increase."""
         self._samples += 1
         if self._samples <= GRACE_SAMPLES:
             return
@@ -84,12 +84,12 @@ class Trend:
 
     @property
     def leak_bytes(self) -> float | None:
-        """Bytes a step of a leak that is there beyond doubt; None when there is none."""
+        """Bytes per step of a confirmed leak; None without one."""
         return _current([window.leak_bytes for window in self._windows])
 
     @property
     def slope_bytes(self) -> float | None:
-        """Bytes a step, leak or warm-up: 0 when it can't be told from noise, None while too little is known."""
+        """Bytes per step, leak or warm-up: 0 when within noise, None while too little is known."""
         if not any(window.full for window in self._windows):
             return None
         slope = _current([window.slope_bytes for window in self._windows])
@@ -97,7 +97,7 @@ class Trend:
 
     @property
     def _average_bytes(self) -> float:
-        """The floor's growth per step over the time that is remembered."""
+        """The floor's average growth per step over the blocks kept."""
         if len(self._floors) < 2:
             return 0.0
         (first_step, first), (last_step, last) = self._floors[0], self._floors[-1]
@@ -105,7 +105,7 @@ class Trend:
 
 
 class _Block:
-    """Collects `size` samples; gives the middle of their steps and the lowest of their values."""
+    """Collects `size` samples; returns the middle of their steps and their minimum."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -126,7 +126,7 @@ class _Block:
 
 
 class _Ceiling:
-    """The highest floor of late. What is twice `CEILING_SAMPLES` old is forgotten: a peak hides no leak for good."""
+    """The recent maximum of the floor. Values older than twice `CEILING_SAMPLES` are dropped."""
 
     def __init__(self) -> None:
         self._older = self._newer = float("-inf")
@@ -144,7 +144,7 @@ class _Ceiling:
 
 
 class _Window:
-    """One scale's last blocks, and what follows from them."""
+    """The last blocks of one scale, and their verdict."""
 
     def __init__(self, scale: Scale, threshold_bytes: float, eager: bool) -> None:
         self._scale = scale
@@ -152,10 +152,10 @@ class _Window:
         self._threshold_bytes = threshold_bytes
         self._minima: deque[tuple[float, float]] = deque(maxlen=scale.blocks)
         self._ceiling = _Ceiling()
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        """Start over, but for where the floor has been."""
+    def _reset(self) -> None:
+        """Start over, but keep the maximum of the floor."""
         for _, floor in self._minima:
             self._ceiling.add(floor, self._scale.block)
         self._minima.clear()
@@ -171,11 +171,11 @@ class _Window:
         return len(self._minima) == self._scale.blocks
 
     def add(self, step: int, value: float) -> bool:
-        """True when there is something new to judge."""
+        """Whether there is a new window to judge."""
         if self.slope_bytes is not None:
             self._returned = self._returned + 1 if value < self._return_bytes else 0
             if self._returned >= RETURN_SAMPLES:
-                self._forget()
+                self._reset()
         minimum = self._block.add(step, value)
         if minimum is None:
             return False
@@ -185,11 +185,11 @@ class _Window:
         return self.full
 
     def judge(self, warm: bool, average_bytes: float, ceiling_bytes: float) -> None:
-        """`warm`: the warm-up is over. `average_bytes`: the growth per step over a longer time."""
+        """Judge the window. `warm`: the warm-up is over. `average_bytes`: growth per step over a longer time."""
         slope = self._rise(ceiling_bytes)
         self._hits = 0 if slope is None else self._hits + 1
         if slope is None:
-            if self._eager or not self._goes_on():
+            if self._eager or not self._still_grows():
                 self.leak_bytes = self.slope_bytes = None
         elif self._hits >= self._scale.confirm or self.slope_bytes is not None:
             self.slope_bytes = slope
@@ -199,9 +199,9 @@ class _Window:
                 self.leak_bytes = slope
 
     def _rise(self, ceiling_bytes: float) -> float | None:
-        """The slope, if it passes the gates."""
+        """The slope in bytes per step if it passes all gates, else None."""
         minima = list(self._minima)
-        if minima[-1][1] <= minima[0][1] or not self._climbs(minima, ceiling_bytes):
+        if minima[-1][1] <= minima[0][1] or not self._above_ceiling(minima, ceiling_bytes):
             return None
         rises = [v2 - v1 for (_, v1), (_, v2) in combinations(minima, 2)]
         if sum(rise > 0 for rise in rises) < CONCORDANCE * len(rises):
@@ -212,17 +212,17 @@ class _Window:
         steady = late >= FLATTENING * max(slope, early)
         return slope if steady and slope > self._threshold_bytes else None
 
-    def _climbs(self, minima: list[tuple[float, float]], ceiling_bytes: float) -> bool:
-        """Whether the floor is where it has not been of late. `ceiling_bytes` is of blocks no evaluation can fill: a
-        projection goes by it, and needs it for shorter blocks alone."""
+    def _above_ceiling(self, minima: list[tuple[float, float]], ceiling_bytes: float) -> bool:
+        """Whether the floor exceeds its recent maximum. `ceiling_bytes`: the maximum over blocks too long for an
+        evaluation to fill; projections use it, and only for shorter blocks."""
         if not self._eager:
             ceiling_bytes = self._ceiling.bytes
         elif self._scale.block >= AVERAGE_BLOCK:
             return True
         return min(minima[-1][1], minima[-2][1]) > ceiling_bytes
 
-    def _goes_on(self) -> bool:
-        """Whether growth that was told from noise before still goes on, if unevenly."""
+    def _still_grows(self) -> bool:
+        """Whether growth beyond noise continues, even unevenly."""
         return (
             self.slope_bytes is not None
             and _slope(list(self._minima)[self._scale.blocks // 2 :]) > self._threshold_bytes / 2
@@ -230,12 +230,12 @@ class _Window:
 
 
 def _slope(points: list[tuple[float, float]]) -> float:
-    """Theil-Sen."""
+    """The Theil-Sen slope."""
     return median([(v2 - v1) / (s2 - s1) for (s1, v1), (s2, v2) in combinations(points, 2)])
 
 
 def _current(slopes: list[float | None]) -> float | None:
-    """Of the longest window that has one, as the most exact; of a shorter one where growth has become much faster."""
+    """The slope of the longest window, which is the most exact, or of a shorter one if growth became much faster."""
     chosen = None
     for slope in reversed(slopes):
         if slope is not None and (chosen is None or slope > FASTER * chosen):

@@ -1,1 +1,1 @@
-"""What follows a generation: the batch, the next rung of the ladder, and when to give up."""
+"""What follows a generation: the batch, the next rung of the escalation ladder, and when to give up."""

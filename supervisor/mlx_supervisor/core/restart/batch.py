@@ -1,10 +1,10 @@
-"""How many samples are in memory at once, and how many make an update."""
+"""The micro-batch (samples in memory at once) and the effective batch (samples of one update)."""
 
 from mlx_supervisor.core.policy import BatchPolicy
 
 
 class BatchPlan:
-    """The size in force. Halved by memory trips; grown back after good steps, never onto a size that tripped."""
+    """The micro-batch in use. Halved by memory trips; grown back after good steps, never to a size that tripped."""
 
     def __init__(
         self,
@@ -21,7 +21,7 @@ class BatchPlan:
             self.size = max(min(self.size, self.requested), self.minimum)
         self.tripped = tripped
         self.leak_from = leak_from
-        """The size that a leak halved; None when none did."""
+        """The size that a leak halved; None if no leak did."""
         self._good_steps = 0
 
     @property
@@ -30,7 +30,7 @@ class BatchPlan:
         return self._policy.minimum
 
     def adopt(self, size: int, effective: int) -> None:
-        """The worker chose by its own configuration: that is what was asked."""
+        """Take the worker's own choice as the requested size, where the settings leave it open."""
         if self.requested is None:
             self.requested = size
             self.requested_effective = effective
@@ -39,7 +39,7 @@ class BatchPlan:
 
     @property
     def effective(self) -> int | None:
-        """Samples of one update: as asked, or shrunk with the size where `preserve_effective` is off."""
+        """Samples of one update: as requested, or shrunk with the size if `preserve_effective` is off."""
         if self.size is None or self.requested is None or self.requested_effective is None:
             return None
         if self._policy.preserve_effective:
@@ -48,16 +48,16 @@ class BatchPlan:
 
     @property
     def at_minimum(self) -> bool:
-        """Whether the size can't be halved any more."""
+        """Whether the size can't be halved further."""
         return self.size is not None and self.size <= self.minimum
 
     @property
     def reduced_for_leak(self) -> bool:
-        """Whether the size in force is smaller because of a leak: it is halved for that once."""
+        """Whether a leak already halved the size in use: it does so once."""
         return self.leak_from is not None and self.size is not None and self.size < self.leak_from
 
     def halve(self, for_pressure: bool) -> bool:
-        """Half the size, at least the minimum. False when it was there already."""
+        """Halve the size, down to the minimum. False if it was at the minimum already."""
         self._good_steps = 0
         if self.size is None or self.size <= self.minimum:
             return False
@@ -69,7 +69,7 @@ class BatchPlan:
         return True
 
     def good_step(self) -> int | None:
-        """A healthy step; the size to grow to when it is time, else None."""
+        """Count a healthy step; returns the size to grow to when due, else None."""
         if self.size is None or self.requested is None or self.size >= self.requested:
             return None
         self._good_steps += 1

@@ -1,6 +1,6 @@
-"""What a death changes about the next life: the rungs from half the batch to gradient checkpointing.
+"""The escalation ladder: what a death changes for the next generation, from half the batch to gradient checkpointing.
 
-Caches are cleared before it comes to this (`core/machine/running.py`). docs/ladder.md is the same for readers.
+Clearing the caches comes first (`core/machine/running.py`). docs/ladder.md describes the ladder for users.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from mlx_supervisor.core.policy import RunPolicy
 from mlx_supervisor.core.restart.batch import BatchPlan
 
 SAME_BATCH = {
-    Cause.RESOURCE_LIMIT: "the batch stays, for this limit counts buffers and not bytes",
-    Cause.GPU_WATCHDOG: "the batch stays, for a smaller one would not help",
+    Cause.RESOURCE_LIMIT: "micro-batch kept (this limit counts buffers, not bytes)",
+    Cause.GPU_WATCHDOG: "micro-batch kept (a smaller one would not help)",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """What is done about a death. `text`: part of a sentence, or "".
+    """The response to a death. `text`: part of a sentence, or "".
 
-    `eased`: the next life needs less memory than any since the last progress. A batch that grows back and is halved
-    again eases nothing: that can go on for ever.
+    `eased`: the next generation needs less memory than any since the last progress. A batch that grows back and is
+    halved again does not count, as that can repeat forever.
     """
 
     eased: bool
@@ -29,31 +29,30 @@ class Rung:
 
 
 def checkpoints_gradients(policy: RunPolicy, history: RunHistory) -> bool:
-    """Whether the next life is to compute activations again instead of keeping them."""
-    wanted = policy.memory.gradient_checkpointing
-    return wanted == "always" or (wanted == "last_resort" and history.gradient_checkpointing)
+    """Whether the next generation recomputes activations instead of keeping them."""
+    setting = policy.memory.gradient_checkpointing
+    return setting == "always" or (setting == "last_resort" and history.gradient_checkpointing)
 
 
 def climb(policy: RunPolicy, batch: BatchPlan, history: RunHistory, cause: Cause, *, progress: bool) -> Rung:
-    """Take the next rung that helps against `cause`, in `batch` and `history`.
+    """Take the next rung that helps against `cause`; changes `batch` and `history`.
 
-    A restart cures a leak, so it halves the batch once and then no more, for as long as each life makes progress.
+    A restart cures a leak, so a leak halves the batch only once while every generation makes progress.
     """
     if progress:
         history.least_size = None
     if cause not in MEMORY_CAUSES:
         return Rung(False, SAME_BATCH.get(cause, ""))
     size, leak = batch.size, cause is Cause.LEAK
+    kept = f"micro-batch kept at {size}: a restart cures the leak"
     if leak and progress and batch.reduced_for_leak:
-        return Rung(
-            False, f"restarts cure a leak, so the batch stays at {size} after one halving (batch.halve_on_leak)"
-        )
+        return Rung(False, f"{kept}, one halving is enough (batch.halve_on_leak)")
     if (not leak or policy.batch.halve_on_leak) and batch.halve(for_pressure=not leak):
-        text = f"the batch goes from {size} to {batch.size} (batch.minimum is {batch.minimum})"
+        text = f"micro-batch halved, {size} → {batch.size} (batch.minimum = {batch.minimum})"
         return Rung(_is_least(batch.size, history), text)
     if leak and progress:
-        key = f"batch.minimum is {batch.minimum}" if policy.batch.halve_on_leak else "batch.halve_on_leak is off"
-        return Rung(False, f"restarts cure a leak, so the batch stays at {size} ({key})")
+        key = f"batch.minimum = {batch.minimum}" if policy.batch.halve_on_leak else "batch.halve_on_leak is off"
+        return Rung(False, f"{kept} ({key})")
     return _last_resort(policy, batch, history)
 
 
@@ -65,12 +64,12 @@ def _is_least(size: int | None, history: RunHistory) -> bool:
 
 
 def _last_resort(policy: RunPolicy, batch: BatchPlan, history: RunHistory) -> Rung:
-    stays = f"the batch stays at {batch.size} (batch.minimum is {batch.minimum})" if batch.size else "the batch stays"
+    kept = f"micro-batch kept at {batch.size or 'its size'} (batch.minimum = {batch.minimum}"
     if checkpoints_gradients(policy, history):
-        return Rung(False, f"{stays}, and gradient checkpointing is on already")
+        return Rung(False, f"{kept}), gradient checkpointing is already on")
     if policy.memory.gradient_checkpointing != "last_resort":
-        return Rung(False, f"{stays}, and memory.gradient_checkpointing is {policy.memory.gradient_checkpointing!r}")
+        return Rung(False, f"{kept}, memory.gradient_checkpointing = {policy.memory.gradient_checkpointing!r})")
     if not history.can_checkpoint_gradients:
-        return Rung(False, stays)
+        return Rung(False, f"{kept})")
     history.gradient_checkpointing = True
-    return Rung(True, f"{stays}, so gradient checkpointing is turned on (memory.gradient_checkpointing)")
+    return Rung(True, f"{kept}), gradient checkpointing turned on (memory.gradient_checkpointing)")
