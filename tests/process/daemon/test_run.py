@@ -122,7 +122,7 @@ def test_a_limit_below_the_need_is_reported_at_once(tmp_path: Path, mode: str, w
     done = harness.run(settings)
     summary = done.summary()
     assert done.process.returncode == 1
-    assert "the limit of 200 MiB is below what this run needs" in summary["reason"]
+    assert "the limit of 200 MiB is too low for this run" in summary["reason"]
     assert where in summary["reason"]
     assert len(summary["generations"]) <= 2
 
@@ -172,8 +172,8 @@ def test_sigterm_then_sigkill_to_a_deaf_worker_and_its_children(tmp_path: Path) 
         harness.interrupt(foreground)
         foreground.wait()
         assert harness.carriers(tokens) == []
-    assert "it gets SIGTERM" in foreground.stderr
-    assert "its process group is killed" in foreground.stderr
+    assert "sending SIGTERM" in foreground.stderr
+    assert "sending SIGKILL to its process group" in foreground.stderr
     assert foreground.summary()["outcome"] == "stopped"
 
 
@@ -223,7 +223,7 @@ def test_a_crash_that_may_pass_is_retried_as_often_as_the_budget_allows(tmp_path
 def test_a_loss_that_is_not_finite_gets_one_more_chance(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"mode": "not_finite", "at_step": 8})
     summary = harness.run(settings).summary()
-    assert "not finite 2 times in a row at step 7" in summary["reason"]
+    assert "2 consecutive non-finite losses at step 7" in summary["reason"]
     assert [record["ended"] for record in summary["generations"]] == ["exit code 65"] * 2
 
 
@@ -238,7 +238,7 @@ def test_gradient_checkpointing_is_tried_before_a_run_is_given_up(tmp_path: Path
     summary = done.summary()
     assert summary["outcome"] == "completed"  # the worker does not grow with it
     assert [record["gradient_checkpointing"] for record in summary["generations"]] == [False, True]
-    assert "gradient checkpointing is turned on (memory.gradient_checkpointing)" in done.stderr
+    assert "gradient checkpointing turned on (memory.gradient_checkpointing)" in done.stderr
     assert "with gradient checkpointing" in done.stderr
 
 
