@@ -1,4 +1,4 @@
-"""A supervisor small enough for the tests: it binds the socket, starts workers, and keeps what they say."""
+"""A supervisor small enough for the tests: it binds the socket, starts workers, and records their messages."""
 
 import contextlib
 import json
@@ -23,10 +23,10 @@ TOKEN = "token of the tests"
 
 
 class Worker:
-    """One life of a worker."""
+    """One worker process."""
 
-    def __init__(self, desk, job, *, compiled, bare, options):
-        self.desk, self.job = desk, job
+    def __init__(self, supervisor, job, *, compiled, bare, options):
+        self.supervisor, self.job = supervisor, job
         self.messages, self.identity, self.seq = [], None, 0
         self.folder = Path(job.run_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,40 +57,40 @@ class Worker:
                 if isinstance(message, kind) and holds(message):
                     return message
             seen = len(self.messages)
-            if time.monotonic() > end_s or not (self.desk.receive(0.2) or self.process.poll() is None):
+            if time.monotonic() > end_s or not (self.supervisor.receive(0.2) or self.process.poll() is None):
                 raise AssertionError(f"no such {kind.__name__}: {self.messages[-3:]}\n{self.stderr}")
 
     def until_saved(self, step):
-        """Until that checkpoint is there: it is written in the background, and told after the next update."""
+        """Until that checkpoint is there: it is written in the background, and reported after the next update."""
         end_s = time.monotonic() + DEADLINE_S
         while step not in self.saved_steps:
             assert time.monotonic() < end_s, f"no checkpoint of step {step}: {self.saved_steps}\n{self.stderr}"
-            self.desk.receive(0.02)
+            self.supervisor.receive(0.02)
 
     def send(self, kind, **fields):
-        self.desk.socket.send_multipart(
+        self.supervisor.socket.send_multipart(
             [self.identity, wire.encode(kind(run=self.job.run, generation=self.job.generation, seq=self.seq, **fields))]
         )
         self.seq += 1
 
     def send_raw(self, *frames):
-        self.desk.socket.send_multipart([self.identity, *frames])
+        self.supervisor.socket.send_multipart([self.identity, *frames])
 
     def signal(self, number):
         os.kill(self.process.pid, number)
 
     def sever(self):
-        """What the worker sees when its supervisor dies."""
+        """Close the lifeline, as the supervisor's death does."""
         os.close(self.lifeline)
         self.lifeline = None
 
     def wait(self):
-        """Its exit code, once it is gone and all it said is here."""
+        """Its exit code, once it has ended and all its messages are received."""
         end_s = time.monotonic() + DEADLINE_S
         while self.process.poll() is None:  # received meanwhile, so that no queue fills up
             assert time.monotonic() < end_s, f"still running: {self.messages[-3:]}\n{self.stderr}"
-            self.desk.receive(0.02)
-        while self.desk.receive(0.1):
+            self.supervisor.receive(0.02)
+        while self.supervisor.receive(0.1):
             pass
         return self.process.returncode
 
@@ -134,8 +134,8 @@ class Worker:
         return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*"))
 
 
-class Desk:
-    """Where the supervisor sits."""
+class FakeSupervisor:
+    """The supervisor's end of the socket."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -166,7 +166,7 @@ class Desk:
         return worker
 
     def run(self, job, **how):
-        """A whole life: the worker, gone."""
+        """A worker, after its end."""
         worker = self.start(job, **how)
         worker.wait()
         return worker
@@ -192,21 +192,21 @@ class Desk:
 
 
 @pytest.fixture(scope="session")
-def session_desk():
-    """For runs that several tests look at."""
+def session_supervisor():
+    """For runs that several tests share."""
     folder = Path(tempfile.mkdtemp(prefix="mw-", dir="/tmp"))
-    desk = Desk(folder)
-    yield desk
-    desk.close()
+    supervisor = FakeSupervisor(folder)
+    yield supervisor
+    supervisor.close()
     shutil.rmtree(folder)
 
 
 @pytest.fixture
-def desk():
+def supervisor():
     folder = Path(tempfile.mkdtemp(prefix="mw-", dir="/tmp"))  # a socket's path must be short
-    desk = Desk(folder)
-    yield desk
-    desk.close()
+    supervisor = FakeSupervisor(folder)
+    yield supervisor
+    supervisor.close()
     shutil.rmtree(folder)
 
 

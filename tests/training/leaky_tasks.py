@@ -1,4 +1,4 @@
-"""A toy task that keeps too much, in one of several ways. Tests look for the names and the lines in this file."""
+"""A toy task that keeps too much, in one of several ways. Tests search for the names and lines of this file."""
 
 import random
 from collections import deque
@@ -31,7 +31,7 @@ class Slotted:
 
 
 class Disguised:
-    """Lies about its class, has no length, and lets nobody look; counts who tried."""
+    """Lies about its class, has no length, and forbids inspection; counts attempts."""
 
     touched = 0
 
@@ -62,7 +62,7 @@ class Disguised:
 
 
 class HostileMeta(type):
-    """A class that can't be hashed, compared or asked."""
+    """A class that can't be hashed, compared or inspected."""
 
     touched = 0
 
@@ -153,7 +153,7 @@ def growing_dict(seed):
 
 
 def unevaluated_metric(seed):
-    """A sum that nobody ever evaluates: one array, and a graph behind it that grows."""
+    """A sum that is never evaluated: one array, and a graph behind it that grows."""
     loss, collate = _parts()
     total = mx.zeros((5,))
 
@@ -199,15 +199,15 @@ def many_ways(seed, way):
 
 
 def hostile(seed):
-    """Keeps logits among objects that nobody may touch; says so if somebody did."""
+    """Keeps logits among objects that forbid inspection; fails if one was inspected."""
     task = kept_logits(seed)
     strange = [[Disguised(), Hostile()]]
     strange.extend([[Hostile({"a": strange})] for _ in range(3)])
 
     def after_update(update):
         strange.append([Disguised(), Hostile(a=[mx.full((2, 2), update.loss)])])
-        assert not Disguised.touched, "somebody looked"
-        assert not HostileMeta.touched, "somebody looked at the class"
+        assert not Disguised.touched, "an object was inspected"
+        assert not HostileMeta.touched, "a class was inspected"
 
     task.after_update = after_update
     return task

@@ -30,14 +30,14 @@ def stopping(seed: int, at: int, every: int) -> Task:
 
 
 def spoiled(seed: int, at: int, spoil: str = "nan", flush_s: float = 0.0, **args: Any) -> Task:
-    """The loss of the `at`th update of this life is NaN ("nan") or infinite ("inf"), and so are its gradients.
+    """The loss of the `at`th update of this worker is NaN ("nan") or infinite ("inf"), and so are its gradients.
 
-    With "nan told" only the loss is, as where a loss is computed in half precision for nothing but the report.
+    With "nan reported" only the loss is, as where a loss is computed in half precision for nothing but the report.
     """
     task = build_slow(seed, flush_s, **args)
     plain_loss, plain_collate, calls = task.loss, task.collate, itertools.count(1)
-    factor = {"nan": math.nan, "inf": math.inf, "nan told": 1.0}[spoil]
-    term = math.nan if spoil == "nan told" else 0.0
+    factor = {"nan": math.nan, "inf": math.inf, "nan reported": 1.0}[spoil]
+    term = math.nan if spoil == "nan reported" else 0.0
 
     def collate(ids: list[int]) -> tuple[mx.array, ...]:
         spoils = next(calls) == at

@@ -1,4 +1,4 @@
-"""A run that is killed a hundred times ends as the one that nobody touched."""
+"""A run that is killed a hundred times ends like an undisturbed one."""
 
 import random
 import signal
@@ -15,7 +15,7 @@ KILLS = 100
 STEPS = 2000
 DEADLINE_S = 600.0
 PAUSE_S = 0.01
-"""Within every update, so that a life of half a second makes twenty of them, and a hundred lives not all."""
+"""Within every update, so that a generation of half a second makes twenty of them, and a hundred not all."""
 
 
 def settings_in(folder: Path, *, pause_s: float, **tables: Any) -> Path:
@@ -42,12 +42,12 @@ def test_a_hundred_kills_leave_the_weights_and_the_samples_as_they_were(tmp_path
         assert foreground.process.wait(DEADLINE_S) == 0, foreground.stderr[-2000:]
     seconds = time.monotonic() - started_s
     summary = foreground.summary()
-    lives = summary["generations"]
-    causes = [life["cause"] for life in lives]
-    training = sum(life["last_step"] is not None for life in lives)
+    generations = summary["generations"]
+    causes = [generation["cause"] for generation in generations]
+    training = sum(generation["last_step"] is not None for generation in generations)
     print(
-        f"{kills} kills, {training} of {len(lives)} lives made updates, {summary['replayed_steps']} of {STEPS} updates "
-        f"made again, {seconds:.0f} s, goodput {summary['goodput']}"
+        f"{kills} kills, {training} of {len(generations)} generations made updates, "
+        f"{summary['replayed_steps']} of {STEPS} updates made again, {seconds:.0f} s, goodput {summary['goodput']}"
     )
     assert causes == ["killed externally"] * KILLS + ["completed"], f"seed {seed}"
     assert summary["replayed_steps"] > 0

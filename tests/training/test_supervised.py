@@ -44,9 +44,9 @@ def test_killed_five_times_it_ends_with_the_same_weights(tmp_path: Path) -> None
             worker.send_signal(signal.SIGKILL)
         assert foreground.wait() == 0, foreground.stderr
     summary = foreground.summary()
-    causes = [life["cause"] for life in summary["generations"]]
+    causes = [generation["cause"] for generation in summary["generations"]]
     assert causes == ["killed externally"] * KILLS + ["completed"], f"seed {seed}"
-    assert {life["batch_size"] for life in summary["generations"]} == {8}
+    assert {generation["batch_size"] for generation in summary["generations"]} == {8}
     assert summary["replayed_steps"] > 0
     assert summary["weights_sha256"] == undisturbed["weights_sha256"], f"seed {seed}"
 
@@ -68,7 +68,7 @@ def test_trips_with_preserve_effective_leave_the_losses_and_the_samples_as_they_
     summary = done.summary()
     assert summary["outcome"] == "completed", done.stderr
     assert summary["trips"] >= 2
-    sizes = [life["batch_size"] for life in summary["generations"]]
+    sizes = [generation["batch_size"] for generation in summary["generations"]]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[:2] == [8, 4]
     assert summary["replayed_steps"] == 0

@@ -1,9 +1,9 @@
-"""Errors that the worker tells apart."""
+"""Errors that the worker distinguishes."""
 
 
 class RefusedError(Exception):
-    """The job cannot be done as it stands, and starting again changes nothing. The text is one clear sentence."""
+    """The job cannot run as configured; a restart would not help. The text is one clear sentence."""
 
 
 class NotFiniteError(RuntimeError):
-    """The loss of an update is NaN or infinite: the weights are spoiled, and nothing is saved of them."""
+    """The loss of an update is NaN or infinite: the weights are spoiled and are not saved."""

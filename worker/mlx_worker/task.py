@@ -1,8 +1,8 @@
-"""What is trained: the interface between a task (yours, or the built-in mlx_lm one) and the training loop.
+"""The interface between a task (yours, or the built-in mlx_lm one) and the training loop.
 
 A python task is a function that builds a `Task`:
 
-    # train_digits.py, next to the settings file, which says: entry = "train_digits:build", args = {hidden = 64}
+    # train_digits.py, next to the settings file with: entry = "train_digits:build", args = {hidden = 64}
     from mlx_worker.task import Task
 
     def build(hidden: int, seed: int) -> Task:
@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 
 class Samples(Protocol):
-    """A dataset: `len(dataset)` samples, each had by its index, the same one every time."""
+    """A dataset of `len(dataset)` samples; the same index always gives the same sample."""
 
     def __len__(self) -> int: ...
 
@@ -37,9 +37,9 @@ class Samples(Protocol):
 class EvaluationContext:
     """What an evaluation is given besides the model.
 
-    `progress()` is to be called after every batch: it tells the supervisor that the run is alive, and ends the
-    evaluation (by an exception) when a stop was asked for. `batch_size`: samples that fit in memory at once now.
-    `clears_cache`: whether the memory policy wants MLX's cache cleared after every batch.
+    Call `progress()` after every batch: it reports to the supervisor that the run is alive, and ends the evaluation
+    (by an exception) when a stop was requested. `batch_size`: the current micro-batch. `clears_cache`: whether the
+    memory policy clears MLX's cache after every batch.
     """
 
     batch_size: int
@@ -49,7 +49,7 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer update that is done. `total_tokens` counts from the start of the run."""
+    """One completed optimizer update. `total_tokens` counts from the start of the run."""
 
     step: int
     loss: float
@@ -63,26 +63,26 @@ class Update:
 class Task:
     """Everything the loop needs. Only the first five are required.
 
-    `loss(model, *arrays)` returns the scalar mean of a micro-batch, which then weighs as many samples as it has, or
+    `loss(model, *arrays)` returns the scalar mean of a micro-batch, weighted by its number of samples, or
     `(scalar mean, weight)`, for example with the number of tokens.
-    `collate(samples)` makes the tuple of arrays that `loss` is given after the model.
+    `collate(samples)` makes the tuple of arrays that `loss` gets after the model.
     `evaluate(model, context)` returns a number to report; called every `evaluate_every_steps` updates (0: never),
-    before the first and after the last. It runs in evaluation mode and leaves no trace in the random generators.
+    before the first and after the last. It runs in evaluation mode; the random generators are restored afterwards.
     `export(folder)` writes the result for others to use, once, at completion; `export_dir` defaults to `export` in
     the run's folder.
-    `batch_size`, `accumulation`, `steps`: used where the settings name none.
-    `lengths`: a whole number for every sample, any that grows with its cost. Samples of like length then go into one
+    `batch_size`, `accumulation`, `steps`: used where the settings give none.
+    `lengths`: a whole number for every sample that grows with its cost. Samples of similar length then go into one
     update, so that less is padded; the order is still fixed by the seed, and every epoch holds every sample once.
-    `milestone(step)` is called every `milestone_every_steps` updates (0: never), with the model as it was then, to
-    write files. `after_update(update)` is called after every update, `after_evaluation(step, loss, seconds)` after
-    every evaluation: they only report, as the next update may have begun. A restart may call each for a step again.
-    `test(model, context)` returns a sentence to print; called once at completion, as an evaluation.
+    `milestone(step)` is called every `milestone_every_steps` updates (0: never), with the model after that update,
+    to write files. `after_update(update)` is called after every update, `after_evaluation(step, loss, seconds)` after
+    every evaluation: use them only to report, as the next update may have begun. A restart may repeat a step.
+    `test(model, context)` returns a sentence to print; called once at completion, like an evaluation.
     `compile`: False for a loss that cannot be traced by `mx.compile` (it reads values, or changes Python state).
     `checkpoint_gradients()` makes the model drop activations and compute them again in the backward pass; called once,
-    before training, where the settings or a shortage of memory want it. Without it that is done as in mlx_lm where
-    `model.layers` allows it.
-    `fingerprint`: names the data; a checkpoint of other data is refused.
-    `fixed`, `free`: facts kept in the checkpoint; a change of a fixed one is refused at resume, of a free one told.
+    before training, if the settings or the escalation ladder turn it on. Without this function it is done as in mlx_lm,
+    if `model.layers` allows it.
+    `fingerprint`: identifies the data; a checkpoint made with other data is refused.
+    `fixed`, `free`: facts kept in the checkpoint; at resume, a change to `fixed` is refused, to `free` reported.
     `notes`: sentences for the person who started the run.
     """
 

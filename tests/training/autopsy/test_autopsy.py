@@ -1,4 +1,4 @@
-"""The leak's autopsy: it names what grew and who holds it, accuses nobody else, and leaves nothing changed."""
+"""The leak's autopsy: it names what grew and its holder, reports nothing else, and leaves the run unchanged."""
 
 import gc
 import sys
@@ -13,7 +13,7 @@ import pytest
 from tests.training import leaky_tasks
 
 from mlx_supervisor import wire
-from mlx_worker.autopsy import autopsy, census, findings
+from mlx_worker.autopsy import census, findings, handler
 from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Update
 
@@ -33,7 +33,7 @@ class Patient:
     def __init__(self, update=lambda step: None, *, left_bytes=None):
         self.update, self.step, self.reports, self.frames = update, 0, [], []
         self.stop = StopFlag()
-        self.autopsy = autopsy.Autopsy(self, self.stop, types.SimpleNamespace(left_bytes=left_bytes))
+        self.autopsy = handler.AutopsyHandler(self, self.stop, types.SimpleNamespace(left_bytes=left_bytes))
 
     def send(self, kind, **fields):
         self.frames.append(wire.encode(kind(run="r", generation=1, seq=0, **fields)))
@@ -43,7 +43,7 @@ class Patient:
         for _ in range(updates):
             self.step += 1
             self.update(self.step)
-            self.autopsy.look(self.step)
+            self.autopsy.after_update(self.step)
 
     def ask(self, **fields):
         self.autopsy.request(wire.Autopsy(run="r", generation=1, seq=0, **fields))
@@ -87,8 +87,10 @@ def ask(worker, **fields):
         ("unevaluated_metric", "after_update", "float32 [5], not evaluated: operations in its graph", "`total`"),
     ],
 )
-def test_shape_holder_and_line_of_a_leak_are_named(desk, name, function, what, holder):
-    worker = desk.start(desk.job(entry=f"leaky_tasks:{name}", **ENDLESS), compiled=name == "unevaluated_metric")
+def test_shape_holder_and_line_of_a_leak_are_named(supervisor, name, function, what, holder):
+    worker = supervisor.start(
+        supervisor.job(entry=f"leaky_tasks:{name}", **ENDLESS), compiled=name == "unevaluated_metric"
+    )
     report = ask(worker)
     (finding,) = accusations(report)
     place = f"{name}.<locals>.{function} (leaky_tasks.py:{line_of(name, f'def {function}(')})"
@@ -101,44 +103,44 @@ def test_shape_holder_and_line_of_a_leak_are_named(desk, name, function, what, h
     assert a_step == 3 if name == "unevaluated_metric" else a_step == 1  # full is two operations, the sum one
 
 
-def test_a_healthy_run_is_not_accused_and_computes_the_same(desk):
-    """Dropout, and numbers drawn from all generators: each loss and the weights are those of a run left alone."""
-    lives = []
-    for asked in (False, True):
-        worker = desk.start(desk.job(entry="leaky_tasks:drawing", steps=40), compiled=True)
-        if asked:
+def test_a_healthy_run_is_not_accused_and_computes_the_same(supervisor):
+    """Dropout, and numbers drawn from all generators: each loss and the weights equal those of an unexamined run."""
+    workers = []
+    for requested in (False, True):
+        worker = supervisor.start(supervisor.job(entry="leaky_tasks:drawing", steps=40), compiled=True)
+        if requested:
             worker.until(wire.Ready)
             worker.send(wire.Autopsy)
         assert worker.wait() == wire.EXIT_COMPLETED, worker.stderr
-        lives.append(worker)
-    alone, examined = lives
+        workers.append(worker)
+    alone, examined = workers
     assert not alone.of(wire.AutopsyReport)
     (report,) = examined.of(wire.AutopsyReport)
     assert report.complete
     assert accusations(report) == []
-    assert "nothing that can be seen from Python grew" in notes(report)
+    assert "nothing visible to Python grew" in notes(report)
     assert [step.loss for step in examined.steps] == [step.loss for step in alone.steps]
     assert examined.bye.weights_sha256 == alone.bye.weights_sha256
 
 
-def test_objects_that_forbid_every_look_are_passed_by(desk):
-    """The task itself checks that no line of theirs ran."""
-    report = ask(desk.start(desk.job(entry="leaky_tasks:hostile", **ENDLESS)))
+def test_objects_that_forbid_inspection_are_skipped(supervisor):
+    """The task itself checks that none of their code ran."""
+    report = ask(supervisor.start(supervisor.job(entry="leaky_tasks:hostile", **ENDLESS)))
     assert any(finding.holder.startswith("list `kept`, closure variable") for finding in accusations(report))
     assert any(finding.what.startswith("float32 [2, 2]") for finding in accusations(report))
     assert "failed" not in notes(report)
 
 
-def test_shapes_that_the_step_is_compiled_for_are_counted(desk):
-    report = ask(desk.start(desk.job(entry="leaky_tasks:shapes", **ENDLESS), compiled=True))
+def test_shapes_that_the_step_is_compiled_for_are_counted(supervisor):
+    report = ask(supervisor.start(supervisor.job(entry="leaky_tasks:shapes", **ENDLESS), compiled=True))
     (finding,) = accusations(report)
     assert finding.kind == "compiled"
     assert finding.count_now == finding.count_before + 6
 
 
-def test_a_stop_has_the_report_sent_before_the_last_word(desk):
-    """Asked for together with a stop: no update comes any more, and it says so rather than call all of it growth."""
-    worker = desk.start(desk.job(drill={"leak_mib_per_step": 1.0}, **ENDLESS))
+def test_the_report_is_sent_before_the_bye_of_a_stop(supervisor):
+    """Requested together with a stop: no further update comes, and the report says so instead of calling all growth."""
+    worker = supervisor.start(supervisor.job(drill={"leak_mib_per_step": 1.0}, **ENDLESS))
     worker.until(wire.Step, lambda message: message.step >= 40)
     worker.send(wire.Autopsy)
     worker.send(wire.Stop)
@@ -150,12 +152,14 @@ def test_a_stop_has_the_report_sent_before_the_last_word(desk):
     assert finding.what == "uint8 [1048576]"
     assert finding.count_before == finding.count_now == report.step
     assert finding.holder.startswith("list `_kept`, attribute of object mlx_worker.training.drills.Drills")
-    assert "no update came between" in notes(report)
+    assert "no update completed between" in notes(report)
 
 
-def test_a_stop_for_memory_has_the_work_saved_before_anything_is_counted(desk):
+def test_a_stop_for_memory_saves_before_counting(supervisor):
     """Counting takes memory too: a kill over it must cost no update."""
-    worker = desk.start(desk.job(entry="leaky_tasks:kept_logits", checkpoint={"every_seconds": 0}, **ENDLESS))
+    worker = supervisor.start(
+        supervisor.job(entry="leaky_tasks:kept_logits", checkpoint={"every_seconds": 0}, **ENDLESS)
+    )
     worker.until(wire.Step, lambda message: message.step >= 20)
     worker.send(wire.Autopsy)
     worker.send(wire.Stop)
@@ -166,8 +170,8 @@ def test_a_stop_for_memory_has_the_work_saved_before_anything_is_counted(desk):
     assert saved.seq < report.seq
 
 
-def test_a_run_that_ends_meanwhile_still_answers(desk):
-    worker = desk.start(desk.job(args={"pause_s": 0.1}, steps=5))
+def test_a_run_that_ends_during_an_autopsy_still_answers(supervisor):
+    worker = supervisor.start(supervisor.job(args={"pause_s": 0.1}, steps=5))
     worker.until(wire.Ready)
     worker.send(wire.Autopsy)
     assert worker.wait() == wire.EXIT_COMPLETED, worker.stderr
@@ -220,10 +224,10 @@ def collector_off():
     gc.enable()
 
 
-def test_arrays_in_reference_cycles_are_told_apart(collector_off):
+def test_arrays_in_reference_cycles_are_reported_as_a_note(collector_off):
     report = of_task(leaky_tasks.many_ways(0, "cycle")).examine()
     assert accusations(report) == []
-    assert "reference cycles held 22.9 MiB until they were collected" in notes(report)  # 6 of 4,000,000 bytes
+    assert "reference cycles held 22.9 MiB until collected" in notes(report)  # 6 of 4,000,000 bytes
     assert not gc.isenabled(), "the user's own setting stays"
 
 
@@ -232,8 +236,8 @@ def test_the_collector_stays_on():
     assert gc.isenabled()
 
 
-def test_what_was_examined_is_not_kept():
-    """After the report nothing of the user's is referred to, and nothing grows from request to request."""
+def test_examined_objects_are_not_kept():
+    """After the report the worker refers to no user object, and nothing grows from request to request."""
     kept = []
     patient = Patient(lambda step: kept.append({"step": step, "value": mx.full((64, 64), step)}))
     report = patient.examine()
@@ -250,13 +254,13 @@ def test_what_was_examined_is_not_kept():
     assert counts[2] - counts[1] < 20, counts
 
 
-def test_functions_compiled_anew_are_told():
+def test_repeatedly_compiled_functions_are_reported():
     kept = []
     report = Patient(lambda step: kept.append(mx.compile(lambda x: x + step))).examine()
     (finding,) = [finding for finding in accusations(report) if finding.kind == "compiled"]
     assert finding.what == "functions made by mx.compile"
     assert finding.count_now == finding.count_before + 6
-    assert finding.holder.startswith("list `kept`, closure variable of function test_functions_compiled_anew")
+    assert finding.holder.startswith("list `kept`, closure variable of function test_repeatedly_compiled_functions")
 
 
 def test_a_burst_is_not_growth():
@@ -269,7 +273,7 @@ def test_a_burst_is_not_growth():
     assert accusations(Patient(update).examine()) == []
 
 
-def test_a_second_request_has_the_first_for_a_baseline_when_a_stop_comes():
+def test_a_second_request_cut_short_by_a_stop_uses_the_first_as_baseline():
     kept = []
     patient = Patient(lambda step: kept.append(mx.full((3, 79), step)))
     first = patient.examine()
@@ -285,7 +289,7 @@ def test_a_second_request_has_the_first_for_a_baseline_when_a_stop_comes():
     assert finding.holder.startswith("list `kept`, closure variable of")
 
 
-def test_a_stop_between_the_looks_ends_the_search():
+def test_a_stop_between_the_censuses_ends_the_search():
     kept = []
     patient = Patient(lambda step: kept.append(mx.full((3, 81), step)))
     patient.ask()
@@ -295,12 +299,12 @@ def test_a_stop_between_the_looks_ends_the_search():
     patient.train(1)
     (report,) = patient.reports
     assert (report.baseline_step, report.step) == (1, 3)
-    (finding,) = accusations(report)  # and nothing that the looks themselves left
+    (finding,) = accusations(report)  # and nothing of the censuses themselves
     assert finding.what.startswith("int32 [3, 81]")
 
 
-def test_a_stop_right_after_the_second_look():
-    """The second look is of the same state as the last: what it holds itself is no growth of the task's."""
+def test_a_stop_right_after_the_second_census():
+    """The second and the last census see the same state: what a census holds is not the task's growth."""
     kept = []
     patient = Patient(lambda step: kept.append(mx.full((3, 82), step)))
     patient.ask()
@@ -333,7 +337,7 @@ def test_a_million_objects_and_the_time_limit():
 
 
 def test_near_the_limit_only_what_fits_is_counted():
-    """A look must not be what passes the limit: first the arrays alone, which take least, then nothing."""
+    """A census must not pass the limit itself: near it only arrays, the cheapest, are counted; nearer, nothing."""
     kept = []
 
     def update(step):
@@ -347,18 +351,18 @@ def test_near_the_limit_only_what_fits_is_counted():
     list_bytes = sys.getallocatedblocks() * census.ENTRY_BYTES
     count_bytes = len(gc.get_objects()) * census.OBJECT_BYTES
     assert list_bytes < 0.8 * count_bytes
-    report = Patient(update, left_bytes=int((list_bytes + count_bytes) / 2 / autopsy.ROOM_SHARE)).examine()
+    report = Patient(update, left_bytes=int((list_bytes + count_bytes) / 2 / handler.ROOM_SHARE)).examine()
     assert [finding.what for finding in accusations(report)] == ["int32 [3, 89]"]
-    assert "the memory limit is too near for counting more than the arrays" in notes(report)
+    assert "not enough memory below the limit to count more than arrays" in notes(report)
     assert not report.complete
-    report = Patient(update, left_bytes=int(list_bytes / 2 / autopsy.ROOM_SHARE)).examine()
+    report = Patient(update, left_bytes=int(list_bytes / 2 / handler.ROOM_SHARE)).examine()
     del crowd
     assert accusations(report) == []
-    assert "the memory limit is too near for counting" in notes(report)
+    assert "not enough memory below the limit to count" in notes(report)
     assert not report.complete
 
 
-def test_of_very_many_growing_containers_those_that_grow_most_are_told(monkeypatch):
+def test_of_very_many_growing_containers_the_fastest_growing_are_reported(monkeypatch):
     monkeypatch.setattr(findings, "CONTAINERS_LIMIT", 20)
     many, large = [[0] for _ in range(2000)], []
 
@@ -413,8 +417,8 @@ def test_any_text_fits_the_frame(monkeypatch):
     assert any(finding.holder.startswith("list `😀") for finding in report.findings)
 
 
-def test_a_graph_is_left_alone_beside_another_thread():
-    """Which may be evaluating it: nothing is counted, and the report says why."""
+def test_graphs_are_not_walked_beside_another_thread():
+    """The thread may be evaluating them: nothing is counted, and the report says why."""
     total = {"sum": mx.zeros((5,))}
 
     def update(step):
@@ -429,5 +433,5 @@ def test_a_graph_is_left_alone_beside_another_thread():
         ready.set()
         loader.join()
     assert accusations(report) == []
-    assert "another thread may be evaluating: loader" in notes(report)
+    assert "thread 'loader' may be evaluating" in notes(report)
     assert any("not evaluated" in finding.what for finding in accusations(Patient(update).examine()))

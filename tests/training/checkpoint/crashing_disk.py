@@ -25,7 +25,7 @@ SECTOR_BYTES = 64  # real ones are larger; so are real files
 
 
 class Killed(BaseException):
-    """The process is gone: nothing of it runs any more, its handlers included."""
+    """The process was killed: none of its code runs any more, handlers included."""
 
 
 @dataclass
@@ -269,7 +269,7 @@ class CrashingDisk(durable_files.Files):
             raise
 
     def close(self, descriptor: int) -> None:
-        super().close(descriptor)  # whatever happens: a process that is gone holds nothing open
+        super().close(descriptor)  # in any case: a dead process holds nothing open
         self.files.pop(descriptor)
         self._step("close", lambda: None)
 

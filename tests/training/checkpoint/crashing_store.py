@@ -24,7 +24,7 @@ def fast_folder() -> Iterator[Path]:
 
 
 class Trial:
-    """The store's lives on one disk. Every save has a number of its own in all its files: a mixture is told."""
+    """The store's processes on one disk. Every save writes its own number into all files: a mixture is detected."""
 
     def __init__(self, root: Path, keep: int = 2) -> None:
         self.disk = CrashingDisk(root)
@@ -33,13 +33,13 @@ class Trial:
         self.acknowledged = 0
         self.saves = 0
         self.store: CheckpointStore | None = None
-        """The one of the life that `strike` made, if it came to be."""
+        """The store of the process that `strike` started, if it opened."""
         self.attempted: defaultdict[int, set[int]] = defaultdict(set)
 
     def open(self) -> CheckpointStore:
         return CheckpointStore(self.folder, "a", self.keep, self.disk)
 
-    def life(self, step: int) -> None:
+    def process(self, step: int) -> None:
         """What a worker does: open, load, save."""
         self.store = None
         self.store = self.open()
@@ -55,10 +55,10 @@ class Trial:
         self.acknowledged = max(self.acknowledged, step)
 
     def strike(self, step: int, fault: Fault | None, at: int) -> str:
-        """A life in which this goes wrong: "killed", the error that the store told, or "" when it acknowledged."""
+        """A process with this fault: "killed", the error that the store raised, or "" when it acknowledged."""
         self.disk.arm(fault, at)
         try:
-            self.life(step)
+            self.process(step)
         except Killed:
             return "killed"
         except CheckpointError as error:
@@ -71,14 +71,14 @@ class Trial:
         return self.load(self.open())
 
     def load(self, store: CheckpointStore) -> int:
-        """The step that this loads, once it is as `check` wants it."""
+        """The loaded step, after checking its content."""
         loaded = store.load_newest()
         step = 0 if loaded is None else self._checked(loaded)
         assert step >= self.acknowledged, f"step {step} came back, {self.acknowledged} was acknowledged"
         for path in self.folder.glob("step-*"):
             if int(path.name[5:]) > step:
-                named = [sentence for sentence in store.passed_over if sentence.startswith(f"{path.name}: ")]
-                assert named, f"{path.name} was not named: {store.passed_over}"
+                named = [sentence for sentence in store.skipped if sentence.startswith(f"{path.name}: ")]
+                assert named, f"{path.name} was not named: {store.skipped}"
         self.acknowledged = step
         return step
 
@@ -87,7 +87,7 @@ class Trial:
         self.disk.arm(None, -1)
         store = self.open()
         self.save(store, self.load(store) + 1)
-        assert not list(self.folder.glob(".tmp-*")), "what crashes left must not fill the disk"
+        assert not list(self.folder.glob(".tmp-*")), "remains of crashes must not fill the disk"
 
     def _checked(self, loaded: LoadedCheckpoint) -> int:
         tag = loaded.trainer["tag"]

@@ -40,10 +40,10 @@ class GatedFiles(durable_files.Files):
 
 
 class Bench:
-    """A saver with its surroundings: the link notes what it is told and by which thread."""
+    """A saver with its surroundings: the link records its messages and their threads."""
 
     def __init__(self, folder: Path, **checkpoint: Any) -> None:
-        self.files, self.told = GatedFiles(), list[Any]()
+        self.files, self.messages = GatedFiles(), list[Any]()
         self.threads: set[int] = set()
         self.memory = SimpleNamespace(has_room=lambda more_bytes: True)
         self.keep = checkpoint.pop("keep", 2)
@@ -55,7 +55,7 @@ class Bench:
         self.saver = self.begin()
 
     def begin(self) -> Saver:
-        """A life, from the newest checkpoint on."""
+        """A generation, from the newest checkpoint on."""
         self.store = CheckpointStore(self.folder / "c", "run", self.keep, self.files)
         watchdog: Any = SimpleNamespace(arm=lambda floor_s=0.0: None)
         link: Any = SimpleNamespace(
@@ -69,11 +69,11 @@ class Bench:
 
     def _send(self, kind: Any, **fields: Any) -> None:
         self.threads.add(threading.get_ident())
-        self.told.append((kind, SimpleNamespace(**fields)))
+        self.messages.append((kind, SimpleNamespace(**fields)))
 
     @property
     def reports(self) -> list[Any]:
-        return [fields for kind, fields in self.told if kind is wire.Checkpoint]
+        return [fields for kind, fields in self.messages if kind is wire.Checkpoint]
 
     @property
     def steps(self) -> list[int]:

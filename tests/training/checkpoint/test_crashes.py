@@ -66,9 +66,9 @@ SCENES: dict[str, tuple[Callable[[Trial], None], int, int]] = {
     "an older one is deleted": (saved(1, 2), 3, 2),
     "a damaged one is deleted": (flipped("model.safetensors"), 3, 1),
     "a damaged one is replaced": (flipped("optimizer.safetensors"), 2, 2),
-    "one that looks like another's is replaced": (flipped("MANIFEST.json", b'"run": "'), 2, 2),
+    "a foreign one is renamed and replaced": (flipped("MANIFEST.json", b'"run": "'), 2, 2),
     "the same step again": (saved(1, 2), 2, 2),
-    "what crashes left is swept": (left_behind, 2, 2),
+    "remains of crashes are swept": (left_behind, 2, 2),
 }
 """How it begins; the step that is saved; how many are kept."""
 
@@ -124,7 +124,7 @@ def test_a_call_goes_wrong(matrix: Matrix, scene: str, wrong: str) -> None:
             assert trial.disk.struck
             assert (outcome == "killed") == FAULTS[wrong].kills
             if FAULTS[wrong].short == 0.5:
-                assert outcome == "", "fewer bytes than asked for are no error"
+                assert outcome == "", "a short write is no error"
             trial.check_on()
             trial.disk.power_loss(FORGETS)
             trial.check()
@@ -135,7 +135,7 @@ def test_a_call_goes_wrong(matrix: Matrix, scene: str, wrong: str) -> None:
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("wrong", [name for name, fault in FAULTS.items() if fault.code])
 def test_a_call_goes_wrong_and_then_the_power_fails(matrix: Matrix, scene: str, wrong: str) -> None:
-    """What was told as failed must not be counted on, what was acknowledged must be there."""
+    """A failed save must not be trusted; an acknowledged one must load."""
     for at, step, trial in matrix.trials(scene, wrong):
         trial.strike(step, FAULTS[wrong], at)
         trial.disk.power_loss(anything(at))
@@ -145,7 +145,7 @@ def test_a_call_goes_wrong_and_then_the_power_fails(matrix: Matrix, scene: str, 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("wrong", [name for name, fault in FAULTS.items() if fault.code])
 def test_a_call_goes_wrong_and_the_same_process_saves_again(matrix: Matrix, scene: str, wrong: str) -> None:
-    """The same step, as after a full disk: what is left of the first attempt must not pass for durable."""
+    """The same step, as after a full disk: remains of the first attempt must not count as durable."""
     tried = 0
     for at, step, trial in matrix.trials(scene, wrong):
         error = trial.strike(step, FAULTS[wrong], at)

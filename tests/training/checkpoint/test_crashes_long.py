@@ -16,7 +16,7 @@ CHAINS, CRASHES = 500, 20
 """The disk goes on from crash to crash: what one leaves, the next finds."""
 SAVES_LIMIT = 3
 CALLS_LIMIT = 70
-"""More calls than most lives make: some end by a crash after the last save."""
+"""More calls than most processes make: some crash after the last save."""
 
 
 class Chain:
@@ -26,7 +26,7 @@ class Chain:
         self.trial = Trial(root, keep=self.rng.randrange(1, 4))
 
     def crash(self) -> None:
-        """A life in which something may go wrong, and its end."""
+        """One process, possibly with a fault, and its end."""
         if self.trial.keep > 1 and self.rng.random() < 0.05:
             self._damage()
         kills = [name for name, fault in FAULTS.items() if fault.kills]
@@ -38,7 +38,7 @@ class Chain:
             self.counts["killed in a call"] += 1
         if self.rng.random() < 0.3:
             self.counts["kills"] += 1
-            return  # the next life sees all that was written, flushed or not
+            return  # the next process sees everything written, flushed or not
         self.counts["power losses"] += 1
         survival = self.rng.choice([FORGETS, NAMES_ONLY, ZEROS, *[anything(self.rng.randrange(2**32))] * 5])
         self.trial.disk.power_loss(survival)
@@ -48,7 +48,7 @@ class Chain:
             store = self.trial.open()
             step = self.trial.load(store)
         except CheckpointError:
-            self.counts["lives that could not open"] += 1
+            self.counts["processes that could not open"] += 1
             return
         self.counts["loads"] += 1
         for _ in range(self.rng.randrange(SAVES_LIMIT + 1)):
@@ -60,7 +60,7 @@ class Chain:
                 self.counts["failed saves"] += 1
 
     def _damage(self) -> None:
-        """A bit of the newest flips while no process looks; the newest of those that are intact is what is left."""
+        """A bit of the newest flips between two processes; the newest intact one remains."""
         newest = self.trial.check()
         intact = [step for step in self._steps() if step < newest and self._is_intact(step)]
         if not intact:

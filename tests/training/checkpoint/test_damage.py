@@ -1,4 +1,4 @@
-"""Damage of any file, anywhere: it is told, an intact checkpoint loads, and the next save works."""
+"""Damage of any file, anywhere: it is reported, an intact checkpoint loads, and the next save works."""
 
 import random
 import shutil
@@ -29,7 +29,7 @@ def trial(begun: tuple[Trial, object]) -> Trial:
 
 
 def goes_on(trial: Trial, intact: int) -> None:
-    """`Trial.check_on` wants all newer ones named; the first save is of the step that was damaged."""
+    """`Trial.check_on` requires all newer ones named; the first save is of the step that was damaged."""
     trial.acknowledged = intact
     trial.check_on()
     assert trial.check() == intact + 1

@@ -83,7 +83,7 @@ def test_a_failed_call_costs_no_acknowledged_checkpoint(tmp_path: Path, name: st
             assert not list(folder.glob(".tmp-*")), "a failed save must give its space back"
         acknowledged = 2 if error else 3
         assert newest(folder) == acknowledged
-        save(store, 3)  # the fault is gone: the same step must become durable now
+        save(store, 3)  # without the fault, the same step must become durable
         assert newest(folder) == 3
         if point.calls < at:
             break
@@ -107,7 +107,7 @@ def test_a_file_whose_flush_failed_is_never_flushed_again(tmp_path: Path, monkey
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail_once)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors could not be written: Input/output error \(EIO\)"):
+    with pytest.raises(CheckpointError, match=r"cannot write model\.safetensors: Input/output error \(EIO\)"):
         save(store, 1)
     assert list(tmp_path.iterdir()) == []
 
@@ -116,7 +116,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
     store = CheckpointStore(tmp_path, "run", 2)
     save(store, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * 2**20))
-    with pytest.raises(CheckpointError, match=r"step 2: the disk of .* is too full: 10 MiB are free"):
+    with pytest.raises(CheckpointError, match=r"step 2: the disk of .* is too full: 10 MiB free"):
         save(store, 2)
     assert newest(tmp_path) == 1
 
@@ -133,13 +133,13 @@ def test_what_mlx_raises_leaves_no_temporary_folder(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_old_ones_that_cannot_be_deleted_are_told_and_cost_nothing(tmp_path: Path) -> None:
+def test_failed_deletions_of_old_checkpoints_are_reported_and_cost_nothing(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, "run", 1)
     save(store, 1)
     with pytest.MonkeyPatch.context() as patch:
         Failpoint(patch, "replace", errno.EIO, at=2)
         saved = store.save(2, weights(2), {}, {"cursor": 2})
-    assert saved.notes == ("step-000000001 could not be deleted: Input/output error (EIO)",)
+    assert saved.notes == ("cannot delete old checkpoint step-000000001: Input/output error (EIO)",)
     assert newest(tmp_path) == 2
 
 
@@ -189,12 +189,12 @@ def test_a_folder_above_that_cannot_be_flushed(tmp_path: Path, code: int, opens:
     if opens:
         CheckpointStore(tmp_path / "a" / "b", "run", 1, Files())
     else:
-        with pytest.raises(CheckpointError, match=r"the folder for checkpoints cannot be used: .*\(E"):
+        with pytest.raises(CheckpointError, match=r"cannot use the checkpoint folder .*\(E"):
             CheckpointStore(tmp_path / "a" / "b", "run", 1, Files())
 
 
 def test_a_folder_that_is_being_written_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second look at the folder (another process, or a new store) must not tear a save apart."""
+    """Opening the folder again (another process, or a new store) must not disturb a running save."""
     store = CheckpointStore(tmp_path, "run", 2)
     real = durable_files.write_file
 
@@ -288,8 +288,8 @@ while True:
 def test_a_saver_killed_at_any_moment_loses_nothing_acknowledged(tmp_path: Path) -> None:
     rng = random.Random(20)
     acknowledged = 0
-    for life in range(8):
-        before = newest_or_zero(tmp_path)  # looked at before the child deletes what it finds old
+    for generation in range(8):
+        before = newest_or_zero(tmp_path)  # read before the child deletes old ones
         child = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE)
         assert child.stdout is not None
         try:
@@ -304,7 +304,7 @@ def test_a_saver_killed_at_any_moment_loses_nothing_acknowledged(tmp_path: Path)
             rest = child.stdout.read().split()
             child.wait()
         acknowledged = max([acknowledged, *(int(word) for word in rest if word.isdigit())])
-        assert newest(tmp_path) in (acknowledged, acknowledged + 1), f"life {life}"
+        assert newest(tmp_path) in (acknowledged, acknowledged + 1), f"generation {generation}"
         assert len([path for path in tmp_path.iterdir() if path.name.startswith("step-")]) <= 3
 
 

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_worker.checkpoint.interval import FIRST_S, LEAST_S, MOST_S, WRITE_FACTOR, Measured, SlowDown, interval_s
+from mlx_worker.checkpoint.interval import (
+    FIRST_S,
+    LONGEST_S,
+    SHORTEST_S,
+    WRITE_FACTOR,
+    MeasuredInterval,
+    SlowDown,
+    interval_s,
+)
 
 costs = st.floats(0, 3600)
 writes = st.floats(0, 3600)
@@ -21,15 +29,15 @@ def test_checkpoints_never_cost_more_than_allowed_nor_does_the_writer_never_rest
     found_s = interval_s(cost_s, write_s, between_s, overhead)
     assert cost_s <= overhead * found_s * (1 + 1e-9)
     assert found_s >= WRITE_FACTOR * write_s
-    assert found_s >= LEAST_S
+    assert found_s >= SHORTEST_S
 
 
 @given(costs, writes, times, overheads)
 def test_a_kill_costs_at_most_ten_minutes_where_that_is_cheap_enough(
     cost_s: float, write_s: float, between_s: float, overhead: float
 ) -> None:
-    if cost_s / overhead <= MOST_S and write_s <= MOST_S / WRITE_FACTOR:
-        assert interval_s(cost_s, write_s, between_s, overhead) <= MOST_S
+    if cost_s / overhead <= LONGEST_S and write_s <= LONGEST_S / WRITE_FACTOR:
+        assert interval_s(cost_s, write_s, between_s, overhead) <= LONGEST_S
 
 
 @given(costs, writes, times, times, overheads)
@@ -50,7 +58,7 @@ def waste(interval: float, cost_s: float, between_s: float) -> float:
 @given(st.floats(0.01, 2), st.floats(600, 1e5), st.floats(0.2, 5))
 def test_between_its_bounds_no_other_interval_wastes_less(cost_s: float, between_s: float, factor: float) -> None:
     found_s = interval_s(cost_s, 0.0, between_s, 0.5)
-    if LEAST_S < found_s < MOST_S:
+    if SHORTEST_S < found_s < LONGEST_S:
         assert waste(found_s, cost_s, between_s) <= waste(factor * found_s, cost_s, between_s) * (1 + 1e-9)
 
 
@@ -58,11 +66,11 @@ def test_a_worked_example() -> None:
     assert interval_s(0.5, 2.0, 14_400.0, 0.01) == pytest.approx(120.0)  # Young's: sqrt(2 * 0.5 * 14400)
     assert interval_s(0.5, 2.0, 900.0, 0.01) == pytest.approx(50.0)  # 30 by Young, and 0.5 s are 1 % of 50
     assert interval_s(0.0, 2.0, 900.0, 0.01) == pytest.approx(20.0)  # the writer rests
-    assert interval_s(30.0, 30.0, 1e9, 0.01) == pytest.approx(3000.0)  # the overhead is what was asked for
+    assert interval_s(30.0, 30.0, 1e9, 0.01) == pytest.approx(3000.0)  # the overhead is as requested
 
 
 def test_what_was_measured_counts_in_the_mean_and_older_costs_are_forgotten() -> None:
-    measured = Measured(0.5, 800.0)
+    measured = MeasuredInterval(0.5, 800.0)
     assert measured.seconds(0.0) == FIRST_S
     measured.note(3.0, 0.5)
     measured.note(-1.0, 0.5)  # beside a write updates were faster, by chance
@@ -70,10 +78,12 @@ def test_what_was_measured_counts_in_the_mean_and_older_costs_are_forgotten() ->
     for _ in range(8):
         measured.note(4.0, 0.5)
     assert measured.seconds(0.0) == pytest.approx(math.sqrt(2 * 4.0 * 800))
-    assert measured.seconds(3200.0) == pytest.approx(math.sqrt(2 * 4.0 * 3200)), "this life alone has lasted longer"
+    assert measured.seconds(3200.0) == pytest.approx(math.sqrt(2 * 4.0 * 3200)), (
+        "this generation alone has lasted longer"
+    )
     for _ in range(8):
         measured.note(-1.0, 0.0)
-    assert measured.seconds(0.0) == LEAST_S
+    assert measured.seconds(0.0) == SHORTEST_S
 
 
 def test_updates_beside_a_write_are_held_against_it() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints in the background: what is written is the state of its step, and whatever fails is told."""
+"""Checkpoints in the background: each holds the state of its step, and every failure is reported."""
 
 import copy
 import errno
@@ -20,10 +20,10 @@ from mlx_worker.checkpoint import background_writer as writer_module
 from mlx_worker.checkpoint import saver as saver_module
 from mlx_worker.checkpoint import snapshot, training_state
 from mlx_worker.checkpoint.background_writer import BackgroundWriter
-from mlx_worker.checkpoint.interval import FIRST_S, LEAST_S, MOST_S
+from mlx_worker.checkpoint.interval import FIRST_S, LONGEST_S, SHORTEST_S
 from mlx_worker.checkpoint.rng_state import seed_generators
 from mlx_worker.checkpoint.store import weights_sha256
-from mlx_worker.memory.cache_policy import Counters, Memory
+from mlx_worker.memory.cache_policy import CachePolicy, Counters
 from mlx_worker.training.gradients import Gradients
 
 
@@ -109,7 +109,7 @@ def test_a_snapshot_copies_nothing_where_memory_is_one() -> None:
 
 
 @pytest.mark.parametrize(("room", "waiting", "copies"), [(True, False, 1), (False, False, 0), (True, True, 0)])
-def test_with_cudas_memory_only_a_snapshot_to_be_written_aside_is_a_copy(
+def test_with_cudas_memory_only_a_snapshot_for_the_background_is_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool, waiting: bool, copies: int
 ) -> None:
     """Where training stands still there may be no room for one: it would be the end of the run."""
@@ -121,7 +121,7 @@ def test_with_cudas_memory_only_a_snapshot_to_be_written_aside_is_a_copy(
     mx.eval(task.model.state, task.optimizer.state)
     held_bytes: list[int] = []
     bench.files.on_write = lambda: held_bytes.append(mx.get_active_memory())
-    gc.collect()  # what earlier tests left
+    gc.collect()  # garbage of earlier tests
     before_bytes = mx.get_active_memory()
     bench.save(1, task=task, waiting=waiting)
     bench.saver.settle()
@@ -161,14 +161,14 @@ def test_what_is_not_the_disks_fault_ends_the_life(tmp_path: Path, monkeypatch: 
     bench = Bench(tmp_path)
 
     def broken(*_: Any) -> None:
-        raise RuntimeError("the device is gone")
+        raise RuntimeError("the device failed")
 
     monkeypatch.setattr(bench.store, "save", broken)
     for waiting in (False, True):
-        with pytest.raises(RuntimeError, match="the device is gone"):  # noqa: PT012
+        with pytest.raises(RuntimeError, match="the device failed"):  # noqa: PT012
             bench.save(1 + waiting, waiting=waiting)
             bench.saver.settle()
-    assert [(report.ok, report.error) for report in bench.reports] == [(False, "the device is gone")] * 2
+    assert [(report.ok, report.error) for report in bench.reports] == [(False, "the device failed")] * 2
 
 
 def test_one_at_a_time_by_the_clock_it_is_put_off_by_steps_it_is_waited_for(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_one_at_a_time_by_the_clock_it_is_put_off_by_steps_it_is_waited_for(tmp_
         assert bench.files.reached.wait(PATIENCE_S)
         threading.Timer(0.1, bench.files.gate.set).start()
         bench.save(4)
-        assert [report.step for report in bench.reports] == [2], "waited for, and told"
+        assert [report.step for report in bench.reports] == [2], "waited for, and reported"
         assert bench.reports[0].stall_s > 0.05
         bench.until_reported(2)
         assert bench.steps == [2, 4]
@@ -207,7 +207,7 @@ def test_waiting_means_durable_and_comes_after_what_is_under_way(tmp_path: Path)
 def test_without_an_interval_the_costs_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     clock = SimpleNamespace(monotonic=lambda: now_s[0], perf_counter=lambda: now_s[0])
-    for module in (saver_module, writer_module):  # a checkpoint then costs nothing at all
+    for module in (saver_module, writer_module):  # a checkpoint then costs nothing
         monkeypatch.setattr(module, "time", clock)
     bench = Bench(tmp_path, overhead=0.01, mean_time_between_failures_s=60.0)
 
@@ -220,11 +220,11 @@ def test_without_an_interval_the_costs_decide(tmp_path: Path, monkeypatch: pytes
     for step in (1, 2, 3):
         bench.save(step)
         bench.until_reported(step)
-        assert not due_after(LEAST_S - 0.5), "what costs nothing is taken as often as is sensible, no more"
-        assert due_after(FIRST_S - LEAST_S), "what was measured counts"
+        assert not due_after(SHORTEST_S - 0.5), "what costs nothing is taken as often as is sensible, no more"
+        assert due_after(FIRST_S - SHORTEST_S), "what was measured counts"
     bench.files.gate.clear()
     bench.save(4)
-    assert not due_after(MOST_S), "the writer is busy"
+    assert not due_after(LONGEST_S), "the writer is busy"
     bench.files.gate.set()
 
 
@@ -257,31 +257,31 @@ def test_a_write_is_blamed_for_no_more_than_its_own_length(tmp_path: Path, monke
     assert due_after_write(3, [500.0]) == pytest.approx(200 / 3, abs=2), "50 s won would have hidden this one"
 
 
-def test_training_stands_still_where_memory_is_short(tmp_path: Path) -> None:
+def test_training_pauses_where_memory_is_short(tmp_path: Path) -> None:
     for in_background in (True, False):
         bench = Bench(tmp_path / str(in_background))
-        asked: list[int] = []
-        bench.memory.has_room = lambda more, asked=asked, room=in_background: asked.append(more) or room
+        requested: list[int] = []
+        bench.memory.has_room = lambda more, log=requested, room=in_background: log.append(more) or room
         threads = set[int]()
         bench.files.on_write = lambda threads=threads: threads.add(threading.get_ident())
         bench.save(1)
         bench.saver.settle()
         assert [report.ok for report in bench.reports] == [True]
-        assert asked == [snapshot.size_bytes(TASK)]
+        assert requested == [snapshot.size_bytes(TASK)]
         assert (threads == {threading.get_ident()}) is not in_background
 
 
 def test_room_is_what_the_limit_leaves_beside_the_height_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = Memory(wire.MemoryJob(policy="never", limit_bytes=1000))
-    monkeypatch.setattr(memory, "_device", SimpleNamespace(own_bytes=None, wired_bytes=None, enforces=False))
+    memory = CachePolicy(wire.MemoryJob(policy="never", limit_bytes=1000))
+    monkeypatch.setattr(memory, "device", SimpleNamespace(own_bytes=None, wired_bytes=None, enforces=False))
     # 300 active, 200 cached, 450 at the height, 700 resident: 200 are of others; 650 at the height without the cache
     monkeypatch.setattr(memory, "read", lambda: Counters(300, 200, 450, 700))
     assert memory.has_room(250)
     assert not memory.has_room(251)
-    monkeypatch.setattr(memory, "_device", SimpleNamespace(own_bytes=2000, wired_bytes=None, enforces=True))
+    monkeypatch.setattr(memory, "device", SimpleNamespace(own_bytes=2000, wired_bytes=None, enforces=True))
     assert memory.has_room(990), "80 % of the device's own, whatever the process holds elsewhere"
     assert not memory.has_room(991)
-    unlimited = Memory(wire.MemoryJob(policy="never"))
+    unlimited = CachePolicy(wire.MemoryJob(policy="never"))
     assert unlimited.has_room(2**60)
 
 
@@ -303,7 +303,7 @@ def test_the_best_stays_however_old_it_gets(tmp_path: Path) -> None:
         evaluated(step, 2.0)
         bench.save(step, waiting=True)
     assert bench.steps == [20, 50, 60]
-    bench.saver = bench.begin()  # the next life knows it
+    bench.saver = bench.begin()  # the next generation knows it
     evaluated(70, 1.5)
     bench.save(80, waiting=True)
     assert bench.steps == [20, 60, 80]
@@ -341,26 +341,26 @@ def test_nobody_asked_for_the_best(tmp_path: Path) -> None:
 def test_signals_are_left_to_the_main_thread() -> None:
     masks: list[set[int]] = []
 
-    def look() -> Any:
+    def write() -> Any:
         masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
 
     writer = BackgroundWriter()
-    writer.start(look)
+    writer.start(write)
     writer.collect(waiting=True)
     assert masks[0] >= {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_what_the_supervisor_has_measured_is_no_change_of_settings(tmp_path: Path) -> None:
-    def told(between_s: float) -> Any:
+def test_a_measured_failure_rate_is_not_a_change_of_settings(tmp_path: Path) -> None:
+    def recorded(between_s: float) -> Any:
         job = Bench(tmp_path, mean_time_between_failures_s=between_s, keep_best=True).job
         return training_state.recipe(job, TASK, 1, 8, 8)["free"]["checkpoint"]
 
-    assert told(60.0) == told(900.0)
-    assert told(60.0)["keep_best"] is True
+    assert recorded(60.0) == recorded(900.0)
+    assert recorded(60.0)["keep_best"] is True
 
 
-def test_a_tighter_interval_holds_for_the_beginning_of_a_life_only(tmp_path: Path) -> None:
+def test_a_tighter_interval_holds_at_the_start_of_a_generation_only(tmp_path: Path) -> None:
     bench = Bench(tmp_path, every_seconds=0.0, tighter_steps=2)
     assert [step for step in range(1, 30) if bench.saver.is_due(step)] == list(range(2, 17))
     bench.save(2, waiting=True)

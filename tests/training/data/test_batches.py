@@ -100,7 +100,7 @@ def test_bad_numbers_are_refused_by_name(count: int, seed: int, cursor: int, sen
 
 def test_a_batch_larger_than_the_dataset_is_refused_and_takes_nothing() -> None:
     batches = EffectiveBatches(4, 0)
-    with pytest.raises(ValueError, match="an effective batch of 5 samples is larger than the dataset, which has 4"):
+    with pytest.raises(ValueError, match="the effective batch of 5 samples exceeds the dataset's 4"):
         batches.next(5)
     with pytest.raises(ValueError, match="at least 1 sample"):
         batches.next(0)
@@ -187,33 +187,31 @@ def test_the_grouped_order_is_the_one_that_older_checkpoints_were_made_with() ->
 @pytest.mark.parametrize(
     ("lengths", "effective", "window", "sentence"),
     [
-        (np.ones((2, 2), int), 1, 1, "lengths must be a row of integers"),
-        (np.ones(2), 1, 1, "lengths must be a row of integers"),
-        (np.ones(2, int), 0, 1, "sizes must be at least 1, found effective 0"),
-        (np.ones(2, int), 1, 0, "sizes must be at least 1, found effective 1, window 0"),
+        (np.ones((2, 2), int), 1, 1, "lengths must be a one-dimensional array of integers"),
+        (np.ones(2), 1, 1, "lengths must be a one-dimensional array of integers"),
+        (np.ones(2, int), 0, 1, "effective and window must be at least 1, found 0 and 1"),
+        (np.ones(2, int), 1, 0, "effective and window must be at least 1, found 1 and 0"),
     ],
 )
-def test_a_grouping_that_makes_no_sense_is_refused(
-    lengths: np.ndarray, effective: int, window: int, sentence: str
-) -> None:
+def test_an_invalid_grouping_is_refused(lengths: np.ndarray, effective: int, window: int, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Grouping(lengths, effective, window)
 
 
 def test_a_grouping_of_other_samples_is_refused() -> None:
-    with pytest.raises(ValueError, match="there are 3 samples, but the lengths of 2"):
+    with pytest.raises(ValueError, match="lengths has 2 entries for 3 samples"):
         EffectiveBatches(3, 0, grouping=Grouping(np.ones(2, int), 1))
 
 
 @st.composite
-def lives(draw: st.DrawFn) -> tuple[Grouping | None, int, list[tuple[str, int]]]:
+def segments(draw: st.DrawFn) -> tuple[Grouping | None, int, list[tuple[str, int]]]:
     grouping = draw(st.none() | groupings())
     count = draw(counts) if grouping is None else len(grouping.lengths)
     events = st.sampled_from(["update", "update", "update", "checkpoint", "kill", "stop", "resize"])
     return grouping, count, draw(st.lists(st.tuples(events, st.integers(1, 12)), max_size=60))
 
 
-@given(lives(), seeds, st.data())
+@given(segments(), seeds, st.data())
 def test_whatever_happens_every_update_has_the_samples_it_would_have_had(
     case: tuple[Grouping | None, int, list[tuple[str, int]]], seed: int, data: st.DataObject
 ) -> None:

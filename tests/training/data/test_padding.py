@@ -22,9 +22,9 @@ def made(lengths, offset=0):
 )
 def test_the_same_array_as_mlx_lm(lengths, limit):
     samples = made(lengths, offset=3)
-    ours = padding.pad(samples, limit)
+    padded = padding.pad(samples, limit)
     theirs = next(iterate_batches(samples, len(samples), limit))
-    for mine, other in zip(ours, theirs, strict=True):
+    for mine, other in zip(padded, theirs, strict=True):
         assert mine.dtype == other.dtype
         assert mx.array_equal(mine, other).item()
 

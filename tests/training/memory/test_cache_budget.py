@@ -60,7 +60,7 @@ def test_noise_moves_nothing():
 def test_a_need_that_grew_is_seen_at_the_next_look():
     budget = CacheBudget(10 * GIB, own=False, enforced=False)
     before = settled(budget, GIB, 2 * GIB)
-    moves = [budget.add(GIB, 7 * GIB, 0) for _ in range(cache_budget.LOOK_EVERY_STEPS)]
+    moves = [budget.add(GIB, 7 * GIB, 0) for _ in range(cache_budget.REVIEW_EVERY_STEPS)]
     assert [move for move in moves if move is not None] == [int(0.85 * 10 * GIB) - 7 * GIB]
     assert budget.cache_limit_bytes < before
 
@@ -76,8 +76,8 @@ def test_relief_halves_at_once_and_comes_back():
     full = settled(budget, GIB, 2 * GIB)
     assert budget.relieve() == full // 2
     assert budget.relieve() == full // 4
-    assert settled(budget, GIB, 2 * GIB, steps=2 * cache_budget.LOOK_EVERY_STEPS) < full
-    assert settled(budget, GIB, 2 * GIB, steps=20 * cache_budget.LOOK_EVERY_STEPS) >= full / 1.2
+    assert settled(budget, GIB, 2 * GIB, steps=2 * cache_budget.REVIEW_EVERY_STEPS) < full
+    assert settled(budget, GIB, 2 * GIB, steps=20 * cache_budget.REVIEW_EVERY_STEPS) >= full / 1.2
 
 
 def test_relief_before_anything_was_measured():

@@ -1,4 +1,4 @@
-"""One configuration file run by mlx_lm.lora and by us, both in the tests' own process."""
+"""One configuration file run by mlx_lm.lora and by the worker, both in the tests' own process."""
 
 import json
 import types
@@ -17,8 +17,8 @@ BASE = {
 }  # fmt: skip
 
 
-class Desk:
-    """Takes our worker's messages; asks nothing of it."""
+class RecordingLink:
+    """A double of the worker's link: records its messages, sends no commands."""
 
     dropped = last_step = 0
     last_loss = None
@@ -54,22 +54,22 @@ def write(folder, name, **changes):
     return path
 
 
-def ours(llama_dir, config, run_dir, **job):
+def run_worker(llama_dir, config, run_dir, **job):
     """The loop as the worker runs it, with no process around it. May raise RefusedError."""
     from mlx_worker.supervision.stop import StopFlag
     from mlx_worker.training import loop
 
-    desk = Desk()
+    link = RecordingLink()
     run_dir.mkdir(exist_ok=True)
     task = wire.TaskJob(kind="mlx_lm", base_dir=str(llama_dir), config=str(config))
     job = {"generation": 1, "checkpoint": wire.CheckpointJob(every_seconds=0), **job}
-    ending = loop.run(wire.Job(run="ours", run_dir=str(run_dir), seed=7, task=task, **job), desk, StopFlag())
+    ending = loop.run(wire.Job(run="worker", run_dir=str(run_dir), seed=7, task=task, **job), link, StopFlag())
     assert ending.completed
-    return desk
+    return link
 
 
-def theirs(llama_dir, config, monkeypatch):
-    """All of `mlx_lm.lora --config`, but for the order of batches, which is ours; what it reported."""
+def run_mlx_lm(llama_dir, config, monkeypatch):
+    """Run `mlx_lm.lora --config` with the worker's order of batches; returns its reports."""
     from mlx_lm import lora
     from mlx_lm.tuner import trainer
     from mlx_lm.tuner.callbacks import TrainingCallback
@@ -82,7 +82,7 @@ def theirs(llama_dir, config, monkeypatch):
 
     def batches(dataset, batch_size, max_seq_length, loop=False, **_options):
         if loop:
-            yield from in_our_order(dataset, sizes, batch_size, accumulation, max_seq_length)
+            yield from in_worker_order(dataset, sizes, batch_size, accumulation, max_seq_length)
         else:
             yield from trainer.iterate_batches(dataset, batch_size, max_seq_length)
 
@@ -114,8 +114,8 @@ def sizes_of(path):
     return np.array([count(json.loads(line)) for line in path.read_text().splitlines()])
 
 
-def in_our_order(dataset, sizes, batch_size, accumulation, max_seq_length):
-    """Micro-batches as our loop cuts them, padded by mlx_lm."""
+def in_worker_order(dataset, sizes, batch_size, accumulation, max_seq_length):
+    """Micro-batches as the worker's loop cuts them, padded by mlx_lm."""
     from mlx_lm.tuner.trainer import iterate_batches
 
     from mlx_worker.data.batches import EffectiveBatches, Grouping

@@ -4,7 +4,7 @@ import sys
 
 import mlx.core as mx
 import pytest
-from tests.training.mlx_lm.mlx_lm_runs import adapters, ours, write
+from tests.training.mlx_lm.mlx_lm_runs import adapters, run_worker, write
 
 PROMPT = "q7q7"
 
@@ -39,8 +39,8 @@ def test_loaded_fused_and_generated_with(llama_dir, tmp_path, monkeypatch, capsy
         "learning_rate": 3e-2,
         "lora_parameters": {"rank": 4, "scale": 10.0, "dropout": 0.1},
     }
-    ours(llama_dir, write(tmp_path, "ours", **changes), tmp_path / "run")
-    folder = str(tmp_path / "adapters-ours")
+    run_worker(llama_dir, write(tmp_path, "worker", **changes), tmp_path / "run")
+    folder = str(tmp_path / "adapters-worker")
 
     plain, tokenizer = load(base)
     before = logits(plain, tokenizer)
@@ -48,7 +48,7 @@ def test_loaded_fused_and_generated_with(llama_dir, tmp_path, monkeypatch, capsy
     model.eval()
     from mlx.utils import tree_flatten
 
-    loaded, trained = dict(tree_flatten(model.parameters())), adapters(tmp_path, "ours")
+    loaded, trained = dict(tree_flatten(model.parameters())), adapters(tmp_path, "worker")
     assert all(mx.array_equal(loaded[name], trained[name]).item() for name in trained)
     expected = logits(model, tokenizer)
     assert not mx.allclose(before, expected, atol=0.1).item()

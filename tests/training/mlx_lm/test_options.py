@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from tests.training.mlx_lm.mlx_lm_runs import adapters, ours, write
+from tests.training.mlx_lm.mlx_lm_runs import adapters, run_worker, write
 
 from mlx_supervisor import wire
 from mlx_worker.errors import RefusedError
@@ -24,25 +24,25 @@ def _interpreted():
     mx.enable_compile()
 
 
-def test_every_option_of_mlx_lm_is_known_and_told_of():
+def test_every_option_of_mlx_lm_is_known_and_documented():
     from mlx_lm import lora
 
-    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as config_file
 
     options = {action.dest for action in lora.build_parser()._actions} - {"help"} | set(lora.CONFIG_DEFAULTS)
-    assert options <= mlx_lm_config.OPTIONS, "mlx_lm has an option that nobody here decided about"
+    assert options <= config_file.OPTIONS, "mlx_lm has an option that is neither supported nor refused"
     table = DOCUMENT.read_text().partition("\n## ")[0]
-    told = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE))))
-    assert told == mlx_lm_config.OPTIONS
+    documented = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE))))
+    assert documented == config_file.OPTIONS
 
 
 def test_an_option_that_mlx_lm_gains_is_refused_by_name(tmp_path, monkeypatch):
-    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as config_file
 
-    monkeypatch.setitem(mlx_lm_config.CONFIG_DEFAULTS, "quantum_leap", False)
-    mlx_lm_config.load(str(write(tmp_path, "silent")), str(tmp_path))
-    with pytest.raises(RefusedError, match=r"quantum_leap: this option of .* is newer than mlx-supervisor"):
-        mlx_lm_config.load(str(write(tmp_path, "named", quantum_leap=True)), str(tmp_path))
+    monkeypatch.setitem(config_file.CONFIG_DEFAULTS, "quantum_leap", False)
+    config_file.load_config(str(write(tmp_path, "silent")), str(tmp_path))
+    with pytest.raises(RefusedError, match=r"quantum_leap: this mlx_lm\.lora option is newer than mlx-supervisor"):
+        config_file.load_config(str(write(tmp_path, "named", quantum_leap=True)), str(tmp_path))
 
 
 def test_the_test_set_is_evaluated_at_the_end(llama_dir, tmp_path, capsys, monkeypatch):
@@ -52,30 +52,30 @@ def test_the_test_set_is_evaluated_at_the_end(llama_dir, tmp_path, capsys, monke
     data.mkdir()
     for name in ("train", "test"):
         (data / f"{name}.jsonl").write_text((llama_dir / "chat" / "train.jsonl").read_text())
-    config = write(tmp_path, "ours", data=str(data), test=True, test_batches=-1, iters=2)
-    ours(llama_dir, config, tmp_path / "run", batch=wire.BatchJob(size=3, effective=4))
+    config = write(tmp_path, "worker", data=str(data), test=True, test_batches=-1, iters=2)
+    run_worker(llama_dir, config, tmp_path / "run", batch=wire.BatchJob(size=3, effective=4))
     found = re.findall(r"^Test loss .*", capsys.readouterr().out, re.MULTILINE)
-    values = {"model": str(llama_dir / "model"), "data": str(data), "adapter_path": str(tmp_path / "adapters-ours")}
+    values = {"model": str(llama_dir / "model"), "data": str(data), "adapter_path": str(tmp_path / "adapters-worker")}
     values |= {"test": True, "test_batches": -1, "max_seq_length": 64, "mask_prompt": True}
     lora.run(types.SimpleNamespace(**lora.CONFIG_DEFAULTS | values))
     assert found == re.findall(r"Test loss .*", capsys.readouterr().out)
     (data / "test.jsonl").unlink()
-    with pytest.raises(RefusedError, match=r"ours\.yaml: test: .* has no test\.jsonl"):
-        ours(llama_dir, config, tmp_path / "run")
+    with pytest.raises(RefusedError, match=r"worker\.yaml: test: .* has no test\.jsonl"):
+        run_worker(llama_dir, config, tmp_path / "run")
 
 
 def test_adapters_are_saved_as_often_as_the_file_says(llama_dir, tmp_path, monkeypatch):
-    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as config_file
 
-    monkeypatch.setitem(mlx_lm_config.CONFIG_DEFAULTS, "save_every", 1)
-    ours(llama_dir, write(tmp_path, "silent", iters=2), tmp_path / "silent")
+    monkeypatch.setitem(config_file.CONFIG_DEFAULTS, "save_every", 1)
+    run_worker(llama_dir, write(tmp_path, "silent", iters=2), tmp_path / "silent")
     assert sorted(path.name for path in (tmp_path / "adapters-silent").iterdir()) == FINAL
     changes = SGD | {"iters": 12, "grad_accumulation_steps": 2, "save_every": 5}
-    ours(llama_dir, write(tmp_path, "often", **changes), tmp_path / "often")
+    run_worker(llama_dir, write(tmp_path, "often", **changes), tmp_path / "often")
     folder = tmp_path / "adapters-often"
     numbered = [f"{iteration:07d}_adapters.safetensors" for iteration in (4, 8, 12)]
     assert sorted(path.name for path in folder.iterdir()) == numbered + FINAL
-    ours(llama_dir, write(tmp_path, "short", **changes | {"iters": 4}), tmp_path / "short")
+    run_worker(llama_dir, write(tmp_path, "short", **changes | {"iters": 4}), tmp_path / "short")
     early, expected = mx.load(str(folder / numbered[0])), adapters(tmp_path, "short")
     assert all(mx.array_equal(early[name], expected[name]).item() for name in expected)
     assert not mx.array_equal(mx.load(str(folder / numbered[1]))[name := next(iter(early))], early[name]).item()
@@ -96,22 +96,22 @@ def test_adapters_that_cannot_be_saved_on_the_way_do_not_end_the_run(llama_dir, 
         real(*arguments)
 
     monkeypatch.setattr(task, "export", export)
-    ours(llama_dir, write(tmp_path, "full_disk", iters=2, save_every=1), tmp_path / "run")
-    assert "the adapters of iteration 1 could not be saved" in capsys.readouterr().err
+    run_worker(llama_dir, write(tmp_path, "full_disk", iters=2, save_every=1), tmp_path / "run")
+    assert "cannot save the adapters of iteration 1" in capsys.readouterr().err
     assert (tmp_path / "adapters-full_disk" / "0000002_adapters.safetensors").exists()
 
 
 def test_training_can_start_from_other_adapters(llama_dir, tmp_path):
-    ours(llama_dir, write(tmp_path, "first", iters=4), tmp_path / "first")
+    run_worker(llama_dir, write(tmp_path, "first", iters=4), tmp_path / "first")
     file = str(tmp_path / "adapters-first" / "adapters.safetensors")
-    second = ours(llama_dir, write(tmp_path, "second", resume_adapter_file=file), tmp_path / "second")
-    fresh = ours(llama_dir, write(tmp_path, "fresh"), tmp_path / "fresh")
+    second = run_worker(llama_dir, write(tmp_path, "second", resume_adapter_file=file), tmp_path / "second")
+    fresh = run_worker(llama_dir, write(tmp_path, "fresh"), tmp_path / "fresh")
     assert second.losses[0] < fresh.losses[0] - 0.5
 
 
-def test_a_cache_threshold_is_told_to_be_unused(llama_dir, tmp_path):
-    desk = ours(llama_dir, write(tmp_path, "cache", clear_cache_threshold=1000, iters=1), tmp_path / "run")
-    assert any("clear_cache_threshold is not used" in note for note in desk.notes)
+def test_an_ignored_cache_threshold_is_reported(llama_dir, tmp_path):
+    link = run_worker(llama_dir, write(tmp_path, "cache", clear_cache_threshold=1000, iters=1), tmp_path / "run")
+    assert any("clear_cache_threshold is ignored" in note for note in link.notes)
 
 
 @pytest.mark.parametrize(("policy", "clears"), [("adaptive", False), ("never", False), ("always", True)])
@@ -121,13 +121,13 @@ def test_an_evaluation_goes_by_the_memory_policy(llama_dir, tmp_path, monkeypatc
     thresholds = []
     monkeypatch.setattr(trainer, "_clear_cache", thresholds.append)
     config = write(tmp_path, "evaluated", iters=1, val_batches=2)
-    ours(llama_dir, config, tmp_path / "run", memory=wire.MemoryJob(policy=policy))
+    run_worker(llama_dir, config, tmp_path / "run", memory=wire.MemoryJob(policy=policy))
     assert thresholds
     assert all((threshold == 0) is clears for threshold in thresholds)
 
 
 class Service(types.ModuleType):
-    """Stands for wandb or swanlab: keeps what it was told, in the environment too."""
+    """A double of wandb or swanlab that records its calls and environment."""
 
     def __init__(self, name):
         super().__init__(name)
@@ -167,14 +167,14 @@ def fresh_process(monkeypatch):
             monkeypatch.delenv(f"{name}_{variable}", raising=False)
 
 
-def test_reports_go_on_under_the_same_id_after_a_restart(llama_dir, tmp_path, monkeypatch, services):
+def test_reports_continue_under_the_same_id_after_a_restart(llama_dir, tmp_path, monkeypatch, services):
     changes = {"report_to": "wandb, swanlab", "project_name": "moon", "steps_per_report": 4, "iters": 8, "data": "text"}
     changes |= {"grad_accumulation_steps": 2, "val_batches": 2, "steps_per_eval": 4, "mask_prompt": False}
-    config = write(tmp_path, "told", **changes)
-    whole = [ours(llama_dir, config, tmp_path / "run", steps=3)]
+    config = write(tmp_path, "reported", **changes)
+    whole = [run_worker(llama_dir, config, tmp_path / "run", steps=3)]
     fresh_process(monkeypatch)
-    whole.append(ours(llama_dir, config, tmp_path / "run", generation=2))
-    losses = [loss for desk in whole for loss in desk.losses]
+    whole.append(run_worker(llama_dir, config, tmp_path / "run", generation=2))
+    losses = [loss for link in whole for loss in link.losses]
     for name, service in services.items():
         first, second = service.inits
         assert first["run_id"] == second["run_id"] == json.loads((tmp_path / "run" / "reports.json").read_text())["id"]
@@ -186,23 +186,26 @@ def test_reports_go_on_under_the_same_id_after_a_restart(llama_dir, tmp_path, mo
         assert {step: values["train_loss"] for step, values in trained.items()} == pytest.approx(
             {4: sum(losses[:2]) / 2, 6: losses[2], 8: losses[3]}
         )
-        assert trained[8]["trained_tokens"] == sum(step.tokens for desk in whole for step in desk.steps)
+        assert trained[8]["trained_tokens"] == sum(step.tokens for link in whole for step in link.steps)
         assert {"learning_rate", "iterations_per_second", "tokens_per_second", "peak_memory"} < trained[8].keys()
         assert [step for step, values in service.logs if "val_loss" in values] == [0, 4, 6, 8]
     fresh_process(monkeypatch)
-    ours(llama_dir, config, tmp_path / "other", steps=1)
+    run_worker(llama_dir, config, tmp_path / "other", steps=1)
     assert services["wandb"].inits[2]["run_id"] != services["wandb"].inits[0]["run_id"]
 
 
 @pytest.mark.parametrize("fails_at", ["init", 1])
 def test_a_service_that_fails_does_not_end_the_run(llama_dir, tmp_path, capsys, services, fails_at):
     services["wandb"].fails_at = fails_at
-    desk = ours(llama_dir, write(tmp_path, "told", report_to="wandb", iters=3), tmp_path / "run")
-    assert len(desk.steps) == 3
+    link = run_worker(llama_dir, write(tmp_path, "reported", report_to="wandb", iters=3), tmp_path / "run")
+    assert len(link.steps) == 3
     if fails_at == "init":
-        assert "report_to: wandb could not be started: RuntimeError: no network" in desk.notes[0]
+        assert (
+            "report_to: wandb could not start; training continues without it: RuntimeError: no network" in link.notes[0]
+        )
     else:
-        assert "report_to failed at iteration 1, and is left: RuntimeError: no network" in capsys.readouterr().err
+        text = "report_to: stopped reporting after a failure at iteration 1: RuntimeError: no network"
+        assert text in capsys.readouterr().err
     assert services["wandb"].logs == []
 
 
@@ -210,7 +213,7 @@ def test_a_service_that_fails_does_not_end_the_run(llama_dir, tmp_path, capsys, 
 def test_a_damaged_id_is_replaced(llama_dir, tmp_path, services, damaged):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "reports.json").write_text(json.dumps({"id": damaged}))
-    ours(llama_dir, write(tmp_path, "told", report_to="wandb", iters=1), tmp_path / "run")
+    run_worker(llama_dir, write(tmp_path, "reported", report_to="wandb", iters=1), tmp_path / "run")
     assert re.fullmatch("[a-z0-9]{21}", services["wandb"].inits[0]["run_id"])
 
 
@@ -218,15 +221,15 @@ def test_a_damaged_id_is_replaced(llama_dir, tmp_path, services, damaged):
     ("report_to", "reason"),
     [
         ("wandb", r"report_to: the package wandb is not installed \(pip install wandb\)"),
-        ("wandb,nobody", "report_to: allowed are wandb, swanlab, found 'nobody'"),
+        ("wandb,other", "report_to: allowed: wandb, swanlab; found 'other'"),
     ],
 )
-def test_a_service_that_is_not_there_is_refused(llama_dir, tmp_path, monkeypatch, report_to, reason):
+def test_a_missing_or_unknown_service_is_refused(llama_dir, tmp_path, monkeypatch, report_to, reason):
     from mlx_lm.tuner import callbacks
 
     monkeypatch.setattr(callbacks, "wandb", None if "," not in report_to else Service("wandb"))
     with pytest.raises(RefusedError, match=reason):
-        ours(llama_dir, write(tmp_path, "told", report_to=report_to), tmp_path / "run")
+        run_worker(llama_dir, write(tmp_path, "reported", report_to=report_to), tmp_path / "run")
 
 
 def rows(llama_dir, kind="text"):
@@ -238,11 +241,11 @@ def hub(llama_dir, monkeypatch):
     """Stands for the package datasets."""
     module, exceptions = types.ModuleType("datasets"), types.ModuleType("datasets.exceptions")
     exceptions.DatasetNotFoundError = type("DatasetNotFoundError", (Exception,), {})
-    module.exceptions, module.asked = exceptions, []
+    module.exceptions, module.requests = exceptions, []
     module.subsets = {"train": rows(llama_dir), "valid": rows(llama_dir)[:8]}
 
     def load_dataset(path, split=None, **options):
-        module.asked.append((path, split, options))
+        module.requests.append((path, split, options))
         if path == "no/such":
             raise exceptions.DatasetNotFoundError(path)
         return module.subsets if split is None else module.subsets["train"]
@@ -255,21 +258,21 @@ def hub(llama_dir, monkeypatch):
 
 def test_data_of_the_hub_train_as_the_same_files_do(llama_dir, tmp_path, hub):
     common = {"mask_prompt": False, "iters": 3}
-    local = ours(llama_dir, write(tmp_path, "local", data="text", **common), tmp_path / "local")
-    named = ours(llama_dir, write(tmp_path, "named", data="some/words", **common), tmp_path / "named")
+    local = run_worker(llama_dir, write(tmp_path, "local", data="text", **common), tmp_path / "local")
+    named = run_worker(llama_dir, write(tmp_path, "named", data="some/words", **common), tmp_path / "named")
     listed = {"path": "some/words", "train_split": "train[:90%]", "config": {"name": "x"}}
-    custom = ours(llama_dir, write(tmp_path, "custom", hf_dataset=listed, **common), tmp_path / "custom")
+    custom = run_worker(llama_dir, write(tmp_path, "custom", hf_dataset=listed, **common), tmp_path / "custom")
     assert local.losses == named.losses == custom.losses
-    assert hub.asked[0] == ("some/words", None, {})
-    assert hub.asked[1] == ("some/words", "train[:90%]", {"name": "x"})
+    assert hub.requests[0] == ("some/words", None, {})
+    assert hub.requests[1] == ("some/words", "train[:90%]", {"name": "x"})
 
 
 def test_hub_data_that_changed_are_refused_at_resume(llama_dir, tmp_path, hub):
     config = write(tmp_path, "named", data="some/words", mask_prompt=False, iters=3)
-    ours(llama_dir, config, tmp_path / "run", steps=1)
+    run_worker(llama_dir, config, tmp_path / "run", steps=1)
     hub.subsets["train"][5] = {"text": "another line of that very lengt"}
-    with pytest.raises(RefusedError, match="dataset was"):
-        ours(llama_dir, config, tmp_path / "run", generation=2)
+    with pytest.raises(RefusedError, match="dataset: "):
+        run_worker(llama_dir, config, tmp_path / "run", generation=2)
 
 
 @pytest.mark.parametrize(
@@ -283,12 +286,12 @@ def test_hub_data_that_changed_are_refused_at_resume(llama_dir, tmp_path, hub):
 )
 def test_hub_data_that_cannot_be_used(llama_dir, tmp_path, hub, changes, reason):
     with pytest.raises(RefusedError, match=reason):
-        ours(llama_dir, write(tmp_path, "wrong", mask_prompt=False, **changes), tmp_path / "run")
+        run_worker(llama_dir, write(tmp_path, "wrong", mask_prompt=False, **changes), tmp_path / "run")
 
 
 def test_without_the_package_the_hub_is_refused_with_what_to_install(llama_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(RefusedError, match=r"no such folder: .*; data of the hub need the package datasets \(pip inst"):
-        ours(llama_dir, write(tmp_path, "named", data="some/words"), tmp_path / "run")
-    with pytest.raises(RefusedError, match="hf_dataset: data of the hub need the package datasets"):
-        ours(llama_dir, write(tmp_path, "custom", hf_dataset={"path": "x"}), tmp_path / "run")
+    with pytest.raises(RefusedError, match=r"no such folder: .*; hub datasets need the package datasets \(pip inst"):
+        run_worker(llama_dir, write(tmp_path, "named", data="some/words"), tmp_path / "run")
+    with pytest.raises(RefusedError, match="hf_dataset: hub datasets need the package datasets"):
+        run_worker(llama_dir, write(tmp_path, "custom", hf_dataset={"path": "x"}), tmp_path / "run")

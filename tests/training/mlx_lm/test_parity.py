@@ -1,11 +1,11 @@
-"""The same configuration file, seed and order of samples: mlx_lm.lora's own run and ours give the same numbers."""
+"""The same configuration file, seed and order of samples: mlx_lm.lora and the worker give the same numbers."""
 
 import json
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from tests.training.mlx_lm.mlx_lm_runs import adapters, ours, theirs, write
+from tests.training.mlx_lm.mlx_lm_runs import adapters, run_mlx_lm, run_worker, write
 
 SCHEDULE = {"name": "cosine_decay", "arguments": [1e-3, 6], "warmup": 2, "warmup_init": 1e-4}
 DROPOUT = {"rank": 4, "scale": 10.0, "dropout": 0.3}
@@ -24,16 +24,16 @@ def interpreted():
 
 
 def both(llama_dir, folder, monkeypatch, **changes):
-    desk = ours(llama_dir, write(folder, "ours", **changes), folder / "run")
-    return desk, theirs(llama_dir, write(folder, "theirs", **changes), monkeypatch)
+    link = run_worker(llama_dir, write(folder, "worker", **changes), folder / "run")
+    return link, run_mlx_lm(llama_dir, write(folder, "mlx_lm", **changes), monkeypatch)
 
 
-def assert_same_bits(desk, reported, folder, updates=6):
-    assert desk.losses == reported.losses
-    assert len(set(desk.losses)) == updates, "nothing was learnt"
-    assert [step.learning_rate for step in desk.steps] == reported.rates
-    assert np.cumsum([step.tokens for step in desk.steps]).tolist() == reported.tokens
-    mine, expected = adapters(folder, "ours"), adapters(folder, "theirs")
+def assert_same_bits(link, reported, folder, updates=6):
+    assert link.losses == reported.losses
+    assert len(set(link.losses)) == updates, "nothing was learnt"
+    assert [step.learning_rate for step in link.steps] == reported.rates
+    assert np.cumsum([step.tokens for step in link.steps]).tolist() == reported.tokens
+    mine, expected = adapters(folder, "worker"), adapters(folder, "mlx_lm")
     assert mine.keys() == expected.keys()
     assert all(mx.array_equal(mine[name], expected[name]).item() for name in expected)
 
@@ -65,18 +65,18 @@ def test_with_gradient_checkpointing(llama_dir, tmp_path, monkeypatch):
     changes = {"grad_checkpoint": True, "lora_parameters": DROPOUT}
     plain = TransformerBlock.__call__
     monkeypatch.setattr(TransformerBlock, "__call__", plain)  # mlx_lm replaces it for good
-    desk = ours(llama_dir, write(tmp_path, "ours", **changes), tmp_path / "run")
+    link = run_worker(llama_dir, write(tmp_path, "worker", **changes), tmp_path / "run")
     assert TransformerBlock.__call__ is not plain
     monkeypatch.setattr(TransformerBlock, "__call__", plain)
-    reported = theirs(llama_dir, write(tmp_path, "theirs", **changes), monkeypatch)
-    assert_same_bits(desk, reported, tmp_path)
+    reported = run_mlx_lm(llama_dir, write(tmp_path, "mlx_lm", **changes), monkeypatch)
+    assert_same_bits(link, reported, tmp_path)
 
 
 @pytest.mark.usefixtures("interpreted")
 def test_validation_losses(llama_dir, tmp_path, monkeypatch):
     """Ours come after an update, mlx_lm's before the next one. Their batches come in another order, so it is a sum."""
-    desk, reported = both(llama_dir, tmp_path, monkeypatch, val_batches=-1, steps_per_eval=1)
-    words = [detail.split() for detail in desk.details if detail.startswith("validation")]
+    link, reported = both(llama_dir, tmp_path, monkeypatch, val_batches=-1, steps_per_eval=1)
+    words = [detail.split() for detail in link.details if detail.startswith("validation")]
     found = {int(word[-1]): float(word[2]) for word in words}
     assert found.keys() == {*reported.valid, 6}
     assert [found[step] for step in reported.valid] == pytest.approx(list(reported.valid.values()), abs=6e-5)
@@ -99,11 +99,11 @@ def test_accumulation_is_mlx_lms_where_micro_batches_weigh_the_same(llama_dir, t
         (data / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     changes = {"data": str(data), "mask_prompt": False, "grad_accumulation_steps": 3, "lora_parameters": DROPOUT}
     changes |= {"optimizer": "sgd", "learning_rate": 0.03, "iters": 12}
-    desk, reported = both(llama_dir, tmp_path, monkeypatch, **changes)
+    link, reported = both(llama_dir, tmp_path, monkeypatch, **changes)
     means = np.array(reported.losses).reshape(4, 3).mean(axis=1)
-    assert desk.losses == pytest.approx(means.tolist(), abs=1e-6)
-    assert desk.losses[-1] < desk.losses[0] - 0.01
-    assert distance(adapters(tmp_path, "ours"), adapters(tmp_path, "theirs")) < 1e-5
+    assert link.losses == pytest.approx(means.tolist(), abs=1e-6)
+    assert link.losses[-1] < link.losses[0] - 0.01
+    assert distance(adapters(tmp_path, "worker"), adapters(tmp_path, "mlx_lm")) < 1e-5
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -111,9 +111,9 @@ def test_accumulation_of_ragged_samples_is_the_whole_batch_here_and_not_in_mlx_l
     """mlx_lm averages micro-batches as if each had as many tokens."""
     sgd = {"optimizer": "sgd", "learning_rate": 0.03}
     split = sgd | {"batch_size": 4, "grad_accumulation_steps": 6, "iters": 24}
-    desk, _ = both(llama_dir, tmp_path, monkeypatch, **split)
-    reported = theirs(llama_dir, write(tmp_path, "whole", **sgd, batch_size=24, iters=4), monkeypatch)
+    link, _ = both(llama_dir, tmp_path, monkeypatch, **split)
+    reported = run_mlx_lm(llama_dir, write(tmp_path, "whole", **sgd, batch_size=24, iters=4), monkeypatch)
     whole = adapters(tmp_path, "whole")
-    assert desk.losses == pytest.approx(reported.losses, abs=1e-5)
-    assert distance(adapters(tmp_path, "ours"), whole) < 1e-4
-    assert distance(adapters(tmp_path, "theirs"), whole) > 0.1
+    assert link.losses == pytest.approx(reported.losses, abs=1e-5)
+    assert distance(adapters(tmp_path, "worker"), whole) < 1e-4
+    assert distance(adapters(tmp_path, "mlx_lm"), whole) > 0.1

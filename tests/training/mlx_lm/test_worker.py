@@ -32,22 +32,22 @@ def adapters(folder, name):
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
-def test_killed_and_resumed_is_bit_equal_and_mlx_lm_loads_the_result(desk, llama_dir, kind):
+def test_killed_and_resumed_is_bit_equal_and_mlx_lm_loads_the_result(supervisor, llama_dir, kind):
     data = {"lora": "text", "dora": "chat", "full": "completions"}[kind]
     schedule = {"name": "cosine_decay", "arguments": [1e-3, 6], "warmup": 2}
     changes = {"fine_tune_type": kind, "data": data, "mask_prompt": data != "text", "lr_schedule": schedule}
     changes |= {"optimizer": {"lora": "adamw", "dora": "adafactor", "full": "sgd"}[kind]}
-    whole = desk.start(desk.job(task=write_config(llama_dir, "whole", **changes)))
+    whole = supervisor.start(supervisor.job(task=write_config(llama_dir, "whole", **changes)))
 
     task = write_config(llama_dir, "killed", **changes)
     job = {"task": task, "checkpoint": {"every_seconds": 0, "every_steps": 2}}
     job |= {"drill": {"hang_at_step": 4, "generations": [1]}}
-    first = desk.start(desk.job("killed", **job))
+    first = supervisor.start(supervisor.job("killed", **job))
     first.until(wire.Step, lambda message: message.step == 3)
     first.until_saved(2)
     first.signal(signal.SIGKILL)
     first.wait()
-    second = finish(desk.run(desk.job("killed", generation=2, **job)))
+    second = finish(supervisor.run(supervisor.job("killed", generation=2, **job)))
     assert second.ready.step == 2
 
     whole.wait()
@@ -83,64 +83,66 @@ def interpreted():
 @pytest.mark.usefixtures("interpreted")
 def test_losses_and_validation_are_the_same_whatever_fits_in_memory(llama_dir, tmp_path):
     config = mlx_lm_runs.write(tmp_path, "all", batch_size=24, iters=3, val_batches=1)
-    whole = mlx_lm_runs.ours(llama_dir, config, tmp_path / "whole")
-    halved = mlx_lm_runs.ours(llama_dir, config, tmp_path / "halved", batch=wire.BatchJob(size=5, effective=24))
+    whole = mlx_lm_runs.run_worker(llama_dir, config, tmp_path / "whole")
+    halved = mlx_lm_runs.run_worker(llama_dir, config, tmp_path / "halved", batch=wire.BatchJob(size=5, effective=24))
     assert [step.accumulation for step in halved.steps] == [5, 5, 5]
     assert halved.losses == pytest.approx(whole.losses, abs=1e-5)
     assert [step.tokens for step in halved.steps] == [step.tokens for step in whole.steps]
-    validations = [[text for text in desk.details if text.startswith("validation")] for desk in (whole, halved)]
+    validations = [[text for text in link.details if text.startswith("validation")] for link in (whole, halved)]
     assert len(validations[0]) == 2
     assert validations[0] == validations[1]
 
 
-def test_accumulation_of_the_file_is_the_effective_batch(desk, llama_dir):
+def test_accumulation_of_the_file_is_the_effective_batch(supervisor, llama_dir):
     task = write_config(llama_dir, "accumulated", grad_accumulation_steps=3, iters=6, steps_per_eval=100)
-    worker = finish(desk.run(desk.job(task=task)))
+    worker = finish(supervisor.run(supervisor.job(task=task)))
     assert [(message.accumulation, message.samples) for message in worker.steps] == [(3, 12), (3, 12)]
     assert (worker.ready.batch_size, worker.ready.effective_batch, worker.ready.target_steps) == (4, 12, 2)
 
 
 @pytest.mark.usefixtures("interpreted")
 def test_other_data_or_adapters_are_refused_at_resume(llama_dir, tmp_path):
-    mlx_lm_runs.ours(llama_dir, mlx_lm_runs.write(tmp_path, "data", iters=1), tmp_path / "run")
+    mlx_lm_runs.run_worker(llama_dir, mlx_lm_runs.write(tmp_path, "data", iters=1), tmp_path / "run")
     changes = {"data": "text", "mask_prompt": False, "fine_tune_type": "dora"}
     changes |= {"lora_parameters": {"rank": 2, "scale": 10.0, "dropout": 0.1}}
     with pytest.raises(RefusedError) as caught:
-        mlx_lm_runs.ours(llama_dir, mlx_lm_runs.write(tmp_path, "data", **changes), tmp_path / "run", generation=2)
-    for name in ("dataset was", "lora_parameters was", 'fine_tune_type was "lora", is "dora"', "mask_prompt was true"):
+        mlx_lm_runs.run_worker(
+            llama_dir, mlx_lm_runs.write(tmp_path, "data", **changes), tmp_path / "run", generation=2
+        )
+    for name in ("dataset: ", "lora_parameters: ", 'fine_tune_type: "lora" → "dora"', "mask_prompt: true → false"):
         assert name in str(caught.value)
 
 
 def load_config(folder, text):
-    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as config_file
 
     (folder / "c.yaml").write_text(text)
-    return mlx_lm_config.load("c.yaml", str(folder))
+    return config_file.load_config("c.yaml", str(folder))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("", "expected a mapping of names to values, found NoneType"),
-        ("a: [", "c.yaml:1: not YAML"),
+        ("a: [", "c.yaml:1: invalid YAML"),
         ("learning_rte: 1e-5", "learning_rte: unknown key; allowed are adapter_path, "),
-        ("config: other.yaml", "config: is not supported here: a configuration file cannot name another"),
+        ("config: other.yaml", "config: not supported: a configuration file cannot include another"),
         ("report_to: 3", "report_to: expected text, found 3"),
         ("hf_dataset: [{name: x}]", "hf_dataset: expected a mapping with a path, or a list of them"),
-        ("train: false", "train: is false, so there is nothing to do"),
+        ("train: false", "train: must be true, found false"),
         ("batch_size: 0", "batch_size: expected a whole number of at least 1, found 0"),
         ("batch_size: true", "batch_size: expected a whole number of at least 1, found True"),
         ("iters: many", "iters: expected a whole number of at least 1, found 'many'"),
         ("learning_rate: [1]", "learning_rate: expected a number of at least 0, found [1]"),
         ("mask_prompt: 1", "mask_prompt: expected true or false, found 1"),
         ("model: 3", "model: expected text, found 3"),
-        ("fine_tune_type: qlora", "fine_tune_type: allowed are lora, dora, full, found 'qlora'"),
-        ("optimizer: lion", "optimizer: allowed are adam, adamw, muon, sgd, adafactor, found 'lion'"),
+        ("fine_tune_type: qlora", "fine_tune_type: allowed: lora, dora, full; found 'qlora'"),
+        ("optimizer: lion", "optimizer: allowed: adam, adamw, muon, sgd, adafactor; found 'lion'"),
         ("lora_parameters: {rank: 8, alpha: 16, dropout: 0.0}", "lora_parameters.scale: expected a number, found None"),
-        ("lora_parameters: {rank: 0, scale: 1.0, dropout: 0.0}", "lora_parameters.rank: expected at least 1, found 0"),
-        ("lora_parameters: {rank: 8, scale: 1.0, dropout: 1.0}", "lora_parameters.dropout: expected 0 or more"),
-        ("lr_schedule: {name: cosine_decay}", "lr_schedule: needs the keys name and arguments"),
-        ("iters: 2\ngrad_accumulation_steps: 3", "iters: 2 is less than one update of 3 accumulation steps"),
+        ("lora_parameters: {rank: 0, scale: 1.0, dropout: 0.0}", "lora_parameters.rank: expected a whole number of"),
+        ("lora_parameters: {rank: 8, scale: 1.0, dropout: 1.0}", "lora_parameters.dropout: expected a number of"),
+        ("lr_schedule: {name: cosine_decay}", "lr_schedule: expected the keys name and arguments"),
+        ("iters: 2\ngrad_accumulation_steps: 3", "iters: expected at least grad_accumulation_steps (3), found 2"),
     ],
 )
 def test_wrong_configuration(tmp_path, text, expected):
@@ -151,12 +153,12 @@ def test_wrong_configuration(tmp_path, text, expected):
 
 
 def test_a_configuration_without_a_file(tmp_path):
-    from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
+    from mlx_worker.tasks.mlx_lm import config as config_file
 
-    with pytest.raises(RefusedError, match=r"none\.yaml: task\.config cannot be read"):
-        mlx_lm_config.load("none.yaml", str(tmp_path))
+    with pytest.raises(RefusedError, match=r"task\.config: cannot read .*none\.yaml"):
+        config_file.load_config("none.yaml", str(tmp_path))
     with pytest.raises(RefusedError, match=r"task\.config is missing"):
-        mlx_lm_config.load(None, str(tmp_path))
+        config_file.load_config(None, str(tmp_path))
 
 
 def test_harmless_keys_are_accepted(tmp_path):
@@ -181,73 +183,74 @@ class Tokenizer:
     ("content", "expected"),
     [
         (b"", "train.jsonl: the file is empty"),
-        (b'{"text": "a b"}\n\n{"text": "c"}\n', "train.jsonl:2: an empty line"),
-        (b'{"text": "a b"}\n{"text": "c\n', "train.jsonl:2: not JSON"),
+        (b'{"text": "a b"}\n\n{"text": "c"}\n', "train.jsonl:2: expected a JSON object, found an empty line"),
+        (b'{"text": "a b"}\n{"text": "c\n', "train.jsonl:2: invalid JSON"),
         (b'{"text": "a b"}\n["c"]\n', "train.jsonl:2: expected a JSON object, found list"),
         (b'{"text": "a b"}\n{"txt": "c"}\n', "train.jsonl:2: expected text under 'text', found keys txt"),
         (b'{"text": "a b"}\n{"text": 3}\n', "train.jsonl:2: expected text under 'text', found 3"),
-        (b'{"text": "a b"}\n{"text": "  "}\n', "train.jsonl:2: 'text' is empty"),
-        (b'{"texts": "a b"}\n', "train.jsonl:1: no usable key; allowed are 'text', 'messages', or 'prompt' and"),
+        (b'{"text": "a b"}\n{"text": "  "}\n', "train.jsonl:2: expected text under 'text', found only white space"),
+        (b'{"texts": "a b"}\n', "train.jsonl:1: no known key; allowed are 'text', 'messages', or 'prompt' and"),
         (b'{"messages": []}\n', "train.jsonl:1: expected a list of messages under 'messages', found []"),
         (b'{"messages": ["x"]}\n', "train.jsonl:1: every message under 'messages' must be an object with a role"),
         (b'{"prompt": "a", "completion": null}\n', "train.jsonl:1: expected text under 'completion', found None"),
-        (b'{"prompt": "a", "completion": "b"}\n', "train.jsonl:1: this line cannot be tokenized: ValueError: no chat"),
-        (b'{"text": "\xff"}\n', "train.jsonl:1: not JSON"),
+        (b'{"prompt": "a", "completion": "b"}\n', "train.jsonl:1: cannot tokenize this line: ValueError: no chat"),
+        (b'{"text": "\xff"}\n', "train.jsonl:1: invalid JSON"),
     ],
 )
 def test_wrong_data(tmp_path, content, expected):
-    from mlx_worker.tasks.mlx_lm import data as mlx_lm_data
+    from mlx_worker.tasks.mlx_lm.data import load
 
     (tmp_path / "train.jsonl").write_bytes(content)
     config = load_config(tmp_path, "model: m")
     with pytest.raises(RefusedError) as caught:
-        mlx_lm_data.load(tmp_path, "train", Tokenizer(), config)
+        load(tmp_path, "train", Tokenizer(), config)
     assert expected in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path))
 
 
 def test_masking_plain_text_is_refused(tmp_path):
-    from mlx_worker.tasks.mlx_lm import data as mlx_lm_data
+    from mlx_worker.tasks.mlx_lm.data import load
 
     (tmp_path / "train.jsonl").write_text('{"text": "a b"}\n')
     with pytest.raises(RefusedError, match="mask_prompt needs prompts or messages"):
-        mlx_lm_data.load(tmp_path, "train", Tokenizer(), load_config(tmp_path, "mask_prompt: true"))
+        load(tmp_path, "train", Tokenizer(), load_config(tmp_path, "mask_prompt: true"))
 
 
 def test_sequences_are_cut_and_a_missing_subset_is_no_error(tmp_path):
-    from mlx_worker.tasks.mlx_lm import data as mlx_lm_data
+    from mlx_worker.tasks.mlx_lm.data import load
 
     (tmp_path / "train.jsonl").write_text('{"text": "a b c d e f"}\n')
     config = load_config(tmp_path, "max_seq_length: 4")
-    samples, digest = mlx_lm_data.load(tmp_path, "train", Tokenizer(), config)
+    samples, digest = load(tmp_path, "train", Tokenizer(), config)
     assert (len(samples), len(samples[0][0]), len(digest)) == (1, 4, 64)
-    assert mlx_lm_data.load(tmp_path, "valid", Tokenizer(), config) is None
+    assert load(tmp_path, "valid", Tokenizer(), config) is None
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("empty", "empty is no model folder: it has no config.json"),
-        ("bare", "bare is no model folder: it has no model*.safetensors"),
-        ("c.yaml", "c.yaml is a file; a folder with config.json"),
+        ("empty", "empty has no config.json"),
+        ("bare", "bare has no model*.safetensors"),
+        ("c.yaml", "expected a folder with config.json and model*.safetensors, found the file"),
         ("./nowhere", "no such folder"),
     ],
 )
 def test_not_a_model_folder(tmp_path, name, expected):
-    from mlx_worker.tasks.mlx_lm import task as tasks_mlx_lm
+    from mlx_worker.tasks.mlx_lm.task import build
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")
-    config = load_config(tmp_path, f"model: {name}")
+    load_config(tmp_path, f"model: {name}")
+    task = wire.TaskJob(kind="mlx_lm", base_dir=str(tmp_path), config="c.yaml")
     with pytest.raises(RefusedError) as caught:
-        tasks_mlx_lm._model_source(config)
+        build(wire.Job(run="r", generation=1, run_dir=str(tmp_path), task=task))
     assert str(caught.value).startswith(f"{tmp_path / 'c.yaml'}: model: ")
     assert expected in str(caught.value)
 
 
-def test_refusals_reach_the_supervisor(desk, llama_dir):
-    worker = desk.run(desk.job(task=write_config(llama_dir, "deep", num_layers=9)))
+def test_refusals_reach_the_supervisor(supervisor, llama_dir):
+    worker = supervisor.run(supervisor.job(task=write_config(llama_dir, "deep", num_layers=9)))
     assert worker.process.returncode == wire.EXIT_REFUSED
-    assert worker.bye.reason.endswith("deep.yaml: num_layers: the model has 2 layers, found 9")
+    assert worker.bye.reason.endswith("deep.yaml: num_layers: expected at most the model's 2 layers, found 9")
     assert worker.stderr.splitlines()[-1] == f"refused: {worker.bye.reason}"

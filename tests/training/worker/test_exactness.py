@@ -1,5 +1,5 @@
 """Any sequence of kills, stops, halvings and growths: the updates that count have the samples, and the losses, and at
-one batch size the very bits, of a run that nobody touched."""
+one batch size the very bits, of an undisturbed run."""
 
 import json
 import random
@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.training.mlx_lm.mlx_lm_runs import Desk
+from tests.training.mlx_lm.mlx_lm_runs import FakeSupervisor
 
 from mlx_supervisor import wire
 
@@ -19,23 +19,23 @@ PAUSE = {"pause_s": 0.01}
 EVERY = {"every_seconds": 0, "every_steps": 4}
 
 
-def job(desk, name, args, generation=1, size=EFFECTIVE):
+def job(supervisor, name, args, generation=1, size=EFFECTIVE):
     batch = {"size": size, "effective": EFFECTIVE, "sample_log": True}
-    return desk.job(name, args=args, batch=batch, checkpoint=EVERY, steps=STEPS, generation=generation)
+    return supervisor.job(name, args=args, batch=batch, checkpoint=EVERY, steps=STEPS, generation=generation)
 
 
-def play(desk, name, args, rng, sizes):
+def play(supervisor, name, args, rng, sizes):
     """Generation after generation until the run completes; `sizes`: what the batch may be at a start, or become."""
-    lives, story = [], []
+    workers, story = [], []
     for generation in range(1, 4):
         size = rng.choice(sizes)
-        worker = desk.start(job(desk, name, args | PAUSE, generation, size))
-        lives.append(worker)
+        worker = supervisor.start(job(supervisor, name, args | PAUSE, generation, size))
+        workers.append(worker)
         first = worker.until(wire.Ready).step
         end = first + rng.randint(0, 12)
-        if end >= STEPS or len(lives) == 3:
+        if end >= STEPS or len(workers) == 3:
             assert worker.wait() == wire.EXIT_COMPLETED, worker.stderr
-            return lives, [*story, (size, "left alone")]
+            return workers, [*story, (size, "undisturbed")]
         resize = rng.choice(sizes)
         reach(worker, (first + end) // 2)
         worker.send(wire.Resize, batch_size=resize, effective_batch=EFFECTIVE)
@@ -57,8 +57,8 @@ def reach(worker, step):
     worker.until((wire.Ready, wire.Step), lambda message: message.step >= step)
 
 
-def losses(lives):
-    return {message.step: message.loss for worker in lives for message in worker.steps}
+def losses(workers):
+    return {message.step: message.loss for worker in workers for message in worker.steps}
 
 
 def samples(worker):
@@ -71,46 +71,46 @@ def seed():
     return random.randrange(2**32)
 
 
-def test_at_one_batch_size_the_bits_are_the_same(desk, seed):
-    calm = desk.run(job(desk, "calm", ARGS))
+def test_at_one_batch_size_the_bits_are_the_same(supervisor, seed):
+    calm = supervisor.run(job(supervisor, "calm", ARGS))
     assert calm.process.returncode == wire.EXIT_COMPLETED, calm.stderr
     for turn in range(2):
-        lives, story = play(desk, f"wild{turn}", ARGS, random.Random(seed + turn), [EFFECTIVE])
-        told = f"seed {seed}, turn {turn}: {story}"
-        assert samples(lives[-1]) == samples(calm), told
-        assert losses(lives) == losses([calm]), told
-        assert lives[-1].bye.weights_sha256 == calm.bye.weights_sha256, told
+        workers, story = play(supervisor, f"wild{turn}", ARGS, random.Random(seed + turn), [EFFECTIVE])
+        context = f"seed {seed}, turn {turn}: {story}"
+        assert samples(workers[-1]) == samples(calm), context
+        assert losses(workers) == losses([calm]), context
+        assert workers[-1].bye.weights_sha256 == calm.bye.weights_sha256, context
     taken = [sample for ids in samples(calm).values() for sample in ids]
     assert all(sorted(taken[start : start + 48]) == list(range(48)) for start in range(0, len(taken) - 47, 48))
 
 
-def test_across_batch_sizes_the_losses_agree(desk, seed):
+def test_across_batch_sizes_the_losses_agree(supervisor, seed):
     """Without dropout, which draws other numbers for other shapes, and running statistics, which see micro-batches."""
     args = ARGS | {"norm": False, "dropout": 0.0}
-    calm = desk.run(job(desk, "calm", args))
+    calm = supervisor.run(job(supervisor, "calm", args))
     for turn in range(2):
-        lives, story = play(desk, f"wild{turn}", args, random.Random(seed + turn), [1, 2, 3, 4, 8])
-        told = f"seed {seed}, turn {turn}: {story}"
-        assert samples(lives[-1]) == samples(calm), told
-        found, expected = losses(lives), losses([calm])
-        assert found == pytest.approx(expected, abs=1e-4), told
-        assert [message.tokens for message in lives[-1].steps] == [
-            message.tokens for message in calm.steps if message.step > lives[-1].ready.step
-        ], told
+        workers, story = play(supervisor, f"wild{turn}", args, random.Random(seed + turn), [1, 2, 3, 4, 8])
+        context = f"seed {seed}, turn {turn}: {story}"
+        assert samples(workers[-1]) == samples(calm), context
+        found, expected = losses(workers), losses([calm])
+        assert found == pytest.approx(expected, abs=1e-4), context
+        assert [message.tokens for message in workers[-1].steps] == [
+            message.tokens for message in calm.steps if message.step > workers[-1].ready.step
+        ], context
     assert expected[STEPS] < expected[1] - 0.05, "nothing was learnt"
 
 
 def in_process(folder, *, steps, generation=1, size=EFFECTIVE, **args):
-    """A life without a process around it. May raise RefusedError."""
+    """A worker without its own process. May raise RefusedError."""
     from mlx_worker.supervision.stop import StopFlag
     from mlx_worker.training import loop
 
-    desk = Desk()
+    supervisor = FakeSupervisor()
     task = wire.TaskJob(kind="python", base_dir=str(Path(__file__).parents[1]), entry="toy_task:build", args=args)
     batch, checkpoint = wire.BatchJob(size=size, sample_log=True), wire.CheckpointJob(every_seconds=0)
     fields = {"run": "run", "run_dir": str(folder), "seed": 7, "task": task, "batch": batch, "checkpoint": checkpoint}
-    loop.run(wire.Job(**fields, generation=generation, steps=steps), desk, StopFlag())
-    return desk
+    loop.run(wire.Job(**fields, generation=generation, steps=steps), supervisor, StopFlag())
+    return supervisor
 
 
 def ids(folder):
@@ -124,18 +124,18 @@ def ids(folder):
         (
             {"frozen_layers": 0},
             {"frozen_layers": 1},
-            r"layers\.0\.bias was float32\[16\], is absent; layers\.0\.weight",
+            r"layers\.0\.bias: float32\[16\] → absent; layers\.0\.weight",
         ),
         (
             {"frozen_layers": 1},
             {"frozen_layers": 0},
-            r"layers\.0\.bias was absent, is float32\[16\]; layers\.0\.weight",
+            r"layers\.0\.bias: absent → float32\[16\]; layers\.0\.weight",
         ),
-        ({"lengths": 11}, {}, "were grouped by length, and the task gives no lengths now"),
-        ({"lengths": 11}, {"lengths": 13}, "the lengths by which the samples of .* were grouped have changed"),
+        ({"lengths": 11}, {}, "Task.lengths is missing, but .* has it"),
+        ({"lengths": 11}, {"lengths": 13}, "Task.lengths differs from that of"),
     ],
 )
-def test_what_would_not_go_on_as_it_began_is_refused(tmp_path, before, after, reason):
+def test_a_run_that_would_not_continue_identically_is_refused(tmp_path, before, after, reason):
     from mlx_worker.errors import RefusedError
 
     in_process(tmp_path, steps=1, **before)
@@ -145,7 +145,7 @@ def test_what_would_not_go_on_as_it_began_is_refused(tmp_path, before, after, re
 
 
 def test_a_run_that_began_with_a_plain_shuffle_keeps_it(tmp_path):
-    """Checkpoints from before there was any grouping: what is left of the epoch must be what the shuffle left."""
+    """Checkpoints from before there was any grouping: the rest of the epoch must follow the same shuffle."""
     (tmp_path / "plain").mkdir()
     (tmp_path / "later").mkdir()
     in_process(tmp_path / "plain", steps=9)

@@ -1,4 +1,4 @@
-"""What a worker does when it is asked, drilled, orphaned, or out of disk."""
+"""A worker under commands, drills, without a supervisor, and with a full disk."""
 
 import os
 import signal
@@ -18,14 +18,14 @@ ENDLESS = {"steps": 100_000}
 def until_hung(worker):
     """By its stacks: the last step's report comes before the hang."""
     worker.until(wire.Step)
-    while "_hang" not in worker.stderr:
+    while "drills.py" not in worker.stderr:
         assert worker.process.poll() is None, worker.stderr
         worker.signal(signal.SIGUSR1)
-        worker.desk.receive(0.05)
+        worker.supervisor.receive(0.05)
 
 
-def test_commands_are_answered_while_training(desk):
-    worker = desk.start(desk.job(**ENDLESS, checkpoint={"every_steps": 50, "every_seconds": 0}))
+def test_commands_are_answered_while_training(supervisor):
+    worker = supervisor.start(supervisor.job(**ENDLESS, checkpoint={"every_steps": 50, "every_seconds": 0}))
     worker.until(wire.Step)
     worker.send(wire.ClearCache)
     assert worker.until(wire.Cleared).active_bytes > 0
@@ -38,8 +38,8 @@ def test_commands_are_answered_while_training(desk):
     assert worker.wait() == wire.EXIT_STOPPED
 
 
-def test_malformed_commands_are_dropped(desk):
-    worker = desk.start(desk.job(**ENDLESS))
+def test_malformed_commands_are_dropped(supervisor):
+    worker = supervisor.start(supervisor.job(**ENDLESS))
     worker.until(wire.Step)
     stop = wire.Stop(run=worker.job.run, generation=1, seq=0)
     stranger = wire.encode(wire.Stop(run="other", generation=1, seq=0))
@@ -55,21 +55,21 @@ def test_malformed_commands_are_dropped(desk):
     assert worker.bye.reason == "now truly"
 
 
-def test_a_deaf_supervisor_never_blocks_training(desk):
+def test_a_deaf_supervisor_never_blocks_training(supervisor):
     """Nobody receives: the queue fills, frames are dropped and counted, and the run completes."""
-    job = desk.job(steps=1300, telemetry=f"ipc://{desk.folder}/nobody.sock")
-    worker = desk.start(job)
+    job = supervisor.job(steps=1300, telemetry=f"ipc://{supervisor.folder}/absent.sock")
+    worker = supervisor.start(job)
     assert worker.process.wait(60) == wire.EXIT_COMPLETED
     assert worker.saved_steps == [1300]
 
 
-def test_dropped_frames_are_counted(desk):
-    endpoint = f"ipc://{desk.folder}/late.sock"
+def test_dropped_frames_are_counted(supervisor):
+    endpoint = f"ipc://{supervisor.folder}/late.sock"
     link = Link("late", 1, endpoint)
     for step in range(SEND_QUEUE_FRAMES + 5):
         link.send(wire.PhaseChange, phase="train", detail=f"step {step}" * 100)
     assert link.dropped == 5
-    late = desk.context.socket(zmq.ROUTER)
+    late = supervisor.context.socket(zmq.ROUTER)
     late.bind(endpoint)
     try:
         seen = [wire.decode_worker(late.recv_multipart()[1]) for _ in range(SEND_QUEUE_FRAMES) if late.poll(10_000)]
@@ -84,8 +84,8 @@ def test_dropped_frames_are_counted(desk):
         late.close(0)
 
 
-def test_second_signal_exits_at_once(desk):
-    worker = desk.start(desk.job(drill={"hang_at_step": 2}))
+def test_second_signal_exits_at_once(supervisor):
+    worker = supervisor.start(supervisor.job(drill={"hang_at_step": 2}))
     until_hung(worker)
     worker.signal(signal.SIGTERM)
     worker.signal(signal.SIGINT)
@@ -93,8 +93,8 @@ def test_second_signal_exits_at_once(desk):
     assert worker.saved_steps == []
 
 
-def test_ignore_sigterm_drill(desk):
-    worker = desk.start(desk.job(drill={"ignore_sigterm": True}, **ENDLESS))
+def test_ignore_sigterm_drill(supervisor):
+    worker = supervisor.start(supervisor.job(drill={"ignore_sigterm": True}, **ENDLESS))
     worker.until(wire.Step)
     worker.signal(signal.SIGTERM)
     worker.signal(signal.SIGTERM)
@@ -104,25 +104,25 @@ def test_ignore_sigterm_drill(desk):
     assert worker.wait() == wire.EXIT_STOPPED
 
 
-def test_crash_drill_dies_before_the_update(desk):
+def test_crash_drill_dies_before_the_update(supervisor):
     job = {"drill": {"crash_at_step": 3, "generations": [1]}, "checkpoint": {"every_steps": 1, "every_seconds": 0}}
-    worker = desk.run(desk.job("crash", steps=4, **job))
+    worker = supervisor.run(supervisor.job("crash", steps=4, **job))
     assert worker.process.returncode == wire.EXIT_FAILED
     assert [message.step for message in worker.steps] == [1, 2]
     assert (worker.bye.outcome, worker.bye.step) == ("failed", 2)
     assert worker.bye.reason == "DrillError: drill: crash at step 3"
     assert "Traceback" in worker.stderr
     assert worker.saved_steps == [1, 2]
-    second = desk.run(desk.job("crash", steps=4, generation=2, **job))
+    second = supervisor.run(supervisor.job("crash", steps=4, generation=2, **job))
     assert second.process.returncode == wire.EXIT_COMPLETED, "generation 2 is not drilled"
 
 
 @pytest.mark.parametrize("kind", ["arrays", "native"])
-def test_leak_drill_is_resident_and_changes_no_number(desk, kind):
-    clean = desk.run(desk.job(steps=6))
+def test_leak_drill_is_resident_and_changes_no_number(supervisor, kind):
+    clean = supervisor.run(supervisor.job(steps=6))
     drill = {"leak_mib_per_step": 8.0, "leak_from_step": 3, "leak_kind": kind}
     drill |= {"allocate_mib": 32, "allocate_at_step": 6}
-    leaking = desk.run(desk.job(steps=6, drill=drill))
+    leaking = supervisor.run(supervisor.job(steps=6, drill=drill))
     assert leaking.bye.weights_sha256 == clean.bye.weights_sha256
     resident = [message.resident_bytes for message in leaking.steps]
     active = [message.active_bytes for message in leaking.steps]
@@ -132,23 +132,23 @@ def test_leak_drill_is_resident_and_changes_no_number(desk, kind):
 
 
 @pytest.mark.parametrize("kind", ["python", "native"])
-def test_hang_drill_shows_stacks_and_ends_itself(desk, kind):
-    worker = desk.start(desk.job(drill={"hang_at_step": 2, "hang_kind": kind}, hang_timeout_s=1.5))
+def test_hang_drill_shows_stacks_and_ends_itself(supervisor, kind):
+    worker = supervisor.start(supervisor.job(drill={"hang_at_step": 2, "hang_kind": kind}, hang_timeout_s=1.5))
     until_hung(worker)
     assert "Timeout" not in worker.stderr, "SIGUSR1 alone shows the stacks"
     assert worker.wait() == wire.EXIT_FAILED, "the watchdog needs no interpreter lock"
-    assert "_hang" in worker.stderr.partition("Timeout")[2]
+    assert "drills.py" in worker.stderr.partition("Timeout")[2]
 
 
-def test_orphaned_and_hung_worker_ends_itself(desk):
-    worker = desk.start(desk.job(drill={"hang_at_step": 2}, grace_s=0.3))
+def test_orphaned_and_hung_worker_ends_itself(supervisor):
+    worker = supervisor.start(supervisor.job(drill={"hang_at_step": 2}, grace_s=0.3))
     until_hung(worker)
     worker.sever()
     assert worker.wait() == -signal.SIGKILL
 
 
-def test_slow_start_says_hello_first_and_heeds_a_stop(desk):
-    worker = desk.start(desk.job(drill={"slow_start_s": 600.0}))
+def test_slow_start_says_hello_first_and_heeds_a_stop(supervisor):
+    worker = supervisor.start(supervisor.job(drill={"slow_start_s": 600.0}))
     worker.until(wire.PhaseChange)
     assert [type(message) for message in worker.messages] == [wire.Hello, wire.PhaseChange]
     worker.signal(signal.SIGTERM)
@@ -157,9 +157,9 @@ def test_slow_start_says_hello_first_and_heeds_a_stop(desk):
     assert worker.saved_steps == []
 
 
-def test_a_checkpoint_that_fails_is_told_and_the_run_goes_on(desk):
-    job = desk.job(steps=400, args={"pause_s": 0.01}, checkpoint={"every_steps": 5, "every_seconds": 0})
-    worker = desk.start(job)
+def test_a_checkpoint_that_fails_is_told_and_the_run_goes_on(supervisor):
+    job = supervisor.job(steps=400, args={"pause_s": 0.01}, checkpoint={"every_steps": 5, "every_seconds": 0})
+    worker = supervisor.start(job)
     worker.until(wire.Checkpoint, lambda message: message.ok)
     checkpoints = worker.folder / "checkpoints"
     aside = checkpoints.rename(worker.folder / "aside")
@@ -175,9 +175,9 @@ def test_a_checkpoint_that_fails_is_told_and_the_run_goes_on(desk):
     assert worker.saved_steps[-1] == worker.bye.step
 
 
-def test_weights_that_are_not_finite_are_never_saved(desk):
+def test_weights_that_are_not_finite_are_never_saved(supervisor):
     job = {"checkpoint": {"every_steps": 2, "every_seconds": 0}, "stop_on_not_finite": False}
-    worker = desk.run(desk.job(steps=4, args={"nan": True}, **job))
+    worker = supervisor.run(supervisor.job(steps=4, args={"nan": True}, **job))
     assert worker.process.returncode == wire.EXIT_FAILED, "not completed: nothing finite to show for it"
     assert [message.ok for message in worker.of(wire.Checkpoint)] == [False, False]
     assert all("not finite" in message.error for message in worker.of(wire.Checkpoint))
@@ -186,18 +186,18 @@ def test_weights_that_are_not_finite_are_never_saved(desk):
     assert worker.saved_steps == []
 
 
-def test_a_failed_export_is_no_completion_but_loses_nothing(desk):
-    first = desk.run(desk.job("export", steps=2, args={"fail_export": True}))
+def test_a_failed_export_is_no_completion_but_loses_nothing(supervisor):
+    first = supervisor.run(supervisor.job("export", steps=2, args={"fail_export": True}))
     assert first.process.returncode == wire.EXIT_FAILED
     assert first.bye.reason == "OSError: no space for the export"
-    second = desk.run(desk.job("export", steps=2, generation=2))
+    second = supervisor.run(supervisor.job("export", steps=2, generation=2))
     assert second.process.returncode == wire.EXIT_COMPLETED
     assert second.steps == []
     assert (second.folder / "export" / "done.txt").exists()
 
 
-def test_checkpoints_by_the_clock(desk):
-    worker = desk.start(desk.job(checkpoint={"every_steps": 0, "every_seconds": 0.2}, **ENDLESS))
+def test_checkpoints_by_the_clock(supervisor):
+    worker = supervisor.start(supervisor.job(checkpoint={"every_steps": 0, "every_seconds": 0.2}, **ENDLESS))
     worker.until(wire.Checkpoint)
     worker.until(wire.Checkpoint, lambda message: message.seq > worker.of(wire.Checkpoint)[0].seq)
     first, second = worker.of(wire.Checkpoint)[:2]
@@ -206,13 +206,13 @@ def test_checkpoints_by_the_clock(desk):
     worker.wait()
 
 
-def test_memory_policy_keeps_the_cache_small(desk):
+def test_memory_policy_keeps_the_cache_small(supervisor):
     quiet = {"policy": "always", "clear_after_update": False}
-    kept = desk.run(desk.job(args={"hidden": 512}, memory=quiet))
-    cleared = desk.run(desk.job(args={"hidden": 512}, memory=quiet | {"clear_after_update": True}))
+    kept = supervisor.run(supervisor.job(args={"hidden": 512}, memory=quiet))
+    cleared = supervisor.run(supervisor.job(args={"hidden": 512}, memory=quiet | {"clear_after_update": True}))
     every = quiet | {"clear_before_gradients": True, "clear_after_gradients": True, "clear_after_update": True}
-    all_points = desk.run(desk.job(args={"hidden": 512}, memory=every | {"release_pause_s": 0.01}))
-    limited = desk.run(desk.job(args={"hidden": 512}, memory=quiet | {"cache_limit_bytes": 0}))
+    all_points = supervisor.run(supervisor.job(args={"hidden": 512}, memory=every | {"release_pause_s": 0.01}))
+    limited = supervisor.run(supervisor.job(args={"hidden": 512}, memory=quiet | {"cache_limit_bytes": 0}))
     assert kept.steps[-1].cache_bytes > 0
     for other in (cleared, all_points, limited):
         assert other.steps[-1].cache_bytes == 0
@@ -221,28 +221,28 @@ def test_memory_policy_keeps_the_cache_small(desk):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is enforced by Linux only")
-def test_bare_leak_dies_under_a_data_limit(desk):
+def test_bare_leak_dies_under_a_data_limit(supervisor):
     """The founding failure, without us: no telemetry, no lifeline, no mercy."""
-    job = desk.job(steps=2000, drill={"leak_mib_per_step": 16.0})
-    worker = desk.start(job, bare=True, options=["--data-limit-mib", "600"])
+    job = supervisor.job(steps=2000, drill={"leak_mib_per_step": 16.0})
+    worker = supervisor.start(job, bare=True, options=["--data-limit-mib", "600"])
     assert worker.process.wait(60) not in (wire.EXIT_COMPLETED, wire.EXIT_STOPPED, wire.EXIT_REFUSED)
     assert worker.messages == []
     assert worker.saved_steps == []
 
 
-def test_bare_run_prints_its_speed(desk):
-    worker = desk.start(desk.job(steps=3), bare=True)
+def test_bare_run_prints_its_speed(supervisor):
+    worker = supervisor.start(supervisor.job(steps=3), bare=True)
     worker.sever()  # a bare run has no lifeline
     assert worker.process.wait(60) == wire.EXIT_COMPLETED
     assert worker.stdout.splitlines()[-1].startswith("completed: step=3 steps=3 seconds=")
-    assert not desk.receive(0.2)
+    assert not supervisor.receive(0.2)
 
 
-def test_output_that_nobody_takes_kills_nothing(desk):
-    """stdout and stderr are pipes whose reader is gone."""
-    job = desk.job(steps=3)
-    (desk.folder / job.run).mkdir()
-    file = desk.folder / job.run / "job.json"
+def test_output_that_nobody_takes_kills_nothing(supervisor):
+    """stdout and stderr are pipes without a reader."""
+    job = supervisor.job(steps=3)
+    (supervisor.folder / job.run).mkdir()
+    file = supervisor.folder / job.run / "job.json"
     file.write_bytes(wire.dump_json(job))
     read_end, write_end = os.pipe()
     os.close(read_end)

@@ -1,4 +1,4 @@
-"""A loss that is NaN or infinite ends the life at once: every further update would be for nothing."""
+"""A loss that is NaN or infinite ends the worker at once: further updates would be useless."""
 
 import math
 
@@ -9,55 +9,52 @@ from mlx_supervisor import wire
 EVERY_3 = {"every_seconds": 0, "every_steps": 3}
 
 
-def spoiled(desk, *, checkpoint=EVERY_3, args=None, **fields):
-    return desk.job(entry="odd_tasks:spoiled", args=args, checkpoint=checkpoint, **fields)
+def spoiled(supervisor, *, checkpoint=EVERY_3, args=None, **fields):
+    return supervisor.job(entry="odd_tasks:spoiled", args=args, checkpoint=checkpoint, **fields)
 
 
 @pytest.mark.parametrize("spoil", ["nan", "inf"])
 @pytest.mark.parametrize(("at", "saved"), [(6, [3]), (7, [3, 6]), (12, [3, 6, 9])])
-def test_a_loss_that_is_not_finite_ends_the_life_and_nothing_is_saved_of_it(desk, at, saved, spoil):
+def test_a_loss_that_is_not_finite_ends_the_worker_without_a_checkpoint(supervisor, at, saved, spoil):
     """Also where a checkpoint is due, and in the last update."""
-    worker = desk.run(spoiled(desk, args={"at": at, "spoil": spoil}))
+    worker = supervisor.run(spoiled(supervisor, args={"at": at, "spoil": spoil}))
     assert worker.process.returncode == wire.EXIT_NOT_FINITE, worker.stderr
     assert [message.step for message in worker.steps] == list(range(1, at + 1)), "the one that had begun is dropped"
     assert not math.isfinite(worker.steps[-1].loss)
     before, last = worker.steps[-2:]
-    text = (
-        f"the loss is {spoil} at step {at} "
-        f"(loss of the step before: {before.loss:.6g}; learning rate {last.learning_rate:.6g})"
-    )
+    text = f"the loss is {spoil} at step {at} (previous loss {before.loss:.6g}; learning rate {last.learning_rate:.6g})"
     assert (worker.bye.outcome, worker.bye.reason, worker.bye.step) == ("failed", text, at)
     assert worker.stderr == f"failed: {text}\n"
     assert worker.saved_steps == saved
-    assert all(message.ok for message in worker.of(wire.Checkpoint)), "nobody tried"
+    assert all(message.ok for message in worker.of(wire.Checkpoint)), "no checkpoint was attempted"
 
 
-def test_the_first_update_has_none_before(desk):
-    worker = desk.run(spoiled(desk, args={"at": 1}))
+def test_the_first_update_has_no_previous_loss(supervisor):
+    worker = supervisor.run(spoiled(supervisor, args={"at": 1}))
     assert worker.process.returncode == wire.EXIT_NOT_FINITE
-    assert worker.bye.reason == "the loss is nan at step 1 (there is none before; learning rate 0.01)"
+    assert worker.bye.reason == "the loss is nan at step 1 (no previous step; learning rate 0.01)"
     assert worker.saved_steps == []
 
 
-def test_a_write_that_had_begun_before_it_is_brought_to_its_end(desk):
-    worker = desk.run(spoiled(desk, args={"at": 4, "flush_s": 0.15}))
+def test_a_write_that_had_begun_before_it_is_brought_to_its_end(supervisor):
+    worker = supervisor.run(spoiled(supervisor, args={"at": 4, "flush_s": 0.15}))
     assert worker.process.returncode == wire.EXIT_NOT_FINITE, worker.stderr
     assert [(message.step, message.ok) for message in worker.of(wire.Checkpoint)] == [(3, True)]
     assert worker.saved_steps == [3]
     assert worker.bye.step == 4
 
 
-def test_the_next_life_goes_on_from_the_last_good_state(desk):
-    calm = desk.run(spoiled(desk, args={"at": 0}))
-    first = desk.run(spoiled(desk, name="twice", args={"at": 7}))
+def test_the_next_life_goes_on_from_the_last_good_state(supervisor):
+    calm = supervisor.run(spoiled(supervisor, args={"at": 0}))
+    first = supervisor.run(spoiled(supervisor, name="twice", args={"at": 7}))
     assert first.process.returncode == wire.EXIT_NOT_FINITE
-    second = desk.run(spoiled(desk, name="twice", args={"at": 0}, generation=2))
+    second = supervisor.run(spoiled(supervisor, name="twice", args={"at": 0}, generation=2))
     assert second.ready.step == 6
     assert second.bye.weights_sha256 == calm.bye.weights_sha256
 
 
-def test_where_it_is_not_to_stop_the_run_goes_on(desk):
-    worker = desk.run(spoiled(desk, args={"at": 7, "spoil": "nan told"}, stop_on_not_finite=False))
+def test_where_it_is_not_to_stop_the_run_goes_on(supervisor):
+    worker = supervisor.run(spoiled(supervisor, args={"at": 7, "spoil": "nan reported"}, stop_on_not_finite=False))
     assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
     assert [message.step for message in worker.steps if not math.isfinite(message.loss)] == [7]
     assert worker.saved_steps == [6, 9, 12]

@@ -1,4 +1,4 @@
-"""The next update begins before the last is told of; what is told, saved and stopped at is the same as without."""
+"""The next update begins before the last is reported; reports, checkpoints and stops are the same as without."""
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -7,7 +7,7 @@ from tests.training import toy_task
 
 from mlx_supervisor import wire
 from mlx_worker.memory import cache_policy as memory_module
-from mlx_worker.memory.cache_policy import Memory
+from mlx_worker.memory.cache_policy import CachePolicy
 from mlx_worker.training import gradients as module
 from mlx_worker.training.gradients import Gradients
 
@@ -15,7 +15,7 @@ GIB = 2**30
 MEMORY = {"limit_bytes": 4 * GIB}
 
 
-def told(worker):
+def reported(worker):
     """What every step said, but for times and memory."""
     return [(m.step, m.loss, m.learning_rate, m.tokens, m.samples, m.batch_size, m.accumulation) for m in worker.steps]
 
@@ -23,14 +23,14 @@ def told(worker):
 @pytest.mark.parametrize(
     ("batch", "compiled"), [({"size": 8}, True), ({"size": 3, "effective": 8}, False)], ids=["alone", "accumulated"]
 )
-def test_overlap_changes_nothing(desk, batch, compiled):
+def test_overlap_changes_nothing(supervisor, batch, compiled):
     args = {"weighted": True, "norm": True, "evaluate_every": 5}
     job = {"args": args, "batch": batch | {"sample_log": True}, "checkpoint": {"every_seconds": 0, "every_steps": 4}}
-    overlapped = desk.run(desk.job(memory=MEMORY, **job), compiled=compiled)
-    stepwise = desk.run(desk.job(memory=MEMORY | {"policy": "always"}, **job), compiled=compiled)
+    overlapped = supervisor.run(supervisor.job(memory=MEMORY, **job), compiled=compiled)
+    stepwise = supervisor.run(supervisor.job(memory=MEMORY | {"policy": "always"}, **job), compiled=compiled)
     assert overlapped.process.returncode == stepwise.process.returncode == wire.EXIT_COMPLETED, overlapped.stderr
     assert [m.step for m in overlapped.steps] == list(range(1, 13))
-    assert told(overlapped) == told(stepwise)
+    assert reported(overlapped) == reported(stepwise)
     assert overlapped.bye.weights_sha256 == stepwise.bye.weights_sha256
     assert overlapped.samples == stepwise.samples
     assert overlapped.stdout.count("validation loss") == 4
@@ -40,39 +40,39 @@ def test_overlap_changes_nothing(desk, batch, compiled):
         assert lines == [line for line in stepwise.stdout.splitlines() if line.startswith("validation")]
 
 
-def test_learning_rates_are_those_of_their_steps(desk):
-    worker = desk.run(desk.job(memory=MEMORY))
+def test_learning_rates_are_those_of_their_steps(supervisor):
+    worker = supervisor.run(supervisor.job(memory=MEMORY))
     schedule = optim.cosine_decay(1e-2, 200)
     expected = [schedule(mx.array(step)).item() for step in range(12)]
     assert [m.learning_rate for m in worker.steps] == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_report_has_the_peak_of_its_update(desk):
+def test_every_report_has_the_peak_of_its_update(supervisor):
     """Also of the one that had begun before the counter was set back.
 
     How high a peak is depends on how soon the device's thread frees what it used, so two runs don't compare; what an
     update holds at its end does not depend on that, and its peak is well above.
     """
-    overlapped = desk.run(desk.job(args={"hidden": 512}, memory=MEMORY))
-    stepwise = desk.run(desk.job(args={"hidden": 512}, memory=MEMORY | {"policy": "always"}))
+    overlapped = supervisor.run(supervisor.job(args={"hidden": 512}, memory=MEMORY))
+    stepwise = supervisor.run(supervisor.job(args={"hidden": 512}, memory=MEMORY | {"policy": "always"}))
     at_rest = min(m.active_bytes for m in stepwise.steps)
     assert min(m.peak_bytes for m in stepwise.steps) > 1.2 * at_rest
     assert min(m.peak_bytes for m in overlapped.steps) > 1.2 * at_rest
 
 
 @pytest.mark.parametrize("changes", [{}, {"policy": "never"}, {"limit_bytes": None}], ids=str)
-def test_now_and_then_nothing_is_in_flight_when_the_counters_are_read(desk, changes):
+def test_now_and_then_nothing_is_in_flight_when_the_counters_are_read(supervisor, changes):
     """What grows from update to update is found in these; the others hold a part of the next update's."""
     args = {"hidden": 512, "pause_s": 0.01}
-    overlapped = desk.run(desk.job(steps=48, args=args, memory=MEMORY | changes))
-    stepwise = desk.run(desk.job(steps=48, args=args, memory=MEMORY | {"policy": "always"}))
+    overlapped = supervisor.run(supervisor.job(steps=48, args=args, memory=MEMORY | changes))
+    stepwise = supervisor.run(supervisor.job(steps=48, args=args, memory=MEMORY | {"policy": "always"}))
     floor = min(m.active_bytes for m in stepwise.steps)
     clean = [m.active_bytes for m in overlapped.steps if m.step % 16 == 0]
     assert clean == pytest.approx([floor] * 3, abs=100), "but for a few numbers of the update before"
 
 
-def test_a_relief_keeps_the_cache_small_for_a_while(desk):
-    worker = desk.start(desk.job(steps=5000, args={"hidden": 512, "pause_s": 0.005}, memory=MEMORY))
+def test_a_relief_keeps_the_cache_small_for_a_while(supervisor):
+    worker = supervisor.start(supervisor.job(steps=5000, args={"hidden": 512, "pause_s": 0.005}, memory=MEMORY))
     before = worker.until(wire.Step, lambda message: message.step == 20)
     worker.send(wire.ClearCache)
     cleared = worker.until(wire.Cleared)
@@ -85,7 +85,7 @@ def test_a_relief_keeps_the_cache_small_for_a_while(desk):
 def test_adaptive_bounds_the_cache_by_the_limit(monkeypatch):
     limits = []
     monkeypatch.setattr(memory_module.mx, "set_cache_limit", limits.append)
-    memory = Memory(wire.MemoryJob(limit_bytes=GIB))
+    memory = CachePolicy(wire.MemoryJob(limit_bytes=GIB))
     array = mx.zeros((1024, 1024))
     mx.eval(array)
     counters = memory.note_update()
@@ -94,7 +94,7 @@ def test_adaptive_bounds_the_cache_by_the_limit(monkeypatch):
     assert counters.peak_bytes >= array.nbytes
     memory.relieve()
     assert limits[1] == limits[0] // 2
-    own = Memory(wire.MemoryJob(limit_bytes=GIB, cache_limit_bytes=5))
+    own = CachePolicy(wire.MemoryJob(limit_bytes=GIB, cache_limit_bytes=5))
     own.note_update()
     assert limits[2:] == [5, 5], "the user's own limit is the most"
 
@@ -103,7 +103,7 @@ def test_adaptive_bounds_the_cache_by_the_limit(monkeypatch):
 def test_other_policies_leave_the_limits_alone(monkeypatch, policy):
     limits = []
     monkeypatch.setattr(memory_module.mx, "set_cache_limit", limits.append)
-    memory = Memory(wire.MemoryJob(limit_bytes=GIB, policy=policy))
+    memory = CachePolicy(wire.MemoryJob(limit_bytes=GIB, policy=policy))
     memory.note_update()
     memory.relieve()
     assert limits == []
@@ -115,7 +115,7 @@ def test_too_little_room_clears_the_cache_and_ends_the_overlap(monkeypatch):
     cleared = []
     monkeypatch.setattr(memory_module.mx, "clear_cache", lambda: cleared.append(True))
     monkeypatch.setattr(memory_module.mx, "get_cache_memory", lambda: 1000)
-    memory = Memory(wire.MemoryJob(limit_bytes=2**20))  # this process alone is larger
+    memory = CachePolicy(wire.MemoryJob(limit_bytes=2**20))  # this process alone is larger
     assert not memory.waits
     array = mx.zeros((1024,))
     mx.eval(array)
@@ -131,7 +131,7 @@ def test_an_evaluation_that_needs_more_than_training_gets_the_caches_room(monkey
     cleared = []
     monkeypatch.setattr(memory_module.mx, "set_cache_limit", lambda limit: None)
     monkeypatch.setattr(memory_module.mx, "clear_cache", lambda: cleared.append(True))
-    memory = Memory(wire.MemoryJob(limit_bytes=1000, policy=policy))
+    memory = CachePolicy(wire.MemoryJob(limit_bytes=1000, policy=policy))
     monkeypatch.setattr(memory, "read", lambda: memory_module.Counters(500, 400, 600, 930))
     memory.note_evaluated()
     assert cleared == []
@@ -140,10 +140,12 @@ def test_an_evaluation_that_needs_more_than_training_gets_the_caches_room(monkey
     assert bool(cleared) is clears
 
 
-def test_every_batch_of_an_evaluation_is_looked_at(desk):
+def test_every_batch_of_an_evaluation_is_looked_at(supervisor):
     cached = []
     for limit_bytes in (2**20, 4 * GIB):  # a process alone is larger than the first
-        worker = desk.run(desk.job(entry="odd_tasks:evaluating", steps=5, memory={"limit_bytes": limit_bytes}))
+        worker = supervisor.run(
+            supervisor.job(entry="odd_tasks:evaluating", steps=5, memory={"limit_bytes": limit_bytes})
+        )
         assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
         lines = [line.split() for line in worker.stdout.splitlines()]
         cached.append([int(words[1]) for words in lines if words[0] == "cached"])
@@ -170,4 +172,4 @@ def test_a_program_for_each_shape_and_a_fresh_start_after_too_many(monkeypatch):
     assert len(traced) == 3
     step(7)
     step(4)
-    assert len(traced) == 5, "the programs of the first three shapes are gone"
+    assert len(traced) == 5, "the programs of the first three shapes were dropped"

@@ -24,40 +24,40 @@ def refusal(worker):
     ("entry", "text"),
     [
         ("toy_task", "task.entry: expected \"package.module:function\", found 'toy_task'"),
-        ("no_such_module:build", "no_such_module cannot be imported from"),
+        ("no_such_module:build", "cannot import no_such_module from"),
         ("toy_task:nothing", "has no 'nothing'"),
-        ("toy_task:LIMIT", "is a int; a function that builds a Task is needed"),
-        ("toy_task:not_a_task", "must return a mlx_worker.task.Task, found dict"),
+        ("toy_task:LIMIT", "must be a function that returns a Task, found int"),
+        ("toy_task:not_a_task", "must return an mlx_worker.task.Task, found dict"),
         ("toy_task:frozen", "no trainable parameters"),
     ],
 )
-def test_wrong_entry(desk, entry, text):
-    assert text in refusal(desk.run(desk.job(entry=entry)))
+def test_wrong_entry(supervisor, entry, text):
+    assert text in refusal(supervisor.run(supervisor.job(entry=entry)))
 
 
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"args": {"hiden": 4}}, "task.args: toy_task:build"),
-        ({"args": {"samples": 0}}, "the dataset is empty"),
-        ({"batch": {"size": 49}}, "a batch of 49 samples (batch.size 49) is larger than the dataset, which has 48"),
-        ({"batch": {"size": 8, "effective": 64}}, "a batch of 64 samples (batch.size 8) is larger than the dataset"),
+        ({"args": {"hiden": 4}}, "task.args: do not fit toy_task:build"),
+        ({"args": {"samples": 0}}, "Task.dataset is empty"),
+        ({"batch": {"size": 49}}, "effective batch of 49 samples (batch.size = 49) exceeds the dataset's 48"),
+        ({"batch": {"size": 8, "effective": 64}}, "effective batch of 64 samples (batch.size = 8) exceeds"),
         ({"batch": {}}, "batch.size is missing"),
         ({"steps": None}, "steps is missing"),
     ],
 )
-def test_wrong_job(desk, fields, text):
-    assert text in refusal(desk.run(desk.job(**fields)))
+def test_wrong_job(supervisor, fields, text):
+    assert text in refusal(supervisor.run(supervisor.job(**fields)))
 
 
-def test_a_loss_that_is_no_scalar(desk):
-    worker = desk.run(desk.job(entry="toy_task:bad_loss"))
+def test_a_loss_that_is_no_scalar(supervisor):
+    worker = supervisor.run(supervisor.job(entry="toy_task:bad_loss"))
     assert worker.process.returncode == wire.EXIT_REFUSED
     assert "must return a scalar mean, or (scalar mean, weight); found an array of shape (8, 2)" in worker.bye.reason
 
 
-def test_user_code_that_exits_is_a_failure(desk):
-    worker = desk.run(desk.job(entry="toy_task:leaves"))
+def test_user_code_that_exits_is_a_failure(supervisor):
+    worker = supervisor.run(supervisor.job(entry="toy_task:leaves"))
     assert worker.process.returncode == wire.EXIT_FAILED
     assert worker.bye.reason == "SystemExit: 0"
 
@@ -81,8 +81,8 @@ def test_the_start_folder_does_not_shadow_libraries(tmp_path):
     assert done.returncode == wire.EXIT_REFUSED, done.stderr
 
 
-def test_a_users_files_do_not_shadow_ours(desk, tmp_path):
-    """The folder of the settings has modules named like ours, like libraries of ours, and like the start folder."""
+def test_a_users_files_do_not_shadow_the_workers(supervisor, tmp_path):
+    """The folder of the settings has modules named like the worker's, like its libraries, and like the start folder."""
     for name in ("worker", "mlx_worker", "mlx_supervisor", "msgspec", "zmq", "stream", "checkpoints", "loop"):
         (tmp_path / f"{name}.py").write_text("raise SystemError('shadowed')\n")
     (tmp_path / "mine.py").write_text(
@@ -91,5 +91,5 @@ def test_a_users_files_do_not_shadow_ours(desk, tmp_path):
         "toy = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(toy)\nbuild = toy.build\n"
     )
     task = {"kind": "python", "base_dir": str(tmp_path), "entry": "mine:build"}
-    worker = desk.run(desk.job(steps=1, batch={"size": 8}, task=task))
+    worker = supervisor.run(supervisor.job(steps=1, batch={"size": 8}, task=task))
     assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr

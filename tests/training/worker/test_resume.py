@@ -16,8 +16,8 @@ LOGGED = {"size": 8, "sample_log": True}
 
 
 @pytest.fixture(scope="session")
-def undisturbed(session_desk):
-    worker = session_desk.run(session_desk.job("undisturbed", args=ARGS, batch=LOGGED, checkpoint=EVERY))
+def undisturbed(session_supervisor):
+    worker = session_supervisor.run(session_supervisor.job("undisturbed", args=ARGS, batch=LOGGED, checkpoint=EVERY))
     assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
     return worker
 
@@ -65,15 +65,15 @@ def test_samples_are_each_epochs_permutation(undisturbed):
     assert [line["epoch"] for line in undisturbed.samples] == [0] * 6 + [1] * 6
 
 
-def test_evaluation_leaves_no_trace(desk, undisturbed):
+def test_evaluation_leaves_no_trace(supervisor, undisturbed):
     assert len(undisturbed.stdout.split("validation loss")) == 5, "at 0, 5, 10, and 12"
-    plain = desk.run(desk.job(args=ARGS | {"evaluate_every": 0}))
+    plain = supervisor.run(supervisor.job(args=ARGS | {"evaluate_every": 0}))
     assert plain.bye.weights_sha256 == undisturbed.bye.weights_sha256
 
 
 @pytest.mark.parametrize("how", ["message", "sigterm", "sigint", "lifeline"])
-def test_stop_and_resume_is_bit_equal(desk, undisturbed, how):
-    first = desk.start(desk.job("stopped", args=ARGS | {"pause_s": 0.2}, batch=LOGGED))
+def test_stop_and_resume_is_bit_equal(supervisor, undisturbed, how):
+    first = supervisor.start(supervisor.job("stopped", args=ARGS | {"pause_s": 0.2}, batch=LOGGED))
     first.until(wire.Ready)
     first.until(wire.Step, lambda message: message.step == 2)
     actions = {
@@ -84,12 +84,12 @@ def test_stop_and_resume_is_bit_equal(desk, undisturbed, how):
     }
     actions[how]()
     assert first.wait() == wire.EXIT_STOPPED, first.stderr
-    reasons = {"message": "enough", "sigterm": "SIGTERM", "sigint": "SIGINT", "lifeline": "the supervisor is gone"}
+    reasons = {"message": "enough", "sigterm": "SIGTERM", "sigint": "SIGINT", "lifeline": "the supervisor died"}
     assert (first.bye.outcome, first.bye.reason) == ("stopped", reasons[how])
     assert first.saved_steps == [first.bye.step]
     assert 2 <= first.bye.step < 12, "stopped too late to show anything"
 
-    second = desk.run(desk.job("stopped", args=ARGS, batch=LOGGED, generation=2))
+    second = supervisor.run(supervisor.job("stopped", args=ARGS, batch=LOGGED, generation=2))
     assert second.ready.checkpoint == f"step-{first.bye.step:09d}"
     assert second.ready.step == first.bye.step
     assert losses(first, second) == losses(undisturbed)
@@ -97,14 +97,16 @@ def test_stop_and_resume_is_bit_equal(desk, undisturbed, how):
     assert [line["samples"] for line in second.samples] == [line["samples"] for line in undisturbed.samples]
 
 
-def test_killed_in_the_middle_is_bit_equal(desk, undisturbed):
+def test_killed_in_the_middle_is_bit_equal(supervisor, undisturbed):
     hang = {"hang_at_step": 8, "generations": [1]}
-    first = desk.start(desk.job("killed", args=ARGS, batch=LOGGED, checkpoint=EVERY, drill=hang))
+    first = supervisor.start(supervisor.job("killed", args=ARGS, batch=LOGGED, checkpoint=EVERY, drill=hang))
     first.until(wire.Step, lambda message: message.step == 7)
     first.until_saved(6)
     first.signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    second = desk.run(desk.job("killed", args=ARGS, batch=LOGGED, checkpoint=EVERY, drill=hang, generation=2))
+    second = supervisor.run(
+        supervisor.job("killed", args=ARGS, batch=LOGGED, checkpoint=EVERY, drill=hang, generation=2)
+    )
     assert second.ready.step == 6
     assert losses(first, second) == losses(undisturbed)
     assert second.bye.weights_sha256 == undisturbed.bye.weights_sha256
@@ -115,26 +117,26 @@ def test_killed_in_the_middle_is_bit_equal(desk, undisturbed):
     assert list(by_step.values()) == [line["samples"] for line in undisturbed.samples]
 
 
-def test_compiled_steps_resume_bit_equal(desk):
+def test_compiled_steps_resume_bit_equal(supervisor):
     args = ARGS | {"weighted": True}
-    whole = desk.run(desk.job(args=args, steps=6), compiled=True)
+    whole = supervisor.run(supervisor.job(args=args, steps=6), compiled=True)
     job = {"args": args, "steps": 6, "drill": {"crash_at_step": 4, "generations": [1]}}
     checkpoint = {"every_seconds": 0, "every_steps": 1}
-    first = desk.run(desk.job("compiled", checkpoint=checkpoint, **job), compiled=True)
+    first = supervisor.run(supervisor.job("compiled", checkpoint=checkpoint, **job), compiled=True)
     assert first.process.returncode == wire.EXIT_FAILED
-    second = desk.run(desk.job("compiled", checkpoint=checkpoint, generation=2, **job), compiled=True)
+    second = supervisor.run(supervisor.job("compiled", checkpoint=checkpoint, generation=2, **job), compiled=True)
     assert second.ready.step == 3
     assert whole.bye.weights_sha256 is not None
     assert second.bye.weights_sha256 == whole.bye.weights_sha256
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_halved_batch_keeps_the_loss_curve(desk, weighted):
+def test_halved_batch_keeps_the_loss_curve(supervisor, weighted):
     """Sample 3 has no weight: where it is alone in a micro-batch, its mean would be NaN."""
     args = {"weighted": weighted, "dropout": 0.0}
-    whole = desk.run(desk.job(args=args, batch={"size": 8, "sample_log": True}))
-    split = desk.run(desk.job(args=args, batch={"size": 3, "effective": 8, "sample_log": True}))
-    single = desk.run(desk.job(args=args, batch={"size": 1, "effective": 8, "sample_log": True}))
+    whole = supervisor.run(supervisor.job(args=args, batch={"size": 8, "sample_log": True}))
+    split = supervisor.run(supervisor.job(args=args, batch={"size": 3, "effective": 8, "sample_log": True}))
+    single = supervisor.run(supervisor.job(args=args, batch={"size": 1, "effective": 8, "sample_log": True}))
     for other, size, accumulation in ((split, 3, 3), (single, 1, 8)):
         assert {(m.batch_size, m.accumulation, m.samples) for m in other.steps} == {(size, accumulation, 8)}
         assert other.samples == whole.samples
@@ -144,18 +146,18 @@ def test_halved_batch_keeps_the_loss_curve(desk, weighted):
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_an_update_without_any_weight_changes_nothing(desk, size):
+def test_an_update_without_any_weight_changes_nothing(supervisor, size):
     """Every token of it is masked: the loss is NaN, the weights are not."""
     args = {"samples": 2, "weighted": True, "weightless": True, "optimizer": "SGD"}
-    worker = desk.run(desk.job(args=args, steps=3, batch={"size": size, "effective": 2}))
+    worker = supervisor.run(supervisor.job(args=args, steps=3, batch={"size": size, "effective": 2}))
     assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
     assert worker.steps[-1].loss != worker.steps[-1].loss
     assert (worker.steps[-1].tokens, worker.steps[-1].accumulation) == (0, 2 // size)
 
 
-def test_resize_at_the_next_update(desk):
-    job = desk.job(args={"dropout": 0.0}, steps=500, batch={"size": 8, "sample_log": True})
-    worker = desk.start(job)
+def test_resize_at_the_next_update(supervisor):
+    job = supervisor.job(args={"dropout": 0.0}, steps=500, batch={"size": 8, "sample_log": True})
+    worker = supervisor.start(job)
     worker.until(wire.Step)
     worker.send(wire.Resize, batch_size=4, effective_batch=8)
     halved = worker.until(wire.Step, lambda message: message.batch_size == 4)
@@ -163,7 +165,7 @@ def test_resize_at_the_next_update(desk):
     worker.send(wire.Resize, batch_size=4, effective_batch=4)
     smaller = worker.until(wire.Step, lambda message: message.samples == 4)
     assert smaller.accumulation == 1
-    worker.send(wire.Resize, batch_size=64, effective_batch=64)  # more than the dataset has: left as it is
+    worker.send(wire.Resize, batch_size=64, effective_batch=64)  # more than the dataset has: ignored
     worker.until(wire.Step, lambda message: message.step > smaller.step + 20)
     worker.send(wire.Stop)
     assert worker.wait() == wire.EXIT_STOPPED
@@ -172,9 +174,9 @@ def test_resize_at_the_next_update(desk):
     assert all(sorted(ids[start : start + 48]) == list(range(48)) for start in range(0, len(ids) - 47, 48))
 
 
-def test_finished_run_completes_at_once(desk, undisturbed):
-    again = desk.run(desk.job("again", args=ARGS, steps=3, batch=LOGGED))
-    more = desk.run(desk.job("again", args=ARGS, steps=2, batch=LOGGED, generation=2))
+def test_finished_run_completes_at_once(supervisor, undisturbed):
+    again = supervisor.run(supervisor.job("again", args=ARGS, steps=3, batch=LOGGED))
+    more = supervisor.run(supervisor.job("again", args=ARGS, steps=2, batch=LOGGED, generation=2))
     assert more.process.returncode == wire.EXIT_COMPLETED
     assert more.steps == []
     assert (more.bye.outcome, more.bye.step) == ("completed", 3)
@@ -183,17 +185,17 @@ def test_finished_run_completes_at_once(desk, undisturbed):
     assert again.bye.weights_sha256 != undisturbed.bye.weights_sha256
 
 
-def test_changes_that_cannot_be_resumed_are_refused(desk):
-    desk.run(desk.job("changed", steps=2))
+def test_changes_that_cannot_be_resumed_are_refused(supervisor):
+    supervisor.run(supervisor.job("changed", steps=2))
     changes = {
-        "seed was 7, is 8": {"seed": 8},
-        "dataset was": {"args": {"samples": 40}},
-        'optimizer was "AdamW", is "SGD"': {"args": {"optimizer": "SGD"}},
-        'entry was "toy_task:build", is "toy_task:frozen_not"': {"entry": "toy_task:frozen_not"},
-        "layers.0.bias was float32[16], is float32[12]": {"args": {"hidden": 12}},
+        "seed: 7 → 8": {"seed": 8},
+        "dataset: ": {"args": {"samples": 40}},
+        'optimizer: "AdamW" → "SGD"': {"args": {"optimizer": "SGD"}},
+        'entry: "toy_task:build" → "toy_task:frozen_not"': {"entry": "toy_task:frozen_not"},
+        "layers.0.bias: float32[16] → float32[12]": {"args": {"hidden": 12}},
     }
     for generation, (text, change) in enumerate(changes.items(), 2):
-        worker = desk.run(desk.job("changed", steps=4, generation=generation, **change))
+        worker = supervisor.run(supervisor.job("changed", steps=4, generation=generation, **change))
         assert worker.process.returncode == wire.EXIT_REFUSED, worker.stderr
         assert worker.bye.outcome == "refused"
         assert text in worker.bye.reason
@@ -201,45 +203,45 @@ def test_changes_that_cannot_be_resumed_are_refused(desk):
         assert worker.saved_steps == [2], "a refusal must not touch what is saved"
 
 
-def test_changes_that_can_be_resumed_are_told(desk):
-    first = desk.run(desk.job("rate", steps=2, args={"schedule": False}))
+def test_changes_that_can_be_resumed_are_reported(supervisor):
+    first = supervisor.run(supervisor.job("rate", steps=2, args={"schedule": False}))
     changed = {"args": {"schedule": False, "rate": 0.5}, "batch": {"size": 4, "effective": 8}}
-    second = desk.run(desk.job("rate", steps=4, generation=2, **changed))
+    second = supervisor.run(supervisor.job("rate", steps=4, generation=2, **changed))
     assert first.steps[-1].learning_rate == pytest.approx(0.01)
     assert second.steps[0].learning_rate == pytest.approx(0.5), "the new rate counts, not the checkpoint's"
-    third = desk.run(desk.job("rate", steps=5, args={"schedule": True, "rate": 0.5}, generation=3))
-    fourth = desk.run(desk.job("rate", steps=6, args={"schedule": False, "rate": 0.5}, generation=4))
+    third = supervisor.run(supervisor.job("rate", steps=5, args={"schedule": True, "rate": 0.5}, generation=3))
+    fourth = supervisor.run(supervisor.job("rate", steps=6, args={"schedule": False, "rate": 0.5}, generation=4))
     assert third.steps[0].learning_rate < 0.5, "the new schedule, at the step where the run is"
     assert fourth.steps[0].learning_rate == pytest.approx(0.5), "no schedule any more"
     notes = " | ".join(second.ready.notes)
-    for name in ("steps was 2, is 4", "learning_rate was", "task.args was"):
+    for name in ("steps: 2 → 4", "learning_rate: ", "task.args: "):
         assert name in notes
-    assert "batch.size" not in notes  # the supervisor tells of that
+    assert "batch.size" not in notes  # the supervisor reports that
 
 
-def test_a_damaged_checkpoint_is_passed_over(desk):
+def test_a_damaged_checkpoint_is_skipped(supervisor):
     job = {"args": ARGS, "checkpoint": EVERY}
-    first = desk.run(desk.job("damaged", steps=6, **job))
+    first = supervisor.run(supervisor.job("damaged", steps=6, **job))
     weights = first.folder / "checkpoints" / "step-000000006" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
-    second = desk.run(desk.job("damaged", steps=6, generation=2, **job))
+    second = supervisor.run(supervisor.job("damaged", steps=6, generation=2, **job))
     assert second.ready.step == 3
     assert "step-000000006" in second.ready.passed_over[0]
     assert second.bye.weights_sha256 == first.bye.weights_sha256
 
 
-def test_trainer_json_of_another_version_is_refused(desk):
-    first = desk.run(desk.job("newer", steps=1))
+def test_trainer_json_of_another_version_is_refused(supervisor):
+    first = supervisor.run(supervisor.job("newer", steps=1))
     folder = first.folder / "checkpoints" / "step-000000001"
     trainer = json.loads((folder / "trainer.json").read_text())
     assert trainer["progress"]["samples"] == 8
     assert trainer["schedule_step"] == 1
     reseal(folder, json.dumps(trainer | {"v": 99}).encode())
-    second = desk.run(desk.job("newer", steps=2, generation=2))
+    second = supervisor.run(supervisor.job("newer", steps=2, generation=2))
     assert second.process.returncode == wire.EXIT_REFUSED
-    assert "version 99" in second.bye.reason
+    assert "expected version 1, found 99" in second.bye.reason
 
 
 def reseal(folder, trainer):

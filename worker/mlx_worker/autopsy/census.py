@@ -1,7 +1,7 @@
-"""How many of what this process holds: MLX arrays by shape and type, Python objects by type, containers by length.
+"""Counts of what this process holds: MLX arrays by shape and type, Python objects by type, containers by length.
 
-No code of the user's runs: objects are asked by the methods of built-in types only, and nothing is hashed or compared
-but numbers. What is kept are numbers and names, never an object.
+No user code runs: only methods of built-in types read objects, and only numbers are hashed or compared. A census keeps
+numbers and names, never an object.
 """
 
 import gc
@@ -17,16 +17,15 @@ import mlx.core as mx
 import psutil
 
 from mlx_worker.autopsy import introspection
-from mlx_worker.autopsy import lazy_graphs as graphs
-from mlx_worker.autopsy.lazy_graphs import ArrayKind, Graphs
+from mlx_worker.autopsy.lazy_graphs import ArrayKind, Bounds, Graphs, count_operations, kind_of
 
 CHUNK = 8192
-"""Objects looked at between two looks at the clock."""
+"""Objects counted between two checks of the clock."""
 OBJECT_BYTES = 120
-"""What counting takes for each object, at the highest: 90 measured for a million lists."""
+"""Upper bound of the memory that counting takes per object: 90 measured for a million lists."""
 ENTRY_BYTES = 8
-"""What it takes to list one."""
-TOO_NEAR = "the memory limit is too near for counting"
+"""Memory that listing takes per object."""
+NO_ROOM = "not enough memory below the limit to count"
 _LENGTHS: tuple[tuple[type, Any], ...] = (
     (list, list.__len__),
     (dict, dict.__len__),
@@ -37,12 +36,12 @@ _LENGTHS: tuple[tuple[type, Any], ...] = (
 
 @dataclass
 class Census:
-    """The counts at one moment. `parts`: what there was time enough for, of arrays and objects.
+    """The counts at one moment. `parts`: which of "arrays" and "objects" were counted in time.
 
-    `array_ids`, `container_ids`: addresses; `lengths` are of the containers, in the same order. An address may come to
-    mean another object later. `unseen_bytes`: of MLX's active memory, what no evaluated array accounts for.
-    `garbage_bytes`: what a garbage collection freed of MLX's memory just before. `reason`: why something was not
-    counted, where that was not for want of time.
+    `array_ids`, `container_ids`: addresses; `lengths`: of the containers, in the same order. An address may be reused
+    by another object later. `unseen_bytes`: MLX's active memory that no evaluated array accounts for.
+    `garbage_bytes`: MLX memory freed by a garbage collection just before. `reason`: why something was not counted, if
+    not for lack of time.
     """
 
     step: int = 0
@@ -68,33 +67,32 @@ class Census:
         return self.parts == {"arrays", "objects"}
 
     def forget_addresses(self) -> None:
-        """They mean nothing any more after some time."""
+        """Drop them: later they may belong to other objects."""
         self.array_ids, self.container_ids, self.lengths = array("Q"), array("Q"), array("Q")
         self.graphs.ends.clear()
 
 
-def take(census: Census, step: int, until_s: float, bounds: graphs.Bounds) -> list[Any]:
-    """Count everything, until `time.monotonic()` is `until_s`. Returns the objects that there are, oldest first.
+def take(census: Census, step: int, until_s: float, bounds: Bounds) -> list[Any]:
+    """Count everything until `time.monotonic()` is `until_s`. Returns all objects, oldest first: drop them soon.
 
-    They are to be dropped soon. `census` is filled rather than made, so that it is there at every look and none counts
-    it as growth.
+    `census` is filled rather than made, so that it exists at every census and none counts it as growth.
     """
     before_bytes = mx.get_active_memory()
-    census.garbage = gc.collect()  # else what only waits for the collector passes for what is held
+    census.garbage = gc.collect()  # else garbage that waits for the collector counts as held
     census.step, census.active_bytes, census.native_bytes = step, mx.get_active_memory(), bounds.native_bytes
     census.garbage_bytes = max(0, before_bytes - census.active_bytes)
     if sys.getallocatedblocks() * ENTRY_BYTES > bounds.room_bytes:  # each object is one block at least
-        census.reason = census.graphs.reason = TOO_NEAR
+        census.reason = census.graphs.reason = NO_ROOM
         return []
     objects: list[Any] = gc.get_objects()
     arrays: list[Any] = [each for each in objects if type(each) is mx.array]
     census.objects = len(objects)
     _count_arrays(census, arrays, until_s)
     if len(objects) * OBJECT_BYTES > bounds.room_bytes:
-        census.reason = f"{TOO_NEAR} more than the arrays: there are {len(objects)} objects"
+        census.reason = f"{NO_ROOM} more than arrays ({len(objects):,} objects exist)"
     else:
         _count_objects(census, objects, until_s)
-    graphs.look(census.graphs, arrays, bounds, until_s)
+    count_operations(census.graphs, arrays, bounds, until_s)
     evaluated_bytes = sum(kind.size_bytes * count for kind, count in census.arrays.items())
     evaluated_bytes -= census.graphs.unevaluated_bytes
     census.unseen_bytes = max(0, census.active_bytes - evaluated_bytes)
@@ -102,7 +100,7 @@ def take(census: Census, step: int, until_s: float, bounds: graphs.Bounds) -> li
 
 
 def native_bytes() -> int:
-    """The resident memory of this process that MLX's allocator does not account for."""
+    """Resident memory of this process outside MLX's allocator."""
     try:
         resident_bytes = int(psutil.Process().memory_info().rss)
     except psutil.Error:
@@ -113,7 +111,7 @@ def native_bytes() -> int:
 
 
 def length_method(kind: type) -> Any:
-    """What gives the length of a list, dictionary, set or deque, subclasses included; None for any other class."""
+    """The built-in `__len__` of a list, dictionary, set or deque, subclasses included; None for any other class."""
     for ancestor in introspection.mro(kind):
         for base, method in _LENGTHS:
             if ancestor is base:
@@ -122,7 +120,7 @@ def length_method(kind: type) -> Any:
 
 
 def chunks(objects: list[Any]) -> Iterator[list[Any]]:
-    """Some at a time, so that the clock can be looked at between them."""
+    """The objects in chunks, so that the clock can be checked between them."""
     for start in range(0, len(objects), CHUNK):
         yield objects[start : start + CHUNK]
 
@@ -132,13 +130,13 @@ def _count_arrays(census: Census, arrays: list[Any], until_s: float) -> None:
         if time.monotonic() > until_s:
             census.arrays.clear()
             return
-        census.arrays.update(map(graphs.kind_of, chunk))
+        census.arrays.update(map(kind_of, chunk))
         census.array_ids.extend(map(id, chunk))
     census.parts.add("arrays")
 
 
 def _count_objects(census: Census, objects: list[Any], until_s: float) -> None:
-    counts: Counter[int] = Counter()  # by address: a class whose metaclass defines a hash would be asked for it
+    counts: Counter[int] = Counter()  # by address: hashing a class may run its metaclass's code
     classes: dict[int, type] = {}
     methods: dict[int, Any] = {}
     for chunk in chunks(objects):

@@ -1,4 +1,4 @@
-"""From counts at several moments to findings: what grew every time, how much of it there is, and who holds it."""
+"""From several censuses to findings: what grew every time, its size, and what refers to it."""
 
 import gc
 import time
@@ -16,23 +16,23 @@ from mlx_worker.autopsy.introspection import type_name
 from mlx_worker.autopsy.lazy_graphs import MIB, ArrayKind, kind_of
 
 SAMPLES = 8
-"""Of what grew: as many are asked who holds them."""
+"""Objects per finding whose holders are searched."""
 PER_SECTION = 6
-"""The largest of each sort are told."""
+"""Findings of each kind, the largest first."""
 FINDINGS_LIMIT = 24
 TEXT_LIMIT_BYTES = 512
 NOISE_BYTES = 1024
-"""An update: Python objects that grow by less are a list of losses, not a leak."""
+"""Per update. Python objects that grow by less are a list of losses, not a leak."""
 MANY_OBJECTS = 20
-"""An update: more of them are told whatever they seem to weigh."""
+"""Per update. More new objects are reported whatever their size."""
 LEAST_UPDATES = 6
-"""Between the first look and the last, for both: where a stop came sooner, all that is new at the end seems to grow."""
+"""Assumed between the first and last census for both limits: after an early stop, all new objects seem to grow."""
 LARGE_SHARE = 0.02
-"""Of the process's memory: smaller kinds of arrays are not told of where nothing is known of growth."""
+"""Of the process's memory: smaller kinds of arrays are not reported where growth is unknown."""
 CONTAINERS_LIMIT = 10_000
-"""The most growing containers that are weighed, those that grew most."""
+"""The fastest-growing containers whose size is estimated."""
 LARGE_GRAPH = 5000
-"""Operations. So many are told of even where it isn't known whether they grow."""
+"""Operations. A graph this large is reported even where its growth is unknown."""
 GARBAGE_BYTES = 256 * 1024
 NEED_LIMIT = 4
 _OWN = ("mlx_worker.autopsy.",)
@@ -41,7 +41,7 @@ _COMPILED_FUNCTION = "mlx.core._gc_func"
 
 @dataclass
 class Suspect:
-    """A finding to be, its samples in the common pool, and the bytes that it grew by. `container`: its address."""
+    """A possible finding, its samples in the common pool, and its growth in bytes. `container`: its address."""
 
     kind: Any
     what: str
@@ -55,9 +55,9 @@ class Suspect:
 
 @dataclass
 class Search:
-    """`looks`: at least one. `pool`: objects whose holders are asked for. `grown`: addresses of longer containers."""
+    """`censuses`: at least one. `pool`: objects whose holders are searched. `grown`: addresses of grown containers."""
 
-    looks: Sequence[Census]
+    censuses: Sequence[Census]
     until_s: float
     in_time: bool = True
     pool: list[Any] = field(default_factory=list)
@@ -66,42 +66,42 @@ class Search:
 
     @property
     def first(self) -> Census:
-        return self.looks[0]
+        return self.censuses[0]
 
     @property
     def now(self) -> Census:
-        return self.looks[-1]
+        return self.censuses[-1]
 
     @property
     def updates(self) -> int:
-        """Between the first look and the last."""
+        """Between the first census and the last."""
         return self.now.step - self.first.step
 
     def is_noise(self, more_bytes: int, more: int = 0) -> bool:
-        """Whether Python objects grew by so little that it tells nothing."""
+        """Whether Python objects grew too little to report."""
         updates = max(self.updates, LEAST_UPDATES)
         return more_bytes < NOISE_BYTES * updates and more < MANY_OBJECTS * updates
 
     def chunks(self, objects: list[Any]) -> Iterator[list[Any]]:
-        """As many as there is time for."""
+        """The objects in chunks, as far as time allows."""
         for chunk in chunks(objects):
             if time.monotonic() > self.until_s:
                 self.in_time = False
                 return
             yield chunk
 
-    def grew(self, counts: Sequence[int], looks: Sequence[Census] = ()) -> bool:
-        """Whether something grew from look to look, by about one every other update or more."""
-        steps = [look.step for look in looks or self.looks]
+    def grew(self, counts: Sequence[int], censuses: Sequence[Census] = ()) -> bool:
+        """Whether something grew from census to census, by about one every other update or more."""
+        steps = [census.step for census in censuses or self.censuses]
         pairs = zip(steps, steps[1:], counts, counts[1:], strict=False)
         return all(b - a >= min(NEED_LIMIT, max(1, (t - s + 1) // 2)) for s, t, a, b in pairs)
 
 
-def search(looks: Sequence[Census], objects: list[Any], until_s: float) -> tuple[list[wire.Finding], bool]:
-    """The findings, largest first, and whether there was time for all. `objects`, of the last look, is emptied."""
-    found = Search(looks, until_s)
+def search(censuses: Sequence[Census], objects: list[Any], until_s: float) -> tuple[list[wire.Finding], bool]:
+    """The findings, largest first, and whether there was time for all. `objects`, of the last census, is emptied."""
+    found = Search(censuses, until_s)
     arrays = [each for chunk in found.chunks(objects) for each in chunk if type(each) is mx.array]
-    counted = set.intersection(*(look.parts for look in looks))
+    counted = set.intersection(*(census.parts for census in censuses))
     if found.updates:
         if "objects" in counted:
             _containers(found, objects)
@@ -112,16 +112,16 @@ def search(looks: Sequence[Census], objects: list[Any], until_s: float) -> tuple
     else:
         _largest(found, arrays)
     _graphs(found, arrays)
-    arrays.clear()  # it and the other refer to much, and holders are looked for
+    arrays.clear()  # both lists would be found as holders
     objects.clear()
     named, in_time = referrers.find(found.pool, until_s)
-    findings = [*_told(found, named), *_compiled(found)]
+    findings = [*_reported(found, named), *_compiled(found)]
     notes = [wire.Finding(kind="note", what=cut(text)) for text in _notes(found, found_any=bool(findings))]
     return [*findings[: FINDINGS_LIMIT - len(notes)], *notes], in_time and found.in_time
 
 
 def cut(text: str) -> str:
-    """As much as the wire takes, on one line and in characters that can be sent."""
+    """The text as the wire takes it: one line, printable, at most TEXT_LIMIT_BYTES."""
     plain = "".join(character if character.isprintable() else "?" for character in text)
     return plain.encode(errors="replace")[:TEXT_LIMIT_BYTES].decode(errors="ignore")
 
@@ -134,23 +134,23 @@ def _add(found: Search, suspect: Suspect, samples: Iterable[Any]) -> None:
 
 
 def _arrays(found: Search, arrays: list[Any]) -> None:
-    counts = {kind: [look.arrays[kind] for look in found.looks] for kind in found.now.arrays}
+    counts = {kind: [census.arrays[kind] for census in found.censuses] for kind in found.now.arrays}
     grown = [kind for kind, series in counts.items() if found.grew(series)]
     grown.sort(key=lambda kind: -(counts[kind][-1] - counts[kind][0]) * max(1, kind.size_bytes))
     of_kind: dict[ArrayKind, list[Any]] = {kind: [] for kind in grown[:PER_SECTION]}
     for each in arrays if grown else ():
         if (kind := kind_of(each)) in of_kind:
             of_kind[kind].append(each)
-    stayed = _stayed(found.looks)
+    stayed = _stayed(found.censuses)
     for kind, alike in of_kind.items():
         before, now = counts[kind][0], counts[kind][-1]
         suspect = Suspect("arrays", str(kind), before, now, now * kind.size_bytes, (now - before) * kind.size_bytes)
         _add(found, suspect, _spread([each for each in alike if id(each) in stayed] or alike[-SAMPLES:]))
 
 
-def _stayed(looks: Sequence[Census]) -> set[int]:
-    """Addresses of arrays that were not there at the first look, and were at every later one."""
-    first, *later = [np.frombuffer(look.array_ids, np.uint64) for look in looks]
+def _stayed(censuses: Sequence[Census]) -> set[int]:
+    """Addresses of arrays that are missing in the first census and present in every later one."""
+    first, *later = [np.frombuffer(census.array_ids, np.uint64) for census in censuses]
     stayed = later[0]
     for ids in later[1:]:
         stayed = np.intersect1d(stayed, ids, assume_unique=True)
@@ -162,31 +162,31 @@ def _spread(objects: list[Any]) -> list[Any]:
 
 
 def _graphs(found: Search, arrays: list[Any]) -> None:
-    """Arrays that wait for more and more operations; where they could be counted only now, those that wait for many."""
-    looks = [look for look in found.looks if look.graphs.operations is not None]
-    if not looks or looks[-1] is not found.now:
+    """Arrays whose unevaluated graph grows; if only the last census counted them, those with a large graph."""
+    censuses = [census for census in found.censuses if census.graphs.operations is not None]
+    if not censuses or censuses[-1] is not found.now:
         return
-    told = {suspect.what: suspect for suspect in found.suspects}
-    unseen_bytes, before_bytes = found.now.unseen_bytes, looks[0].unseen_bytes
+    reported = {suspect.what: suspect for suspect in found.suspects}
+    unseen_bytes, before_bytes = found.now.unseen_bytes, censuses[0].unseen_bytes
     for kind, operations in sorted(found.now.graphs.by_kind.items(), key=lambda item: -item[1]):
-        series = [look.graphs.by_kind.get(kind, 0) for look in looks]
-        if not (found.grew(series, looks) if len(looks) > 1 else operations >= LARGE_GRAPH):
+        series = [census.graphs.by_kind.get(kind, 0) for census in censuses]
+        if not (found.grew(series, censuses) if len(censuses) > 1 else operations >= LARGE_GRAPH):
             continue
-        if str(kind) in told and found.updates:
-            told[str(kind)].what += f", not evaluated: {operations} operations in their graphs"
+        if str(kind) in reported and found.updates:
+            reported[str(kind)].what += f", not evaluated: {operations} operations in their graphs"
             continue
         ends = found.now.graphs.ends
         waiting = [each for each in arrays if id(each) in ends and kind_of(each) == kind]
         what = f"{kind}, not evaluated: operations in its graph"
         suspect = Suspect("arrays", what, series[0], operations, unseen_bytes, max(1, unseen_bytes - before_bytes))
         _add(found, suspect, _spread(waiting))
-        unseen_bytes = before_bytes = 0  # told once
+        unseen_bytes = before_bytes = 0  # reported once
 
 
 def _containers(found: Search, objects: list[Any]) -> None:
     """Lists, dictionaries, sets and deques that grew longer."""
     longer: dict[int, tuple[int, int]] = {}
-    for address, series in _lengths(found.looks):
+    for address, series in _lengths(found.censuses):
         if found.grew(series):
             longer[address] = series[0], series[-1]
     found.grown.update(longer)
@@ -195,7 +195,7 @@ def _containers(found: Search, objects: list[Any]) -> None:
     own = {id(value) for each in censuses for value in vars(each).values()}
     grown = [each for chunk in found.chunks(objects if longer else []) for each in chunk if id(each) in longer]
     for each in grown:
-        if length_method(type(each)) is None or id(each) in own:  # another object at that address, or ours
+        if length_method(type(each)) is None or id(each) in own:  # another object at that address, or a census
             continue
         before, now = longer[id(each)]
         newest = object_size.newest(each)
@@ -208,18 +208,18 @@ def _containers(found: Search, objects: list[Any]) -> None:
         _add(found, suspect, [container])
 
 
-def _lengths(looks: Sequence[Census]) -> Iterable[tuple[int, list[int]]]:
-    """Of the containers that are in every look: address and lengths, where the last is more than the first; those that
-    grew most come first."""
-    last = looks[-1]
+def _lengths(censuses: Sequence[Census]) -> Iterable[tuple[int, list[int]]]:
+    """Address and lengths of the containers that are in every census and longer in the last than in the first,
+    fastest-growing first."""
+    last = censuses[-1]
     common: Any = np.frombuffer(last.container_ids, np.uint64)[np.frombuffer(last.lengths, np.uint64) > 1]
-    for look in looks[:-1]:
-        common = np.intersect1d(common, np.frombuffer(look.container_ids, np.uint64), assume_unique=True)
+    for census in censuses[:-1]:
+        common = np.intersect1d(common, np.frombuffer(census.container_ids, np.uint64), assume_unique=True)
     columns = []
-    for look in looks:
-        ids = np.frombuffer(look.container_ids, np.uint64)
+    for census in censuses:
+        ids = np.frombuffer(census.container_ids, np.uint64)
         places = np.flatnonzero(np.isin(ids, common, assume_unique=True))
-        columns.append(np.frombuffer(look.lengths, np.uint64)[places[np.argsort(ids[places])]])
+        columns.append(np.frombuffer(census.lengths, np.uint64)[places[np.argsort(ids[places])]])
     common.sort()
     longer = np.flatnonzero(columns[-1] > columns[0])
     by_growth = np.argsort((columns[0] - columns[-1])[longer].view(np.int64))
@@ -228,7 +228,7 @@ def _lengths(looks: Sequence[Census]) -> Iterable[tuple[int, list[int]]]:
 
 
 def _types(found: Search, objects: list[Any]) -> None:
-    counts = {name: [look.types[name] for look in found.looks] for name in found.now.types}
+    counts = {name: [census.types[name] for census in found.censuses] for name in found.now.types}
     grown = {name: series for name, series in counts.items() if found.grew(series) and not name.startswith(_OWN)}
     alike: dict[str, list[Any]] = {name: [] for name in grown}
     names: dict[int, str] = {}
@@ -252,13 +252,13 @@ def _types(found: Search, objects: list[Any]) -> None:
 
 
 def _typical_bytes(name: str, alike: list[Any]) -> int:
-    """Of one, in the middle of a few; 0 for built-in types, which are alike in nothing."""
+    """The median size of the samples; 0 for built-in types, whose sizes vary too much."""
     weights = sorted(map(object_size.weigh, alike)) if "." in name else []
     return weights[len(weights) // 2] if weights else 0
 
 
 def _largest(found: Search, arrays: list[Any]) -> None:
-    """Without an update between the looks: what there is most of."""
+    """The largest kinds of arrays, for censuses without an update between them."""
     sizes = {kind: count * kind.size_bytes for kind, count in found.now.arrays.items()}
     least_bytes = LARGE_SHARE * (found.now.active_bytes + found.now.native_bytes)
     large = [kind for kind in sizes if sizes[kind] >= least_bytes]
@@ -268,17 +268,17 @@ def _largest(found: Search, arrays: list[Any]) -> None:
         _add(found, Suspect("arrays", str(kind), count, count, size_bytes, size_bytes), _spread(alike))
 
 
-def _told(found: Search, named: list[list[referrers.Holder]]) -> list[wire.Finding]:
-    """As findings; a container only where no other finding lies in it."""
-    told: list[tuple[Suspect, str]] = []
+def _reported(found: Search, named: list[list[referrers.Holder]]) -> list[wire.Finding]:
+    """The suspects as findings; a container only if no other finding lies in it."""
+    held: list[tuple[Suspect, str]] = []
     inside: set[int] = set()
     for suspect in found.suspects:
         itself = f"object {suspect.what} " if suspect.container is None else ""  # a chain is held by its end
         holder, through = referrers.best([named[index] for index in suspect.samples], found.grown, itself)
-        told.append((suspect, holder))
+        held.append((suspect, holder))
         if suspect.container is None:
             inside |= through
-    ordered = sorted(told, key=lambda pair: (pair[0].kind != "arrays", -pair[0].grown_bytes))
+    ordered = sorted(held, key=lambda pair: (pair[0].kind != "arrays", -pair[0].grown_bytes))
     return [
         wire.Finding(
             kind=suspect.kind, what=cut(suspect.what), count_before=suspect.before, count_now=suspect.now,
@@ -290,36 +290,36 @@ def _told(found: Search, named: list[list[referrers.Holder]]) -> list[wire.Findi
 
 
 def _compiled(found: Search) -> Iterable[wire.Finding]:
-    series = [look.shapes for look in found.looks]
+    series = [census.shapes for census in found.censuses]
     if found.updates and found.grew(series):
-        what = "shapes of a batch that the training step was compiled for"
+        what = "batch shapes that the training step was compiled for"
         yield wire.Finding(kind="compiled", what=what, count_before=series[0], count_now=series[-1])
 
 
 def _notes(found: Search, *, found_any: bool) -> Iterable[str]:
     first, now = found.first, found.now
-    freed_bytes = sum(look.garbage_bytes for look in found.looks[1:])
+    freed_bytes = sum(census.garbage_bytes for census in found.censuses[1:])
     if found.updates and freed_bytes >= GARBAGE_BYTES * found.updates:
-        garbage = sum(look.garbage for look in found.looks[1:])
-        yield f"reference cycles held {freed_bytes / MIB:.1f} MiB until they were collected ({garbage} objects)"
+        garbage = sum(census.garbage for census in found.censuses[1:])
+        yield f"reference cycles held {freed_bytes / MIB:.1f} MiB until collected ({garbage:,} objects)"
     if not found.updates:
-        largest = "these are the largest arrays, whether or not they grow" if found_any else "no arrays stand out"
-        yield f"no update came between two looks: {largest}"
-    reasons = [look.reason for look in found.looks if look.reason]
+        largest = "listing the largest arrays, growing or not" if found_any else "no large arrays found"
+        yield f"no update completed between two censuses; {largest}"
+    reasons = [census.reason for census in found.censuses if census.reason]
     if reasons:
         yield reasons[-1]
-    elif not all(look.complete for look in found.looks):
-        yield "there was not enough time to count everything"
+    elif not all(census.complete for census in found.censuses):
+        yield "not enough time to count everything (raise memory.autopsy_limit_s)"
     elif found.updates and not found_any:
-        yield f"nothing that can be seen from Python grew in {found.updates} updates"
+        yield f"nothing visible to Python grew in {found.updates} updates"
     if now.graphs.operations is None:
-        yield f"unevaluated graphs were not looked at: {now.graphs.reason}"
+        yield f"unevaluated graphs were not counted: {now.graphs.reason}"
     if gc.get_freeze_count():
-        yield f"{gc.get_freeze_count()} objects were set aside by gc.freeze and are not seen"
+        yield f"{gc.get_freeze_count():,} objects are hidden by gc.freeze and were not counted"
     yield (
-        f"steps {first.step} to {now.step}: {now.objects} objects, {sum(now.arrays.values())} arrays, "
-        f"{now.graphs.operations or 0} operations not evaluated, {now.shapes} shapes compiled; "
-        f"MLX {first.active_bytes / MIB:.1f} to {now.active_bytes / MIB:.1f} MiB, of which in no array "
-        f"{first.unseen_bytes / MIB:.1f} to {now.unseen_bytes / MIB:.1f}; "
-        f"other memory {first.native_bytes / MIB:.0f} to {now.native_bytes / MIB:.0f} MiB"
+        f"steps {first.step} to {now.step}: {now.objects:,} objects, {sum(now.arrays.values()):,} arrays, "
+        f"{now.graphs.operations or 0:,} unevaluated operations, {now.shapes} compiled shapes; "
+        f"MLX memory {first.active_bytes / MIB:,.1f} → {now.active_bytes / MIB:,.1f} MiB, "
+        f"outside arrays {first.unseen_bytes / MIB:,.1f} → {now.unseen_bytes / MIB:,.1f} MiB; "
+        f"other memory {first.native_bytes / MIB:,.0f} → {now.native_bytes / MIB:,.0f} MiB"
     )

@@ -1,7 +1,7 @@
-"""Looking into objects of any kind without running a line of their own code.
+"""Reading objects of any kind without running their own code.
 
-An attribute looked up the usual way may be a property, a proxy's `__getattr__` or a class that says it is another. So
-only descriptors of built-in types are asked, and `is` compares.
+An ordinary attribute lookup may run a property, a proxy's `__getattr__` or a false `__class__`. So only descriptors of
+built-in types are used, and comparisons use `is`.
 """
 
 import ast
@@ -28,19 +28,19 @@ _QUALNAME = cast(Any, type.__dict__["__qualname__"])
 
 
 def mro(kind: type) -> tuple[type, ...]:
-    """The class and its ancestors, whatever its metaclass would answer."""
+    """The class and its ancestors, without running its metaclass's code."""
     ancestors: tuple[type, ...] | None = _MRO.__get__(kind)
     return ancestors or (kind,)
 
 
 def class_dict(kind: type) -> "MappingProxyType[str, Any]":
-    """What the class itself defines."""
+    """The class's own attributes, without inherited ones."""
     found: MappingProxyType[str, Any] = _DICT_OF_CLASS.__get__(kind)
     return found
 
 
 def module_dict(module: ModuleType) -> dict[str, Any]:
-    """A module's globals, though its class may define a `__getattribute__`."""
+    """A module's globals, without running a `__getattribute__` of its class."""
     found: dict[str, Any] = _DICT_OF_MODULE.__get__(module)
     return found
 
@@ -51,7 +51,7 @@ def is_class(one: Any) -> bool:
 
 
 def type_name(kind: type) -> str:
-    """Module and qualified name; built-in types by their name alone."""
+    """Module and qualified name; for built-in types the name alone."""
     name, module = _QUALNAME.__get__(kind), _module_name(kind)
     return name if module in ("builtins", "") else f"{module}.{name}"
 
@@ -60,12 +60,12 @@ def _module_name(kind: type) -> str:
     module = class_dict(kind).get("__module__")
     if type(module) is str:
         return module
-    # A class made in C has it in front of its name.
+    # A class made in C has the module in front of its name.
     return str(cast(Any, type.__dict__["__name__"]).__get__(kind)).rpartition(".")[0]
 
 
 def instance_dict(one: Any) -> dict[str, Any] | None:
-    """An object's `__dict__`, if the interpreter's own descriptor gives one."""
+    """An object's `__dict__`, read by the interpreter's own descriptor; None without one."""
     for ancestor in mro(type(one)):
         descriptor = class_dict(ancestor).get("__dict__")
         if type(descriptor) is GetSetDescriptorType:
@@ -104,7 +104,7 @@ def place(code: CodeType) -> str:
 
 
 def place_of_class(kind: type) -> str:
-    """ "file:line" of a class statement, "" where that can't be told."""
+    """ "file:line" of a class statement, "" if unknown."""
     defined = class_dict(kind)
     module, line = defined.get("__module__"), defined.get("__firstlineno__")  # the latter from Python 3.13 on
     path = _file_of(module)
@@ -120,7 +120,7 @@ def place_of_class(kind: type) -> str:
 
 
 def place_of_global(module: str, name: str) -> str:
-    """ "file:line" of the first assignment to a module's global, "" where that can't be told."""
+    """ "file:line" of the first assignment to a module's global, "" if unknown."""
     path = _file_of(module)
     if not path:
         return ""
@@ -129,7 +129,7 @@ def place_of_global(module: str, name: str) -> str:
 
 
 def short(path: str) -> str:
-    """A path from the folder on `sys.path` that it lies in."""
+    """The path relative to the folder on `sys.path` that contains it."""
     folders = [folder for folder in sys.path if type(folder) is str and folder and path.startswith(folder + "/")]
     return path[len(max(folders, key=len)) + 1 :] if folders else path
 
@@ -142,7 +142,7 @@ def _file_of(module: Any) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _lines(path: str) -> dict[str, int]:
-    """The first line of each "class NAME", and that where each name is first assigned to."""
+    """The first line of each "class NAME", and of the first assignment to each name."""
     lines: dict[str, int] = {}
     try:
         with Path(path).open("rb") as file:
@@ -159,5 +159,5 @@ def _lines(path: str) -> dict[str, int]:
 
 
 def forget() -> None:
-    """Drop what is kept of source files."""
+    """Drop the cached lines of source files."""
     _lines.cache_clear()

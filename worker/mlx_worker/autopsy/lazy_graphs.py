@@ -1,7 +1,7 @@
-"""Arrays that nobody evaluated: the operations that hang on them, which keep their inputs alive.
+"""Unevaluated arrays: the operations in their graphs, which keep their inputs alive.
 
-MLX tells of them in one way only: `mx.export_to_dot` writes them all down. It recurses once per operation, so that a
-long chain would overflow the usual stack; it takes memory, and cannot be interrupted. Hence the precautions.
+MLX shows them in one way only: `mx.export_to_dot` writes them all as text. It recurses once per operation, so a long
+chain would overflow the usual stack; it takes memory, and cannot be interrupted. Hence the precautions.
 """
 
 import re
@@ -19,35 +19,35 @@ from mlx_worker.supervision.stop import leave_signals_to_the_main_thread
 
 MIB = 1024 * 1024
 NODE_BYTES = 400
-"""The least native memory that an operation takes: 481 measured (Linux, MLX 0.32.4)."""
+"""Lower bound of the native memory per operation: 481 measured (Linux, MLX 0.32.4)."""
 NODE_S = 4e-6
-"""What writing down an operation takes: 1.1e-6 measured on an idle machine, 3e-6 on a busy one."""
+"""Time to write one operation: 1.1e-6 measured on an idle machine, 3e-6 on a busy one."""
 STACK_SHARE = 0.5
-"""Of the graph's own size: stack that the recursion may need, at most 170 bytes an operation measured."""
+"""Of the graph's own size: stack for the recursion; at most 170 bytes per operation measured."""
 ROOM_SHARE = 1.5
-"""Of the graph's own size: memory for the text, 640 bytes an operation measured."""
+"""Of the graph's own size: memory for the text; 640 bytes per operation measured."""
 STACK_LIMIT_BYTES = 4096 * MIB
 """Address space, not memory: pages are taken only as deep as the recursion goes."""
 ARRAYS_LIMIT = 100_000
 NAMES_LIMIT = 1000
-"""A function of MLX's takes at most 1024 named arguments."""
+"""An MLX function takes at most 1024 named arguments."""
 KINDS_LIMIT = 8
 OWN_THREADS = ("MainThread", "signals", "lifeline")
-"""Threads that evaluate nothing meanwhile. Any other may, and would change a graph while it is walked."""
+"""Threads that evaluate nothing. Any other may, and would change a graph during the walk."""
 _WRITER = "checkpoints"
 _OPERATION = "shape=rectangle"
 _END = re.compile(r'-> "a(\d+)"$', re.MULTILINE)
 
 
 class ArrayKind(NamedTuple):
-    """What tells arrays apart."""
+    """Type and shape: arrays with the same are counted together."""
 
     dtype: mx.Dtype
     shape: tuple[int, ...]
 
     @property
     def size_bytes(self) -> int:
-        """Of one."""
+        """Bytes of one array."""
         size: int = self.dtype.size
         for length in self.shape:
             size *= length
@@ -58,16 +58,16 @@ class ArrayKind(NamedTuple):
 
 
 def kind_of(one: Any) -> ArrayKind:
-    """Of an array. Reading shape and type evaluates nothing."""
+    """The kind of an array. Reading shape and type evaluates nothing."""
     return ArrayKind(one.dtype, one.shape)
 
 
 @dataclass
 class Graphs:
-    """`operations`: of all graphs; None when they were not counted, and `reason` says why.
+    """`operations`: of all graphs; None if not counted, with the `reason`.
 
     `by_kind`: operations of the graphs that end in arrays of a kind. `ends`: addresses of those arrays.
-    `unevaluated_bytes`: what they would take, once evaluated.
+    `unevaluated_bytes`: their size once evaluated.
     """
 
     operations: int | None = None
@@ -79,30 +79,30 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Bounds:
-    """`native_bytes`: this process's memory outside MLX's allocator, where graphs are; `grown_bytes`: its growth since
-    training began; `room_bytes`: what may be used for counting, and as much again for walking graphs."""
+    """`native_bytes`: this process's memory outside MLX's allocator, which holds the graphs; `grown_bytes`: its growth
+    since training began; `room_bytes`: available for counting, and as much again for walking graphs."""
 
     native_bytes: int
     grown_bytes: int
     room_bytes: int
 
 
-def look(graphs: Graphs, arrays: list[Any], bounds: Bounds, until_s: float) -> None:
-    """Count the operations that these arrays wait for, if that can be done safely and in time."""
+def count_operations(graphs: Graphs, arrays: list[Any], bounds: Bounds, until_s: float) -> None:
+    """Count the unevaluated operations behind these arrays, if that is safe and fits in the time."""
     graphs.reason = _why_not(len(arrays), bounds, until_s)
     if graphs.reason:
         return
     try:
-        _look(graphs, arrays, _stack_bytes(bounds), until_s)
+        _count(graphs, arrays, _stack_bytes(bounds), until_s)
     except Exception as error:  # no such thread, no memory for the text, another MLX
         graphs.operations, graphs.reason = None, f"{type(error).__name__}: {error}"
 
 
-def _look(graphs: Graphs, arrays: list[Any], stack_bytes: int, until_s: float) -> None:
+def _count(graphs: Graphs, arrays: list[Any], stack_bytes: int, until_s: float) -> None:
     ends, texts = list[Any](), list[_Text]()
     for start in range(0, len(arrays), NAMES_LIMIT):
         if time.monotonic() > until_s:
-            graphs.reason = "there was not enough time for all"
+            graphs.reason = "not enough time"
             return
         some = arrays[start : start + NAMES_LIMIT]
         text = _walk(some, stack_bytes, named=True)
@@ -123,18 +123,18 @@ def _look(graphs: Graphs, arrays: list[Any], stack_bytes: int, until_s: float) -
 
 
 def _why_not(count: int, bounds: Bounds, until_s: float) -> str:
-    """In words, "" if nothing is against it."""
+    """Why the graphs must not be walked; "" if they may."""
     others = [thread.name for thread in threading.enumerate() if not _is_harmless(thread)]
     if others:
-        return f"another thread may be evaluating: {others[0]:.40}"
+        return f"thread {others[0]!r:.40} may be evaluating them"
     if count > ARRAYS_LIMIT:
-        return f"there are more than {ARRAYS_LIMIT} arrays"
+        return f"more than {ARRAYS_LIMIT:,} arrays ({count:,})"
     if _stack_bytes(bounds) > STACK_LIMIT_BYTES:
-        return f"{bounds.native_bytes // MIB} MiB of native memory may hold graphs too deep to walk"
+        return f"{bounds.native_bytes // MIB:,} MiB of native memory may hold graphs too deep to walk"
     if bounds.grown_bytes * ROOM_SHARE > bounds.room_bytes:
-        return "the memory limit is too near for walking them"
+        return "not enough memory below the limit to walk them"
     if bounds.grown_bytes / NODE_BYTES * NODE_S > until_s - time.monotonic():
-        return "there may be more of them than the time suffices for"
+        return "walking them may exceed the time limit"
     return ""
 
 
@@ -146,15 +146,15 @@ def _is_harmless(thread: threading.Thread) -> bool:
 
 
 def _stack_bytes(bounds: Bounds) -> int:
-    """Enough for one chain of all the operations that the process could hold."""
-    if sys.platform == "darwin":  # what is compressed is in no number at hand
+    """Stack for one chain of all operations that the process could hold."""
+    if sys.platform == "darwin":  # compressed memory appears in no available counter
         return STACK_LIMIT_BYTES
     needed_bytes = (bounds.native_bytes + psutil.swap_memory().used) * STACK_SHARE
     return (int(needed_bytes) // MIB + 64) * MIB
 
 
 class _Text:
-    """What `mx.export_to_dot` takes for a file."""
+    """The file-like object that `mx.export_to_dot` writes to."""
 
     def __init__(self) -> None:
         self.operations = 0
@@ -162,13 +162,13 @@ class _Text:
         self.error: Exception | None = None
 
     def write(self, text: str) -> None:
-        """All of it, in one call."""
+        """Read the counts from the text, which comes in one call."""
         self.operations = text.count(_OPERATION)
         self.ends = [int(number) for number in _END.findall(text)]
 
 
 def _walk(arrays: list[Any], stack_bytes: int, *, named: bool = False) -> _Text:
-    """The number of different operations; and, `named`, which arrays are ends of graphs. Raises what goes wrong."""
+    """Count the distinct operations; `named`: also find which arrays end a graph. Raises MLX's errors."""
     text = _Text()
 
     def write() -> None:
@@ -178,7 +178,7 @@ def _walk(arrays: list[Any], stack_bytes: int, *, named: bool = False) -> _Text:
                 mx.export_to_dot(text, **{f"a{number}": one for number, one in enumerate(arrays)})
             else:
                 mx.export_to_dot(text, arrays)
-        except Exception as error:  # told by the report, and not in the worker's log, where causes of its end are
+        except Exception as error:  # for the report; the worker's log is read for causes of its end
             text.error = error
 
     before_bytes = threading.stack_size()

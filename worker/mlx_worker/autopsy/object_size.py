@@ -1,4 +1,4 @@
-"""How much an object holds, roughly, and what it is, in words; without running its code."""
+"""The rough size of an object, and a short description, without running its code."""
 
 import sys
 from collections import deque
@@ -17,7 +17,7 @@ _PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None))
 
 
 def weigh(one: Any, depth: int = 0) -> int:
-    """Bytes, from the first few of many elements; 0 for what can't be told (memory of a library's own)."""
+    """Bytes, estimated from the first few elements; 0 if unknown (a library's own memory)."""
     kind = type(one)
     if kind is mx.array:
         return kind_of(one).size_bytes
@@ -44,7 +44,7 @@ def _all(values: Any, count: int, depth: int) -> int:
 
 
 def newest(container: Any) -> Any:
-    """The element that came last, of a list, deque or dictionary (its value); any of a set. None if it is empty."""
+    """The last element of a list, deque or dictionary (its value); any of a set. None if it is empty."""
     ancestors = introspection.mro(type(container))
     if any(ancestor is dict for ancestor in ancestors):
         return next(iter(reversed(dict.values(container))), None)

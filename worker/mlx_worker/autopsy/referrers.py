@@ -1,6 +1,6 @@
-"""Who refers to an object: from referrer to referrer, up to one that has a name in somebody's source.
+"""What refers to an object: from referrer to referrer, up to one that has a name in the source code.
 
-Every object that is met lies in one list, and is spoken of by its index there: any other container of ours would be
+Every visited object lies in one list and is identified by its index there: any other container of this module would be
 found as a referrer.
 """
 
@@ -26,16 +26,16 @@ from mlx_worker.autopsy import introspection
 LEVELS_LIMIT = 10
 CHAINS_LIMIT = 512
 CONTAINERS_LIMIT = 4
-"""As many are told of what lies between an object and the name."""
+"""Containers listed between an object and the name."""
 _CONTAINERS = (list, dict, tuple, set, frozenset, deque, defaultdict, OrderedDict, Counter)
 _DEAD_ENDS = (FunctionType, BuiltinFunctionType, ModuleType)
-"""Referrers whose referrers lead nowhere: who calls a function does not hold what it refers to."""
+"""Referrers whose referrers lead nowhere: the caller of a function does not hold what the function refers to."""
 _LRU_CACHE = type(functools.lru_cache(maxsize=1)(len))
 
 
 @dataclass(frozen=True)
 class Holder:
-    """`text`: the name, with file and line. `through`: addresses of the object and of what lies between."""
+    """`text`: the name, with file and line. `through`: addresses of the object and everything between."""
 
     text: str
     through: frozenset[int]
@@ -43,8 +43,8 @@ class Holder:
 
 @dataclass
 class _Climb:
-    """`pool`: the objects met, samples first; `places`: their indexes by address. `chains`: such indexes, from a sample
-    up to what refers to it."""
+    """`pool`: the visited objects, samples first; `places`: their indexes by address. `chains`: such indexes, from a
+    sample up to its latest referrer."""
 
     pool: list[Any]
     chains: list[list[int]]
@@ -53,7 +53,7 @@ class _Climb:
 
 
 def find(pool: list[Any], until_s: float) -> tuple[list[list[Holder]], bool]:
-    """The holders of each object in `pool`, which is emptied, and whether there was time enough."""
+    """The holders of each object in `pool`, which is emptied, and whether the search ended in time."""
     places = {id(each): index for index, each in enumerate(pool)}
     climb = _Climb(pool, [[index] for index in range(len(pool))], [[] for _ in pool], places)
     in_time = True
@@ -68,9 +68,9 @@ def find(pool: list[Any], until_s: float) -> tuple[list[list[Holder]], bool]:
 
 
 def best(found: list[list[Holder]], grown: set[int], itself: str) -> tuple[str, set[int]]:
-    """The name that holds most of them, by way of a container that grew if there is one; and what lies between.
+    """The name that holds most of the objects, preferably through a grown container; and the addresses between.
 
-    A text with `itself` in it only for want of another.
+    A text that contains `itself` is the last choice.
     """
     counts: Counter[str] = Counter()
     growing: set[str] = set()
@@ -89,9 +89,9 @@ def best(found: list[list[Holder]], grown: set[int], itself: str) -> tuple[str, 
 
 
 def _ascend(climb: _Climb, until_s: float) -> bool:
-    """One level up: a chain ends with a name, or goes on with what refers to its head, or ends with nothing.
+    """One level up: a chain ends with a name, continues with what refers to its head, or ends with nothing.
 
-    False when there was no time for all.
+    False if time ran out.
     """
     if time.monotonic() > until_s:
         return False
@@ -122,7 +122,7 @@ def _ascend(climb: _Climb, until_s: float) -> bool:
 
 
 def _is_link(sample: Any, referrer: Any) -> bool:
-    """Whether both are of one chain of objects: what holds its end is to be found, too."""
+    """Whether both belong to one linked chain of objects: the holder of its end is searched, too."""
     return type(sample) is type(referrer) and not any(type(sample) is plain for plain in _CONTAINERS)
 
 
@@ -135,7 +135,7 @@ def _is_named(climb: _Climb, referrer: Any, chain: list[int]) -> bool:
 
 
 def _name(referrer: Any, links: list[Any]) -> str:
-    """In words, what of the referrer holds the last link; "" if that has no name."""
+    """Which part of the referrer holds the last link; "" if it has no name."""
     kind = type(referrer)
     if kind is FunctionType:
         return _of_function(referrer, links)
@@ -156,8 +156,8 @@ def _name(referrer: Any, links: list[Any]) -> str:
     return _of_instance(referrer, links)
 
 
-def _said(links: list[Any], name: object, relation: str) -> str:
-    """ "list in dict `cache`, closure variable of": what the links are, from the sample up, and what holds the last."""
+def _relation(links: list[Any], name: object, relation: str) -> str:
+    """ "list in dict `cache`, closure variable of": the links from the sample up, and what holds the last."""
     between = [link for link in links[1:] if not _is_link(links[0], link)]
     kinds = [introspection.type_name(type(link)) for link in between[-CONTAINERS_LIMIT:]]
     before = " in ".join(kinds) + " " if kinds else ""
@@ -170,14 +170,14 @@ def _of_function(function: Any, links: list[Any]) -> str:
     if head is function.__closure__:
         for name, cell in zip(code.co_freevars, head, strict=False):
             if cell is value:
-                return _said(links[:-2], name, "closure variable") + place
+                return _relation(links[:-2], name, "closure variable") + place
     elif head is function.__defaults__:
         names = code.co_varnames[: code.co_argcount][-len(head) :]
-        return _said(links[:-1], _key(zip(names, head, strict=False), value), "default") + place
+        return _relation(links[:-1], _key(zip(names, head, strict=False), value), "default") + place
     elif head is function.__kwdefaults__:
-        return _said(links[:-1], _key(head.items(), value), "default") + place
+        return _relation(links[:-1], _key(head.items(), value), "default") + place
     elif type(head) is dict and head is introspection.instance_dict(function):
-        return _said(links[:-1], _key(head.items(), value), "attribute") + place
+        return _relation(links[:-1], _key(head.items(), value), "attribute") + place
     return ""
 
 
@@ -187,17 +187,17 @@ def _of_globals(names: dict[Any, Any], links: list[Any]) -> str:
         return ""
     name = _key(names.items(), links[-1])
     place = introspection.place_of_global(module, name) if name is not None else ""
-    return _said(links, name, "global") + f"module {module}" + (f" ({place})" if place else "")
+    return _relation(links, name, "global") + f"module {module}" + (f" ({place})" if place else "")
 
 
 def _of_call(what: str, code: Any, links: list[Any]) -> str:
-    return _said(links, None, "local variable") + f"{what} ({introspection.place(code)})"
+    return _relation(links, None, "local variable") + f"{what} ({introspection.place(code)})"
 
 
 def _of_class(kind: type, links: list[Any]) -> str:
     value = links[-2] if len(links) > 1 else None
     name = _key(introspection.class_dict(kind).items(), value)
-    return "" if name is None else _said(links[:-1], name, "attribute") + "class " + _class(kind)
+    return "" if name is None else _relation(links[:-1], name, "attribute") + "class " + _class(kind)
 
 
 def _of_instance(one: Any, links: list[Any]) -> str:
@@ -205,18 +205,20 @@ def _of_instance(one: Any, links: list[Any]) -> str:
     if kind is _LRU_CACHE:
         function = (attributes or {}).get("__wrapped__")
         place = f" ({introspection.place(function.__code__)})" if type(function) is FunctionType else ""
-        return _said([], None, "cache") + f"function {getattr(function, '__qualname__', '') if place else '?'}{place}"
+        return (
+            _relation([], None, "cache") + f"function {getattr(function, '__qualname__', '') if place else '?'}{place}"
+        )
     if attributes is not None and links[-1] is attributes:
         links, value = links[:-1], links[-2] if len(links) > 1 else None
     else:
         value = links[-1]
     name = _key((attributes or {}).items(), value) or _key(introspection.slots(one), value)
     if name is not None:
-        return _said(links, name, "attribute") + "object " + _class(kind)
+        return _relation(links, name, "attribute") + "object " + _class(kind)
     if any(ancestor is dict for ancestor in introspection.mro(kind)):
-        return _said(links, _key(dict.items(one), value), "entry") + "object " + _class(kind)
+        return _relation(links, _key(dict.items(one), value), "entry") + "object " + _class(kind)
     if any(ancestor is base for ancestor in introspection.mro(kind) for base in (list, set, deque, tuple)):
-        return _said(links, None, "element") + "object " + _class(kind)
+        return _relation(links, None, "element") + "object " + _class(kind)
     return ""
 
 
@@ -226,7 +228,7 @@ def _class(kind: type) -> str:
 
 
 def _key(items: Any, value: Any) -> str | None:
-    """The name that an object has among named ones."""
+    """The name of `value` among the items; None if it has none."""
     if value is None:
         return None
     for name, each in items:

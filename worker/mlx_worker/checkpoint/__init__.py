@@ -1,1 +1,1 @@
-"""Durable checkpoints: what is in one, how it is written, when, and how it is read back."""
+"""Durable checkpoints: their content, when they are due, writing and reading them."""

@@ -1,4 +1,4 @@
-"""One thread that writes checkpoints while training goes on, one at a time."""
+"""One thread that writes checkpoints during training, one at a time."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from mlx_worker.supervision.stop import leave_signals_to_the_main_thread
 
 @dataclass(frozen=True)
 class Written:
-    """How a write ended: `saved`, or the `error`. `at_s`: when, by `time.perf_counter`."""
+    """The result of a write: `saved`, or the `error`. `at_s`: its end, by `time.perf_counter`."""
 
     saved: SavedCheckpoint | None
     error: Exception | None
@@ -19,9 +19,9 @@ class Written:
 
 
 class BackgroundWriter:
-    """To be used by one thread; the work is done in another, which is left alone by signals.
+    """Use from one thread; another thread, with signals blocked, does the writing.
 
-    The thread stays, since every thread that uses MLX has a stream of its own. Python waits for it before it exits.
+    The thread is kept, since every thread that uses MLX has its own stream. Python waits for it before it exits.
     """
 
     def __init__(self) -> None:
@@ -30,18 +30,18 @@ class BackgroundWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether a write was started whose end has not been collected."""
+        """Whether a write was started and its result not yet collected."""
         return self._future is not None
 
     def start(self, write: Callable[[], SavedCheckpoint]) -> None:
-        """Do `write` in the background. Only when not busy."""
+        """Run `write` in the background. Only when not busy."""
         assert self._future is None, "one write at a time"
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "checkpoints", initializer=leave_signals_to_the_main_thread)
         self._future = self._executor.submit(written, write)
 
     def collect(self, *, waiting: bool = False) -> Written | None:
-        """How the write ended, once; None while it goes on (unless `waiting`) and when there is none."""
+        """The result of the write, once; None while it runs (unless `waiting`) and without a write."""
         if self._future is None:
             return None
         if waiting:
@@ -53,7 +53,7 @@ class BackgroundWriter:
 
 
 def written(write: Callable[[], SavedCheckpoint]) -> Written:
-    """Do it here and now. Whatever it raises is the outcome: training must not die of a checkpoint that failed."""
+    """Run `write` on this thread. Its exception is part of the result: a failed checkpoint must not end training."""
     try:
         return Written(write(), None, time.perf_counter())
     except Exception as error:

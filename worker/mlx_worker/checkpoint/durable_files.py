@@ -1,4 +1,4 @@
-"""Files that have reached the device when the call returns, and every call by which a checkpoint changes the disk."""
+"""Files that are on the device when the call returns, and every call by which a checkpoint changes the disk."""
 
 import contextlib
 import errno
@@ -14,14 +14,14 @@ from typing import Any
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 _CHUNK_BYTES = 16 * 1024 * 1024  # macOS refuses writes of 2 GiB and more
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}
-_NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS}  # a folder that we may not open is none that we made
+_FOREIGN = {errno.EACCES, errno.EPERM, errno.EROFS}  # a folder that cannot be opened was made by another program
 
 
 def flush_to_device(descriptor: int) -> None:
-    """Return once the file's content is on the device. Raises OSError; then the content is lost for good.
+    """Return once the file's content is on the device. Raises OSError; then the content is lost.
 
     macOS: fsync alone leaves the data in the drive's own cache; F_FULLFSYNC does not, but some file systems lack it.
-    A failed fsync must not be repeated on the same file: the system has marked the unwritten pages as clean.
+    Never repeat a failed fsync on the same file: the system has marked the unwritten pages as clean.
     """
     if sys.platform == "darwin":
         try:
@@ -34,29 +34,29 @@ def flush_to_device(descriptor: int) -> None:
 
 
 class Files:
-    """Every call that changes the disk, one step each. A test puts in one that fails, or that forgets in a crash.
+    """Every call that changes the disk, one step each; tests replace it to inject faults and crashes.
 
     All raise OSError.
     """
 
     def make_folder(self, path: Path) -> None:
-        """A new folder that only its owner may enter."""
+        """Make a folder that only its owner may enter."""
         path.mkdir(mode=FOLDER_MODE)
 
     def create(self, path: Path) -> int:
-        """The descriptor of a new, empty file that only its owner may read."""
+        """Make an empty file that only its owner may read; returns its descriptor."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """Append; the number of bytes that were taken, which may be fewer than came."""
+        """Append; returns the number of bytes written, which may be fewer than given."""
         return os.write(descriptor, data)
 
     def flush_file(self, descriptor: int) -> None:
-        """Return once the content is on the device; the file's name is not part of that."""
+        """Return once the content is on the device; the file's name may not be."""
         flush_to_device(descriptor)
 
     def close(self, descriptor: int) -> None:
-        """Close; what was not flushed may be lost."""
+        """Close; unflushed content may be lost."""
         os.close(descriptor)
 
     def flush_folder(self, folder: Path) -> None:
@@ -65,17 +65,17 @@ class Files:
         try:
             flush_to_device(descriptor)
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:  # some file systems flush names by themselves and refuse the call
+            if error.errno not in _UNSUPPORTED:  # some file systems refuse the call because they always flush names
                 raise
         finally:
             os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a folder another name in the same folder; it has one of the two at any moment."""
+        """Rename a folder within its parent, atomically."""
         source.replace(target)
 
     def delete_file(self, path: Path) -> None:
-        """Remove a name that is no folder's; what a link points to stays."""
+        """Remove a file or a link; a link's target stays."""
         path.unlink()
 
     def delete_folder(self, path: Path) -> None:
@@ -84,9 +84,9 @@ class Files:
 
 
 def make_folders(files: Files, folder: Path) -> None:
-    """Make the folder and the ancestors it lacks, and flush the names of all. Raises OSError.
+    """Make the folder and its missing ancestors, and flush all their names. Raises OSError.
 
-    Names are flushed even of what was there: whoever made it may have died before that.
+    Existing folders are flushed too: the process that made them may have died before it flushed.
     """
     for place in reversed([folder, *folder.parents]):
         if not place.is_dir():
@@ -94,17 +94,17 @@ def make_folders(files: Files, folder: Path) -> None:
     device = folder.stat().st_dev
     for place in [folder, *folder.parents]:
         if place.stat().st_dev != device:
-            break  # a mount point is older than what is mounted there
+            break  # the parents of a mount point are older
         try:
             files.flush_folder(place)
         except OSError as error:
-            if error.errno not in _NOT_OURS:
+            if error.errno not in _FOREIGN:
                 raise
 
 
 def delete_tree(files: Files, folder: Path) -> None:
-    """Delete the folder with all that is in it, as far as that works: what stays is deleted by the next attempt."""
-    for place, folders, names in os.walk(folder, topdown=False):  # it does not follow links
+    """Delete the folder with its contents as far as possible; the next attempt deletes the rest."""
+    for place, folders, names in os.walk(folder, topdown=False):  # does not follow links
         links = [name for name in folders if Path(place, name).is_symlink()]
         for name in [*names, *links]:
             with contextlib.suppress(OSError):
@@ -114,7 +114,7 @@ def delete_tree(files: Files, folder: Path) -> None:
 
 
 class HashingFile:
-    """A new file of mode 0600 that hashes what is written to it; what `mx.save_safetensors` takes for a file."""
+    """A new file of mode 0600 that hashes its content; `mx.save_safetensors` accepts it as a file."""
 
     closed = False
 
@@ -125,21 +125,21 @@ class HashingFile:
         self.size_bytes = 0
 
     def write(self, data: Any) -> int:
-        """All of it (MLX does not look at the number that came back). Raises OSError."""
+        """Write all of it (MLX ignores the returned number). Raises OSError."""
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view):
             chunk = view[done : done + _CHUNK_BYTES]
             written = self._files.write(self._descriptor, chunk)
             if written == 0:
-                raise OSError(errno.EIO, "the device took no byte")
+                raise OSError(errno.EIO, "the device accepted no bytes")
             self._hash.update(chunk[:written])
             done += written
         self.size_bytes += done
         return done
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Only asked for by MLX's check that this is a file."""
+        """Needed only by MLX's check that this is a file."""
         return os.lseek(self._descriptor, offset, whence)
 
     def tell(self) -> int:
@@ -151,7 +151,7 @@ class HashingFile:
         self._files.flush_file(self._descriptor)
 
     def close(self) -> None:
-        """Close; what was not flushed may be lost."""
+        """Close; unflushed content may be lost."""
         if not self.closed:
             self.closed = True
             self._files.close(self._descriptor)
@@ -162,13 +162,13 @@ class HashingFile:
 
 
 def write_file(path: Path, write: Callable[[HashingFile], object], files: Files) -> tuple[int, str]:
-    """Make a new file with `write`, flush it, and give its size in bytes and its SHA-256. Raises OSError."""
+    """Make a new file with `write` and flush it; returns its size in bytes and its SHA-256. Raises OSError."""
     file = HashingFile(path, files)
     try:
         write(file)
         file.flush()
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # report the first error
             file.close()
         raise
     file.close()
@@ -176,12 +176,12 @@ def write_file(path: Path, write: Callable[[HashingFile], object], files: Files)
 
 
 def open_to_read(path: Path) -> io.FileIO:
-    """A file as it is on disk; links are not followed, and a pipe of that name is not waited for. Raises OSError."""
+    """Open a file without following links or waiting for a pipe. Raises OSError."""
     return io.FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def read_hash(path: Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a regular file as it is on disk. Raises OSError."""
+    """Size in bytes and SHA-256 of a regular file on disk. Raises OSError."""
     with open_to_read(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return os.fstat(file.fileno()).st_size, digest

@@ -1,4 +1,4 @@
-"""JSON that keeps every float, NaN and the infinities included, and refuses what it cannot give back as it was."""
+"""JSON that keeps every float, NaN and infinities included, and refuses values that it cannot restore exactly."""
 
 import json
 import math
@@ -9,7 +9,7 @@ _DEPTH_LIMIT = 64
 
 
 def dumps(value: Any) -> bytes:
-    """Valid JSON; tuples become lists. Raises TypeError or ValueError that names the key of what cannot be kept."""
+    """Valid JSON; tuples become lists. Raises TypeError or ValueError that names the key of an unsupported value."""
     return json.dumps(_tagged(value, "", 0), allow_nan=False).encode() + b"\n"
 
 
@@ -29,13 +29,13 @@ def _tagged(value: Any, key: str, depth: int) -> Any:
         return [_tagged(item, f"{key}[{index}]", depth + 1) for index, item in enumerate(value)]
     if isinstance(value, dict):
         return {_checked(name, key): _tagged(item, f"{key}.{name}", depth + 1) for name, item in value.items()}
-    raise TypeError(f"{key.lstrip('.') or 'the value'}: a {type(value).__name__} cannot be kept as JSON")
+    raise TypeError(f"{key.lstrip('.') or 'the value'}: a {type(value).__name__} cannot be stored as JSON")
 
 
 def _checked(name: Any, key: str) -> str:
     if not isinstance(name, str) or name == _TAG:
         raise TypeError(
-            f"{key.lstrip('.') or 'the top'}: {name!r:.80} cannot be a key (allowed: text other than {_TAG})"
+            f"{key.lstrip('.') or 'the top level'}: key {name!r:.80} is not allowed (allowed: text other than {_TAG})"
         )
     return name
 

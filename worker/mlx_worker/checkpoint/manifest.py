@@ -1,4 +1,4 @@
-"""What makes a folder a checkpoint: its name, its manifest, and files that are what the manifest says."""
+"""What makes a folder a checkpoint: its name, its manifest, and files that match the manifest."""
 
 import contextlib
 import errno
@@ -13,11 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from mlx_supervisor import wire
-from mlx_supervisor.wire.fields import (
-    Count,
-    Digest,
-    RunName,
-)
+from mlx_supervisor.wire.fields import Count, Digest, RunName
 from mlx_supervisor.wire.job import load_json
 from mlx_worker.checkpoint import durable_files
 
@@ -28,11 +24,11 @@ _DAMAGE = {errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written, or the folder not be read; the text says what failed and why."""
+    """A checkpoint could not be written, or the folder could not be read; the text says what failed and why."""
 
 
 class UnusableError(Exception):
-    """Why a folder is not a checkpoint of this run. `foreign`: it may be somebody's; it is never deleted."""
+    """Why a folder is not a checkpoint of this run. `foreign`: it may belong to another program; never delete it."""
 
     def __init__(self, reason: str, foreign: bool = False) -> None:
         super().__init__(reason)
@@ -48,7 +44,7 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`MANIFEST.json`, written last: a checkpoint folder without a manifest that verifies is not a checkpoint."""
+    """`MANIFEST.json`, written last: a folder is a checkpoint only if its manifest verifies."""
 
     v: Literal[1] = 1
     run: RunName
@@ -57,14 +53,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def name_of(step: int) -> str:
-    """The name of the folder of a step. Raises ValueError when the step is negative or has over 18 digits."""
+    """The folder name of a step. Raises ValueError if the step is negative or has over 18 digits."""
     if not 0 <= step < 10**18:
-        raise ValueError(f"a step is a number from 0 to 10^18 - 1, found {step}")
+        raise ValueError(f"a step must be from 0 to 10^18 - 1, found {step}")
     return f"step-{step:09d}"
 
 
 def step_of(name: str) -> int | None:
-    """The step of a folder with this name, None when it is not a checkpoint's name."""
+    """The step of a folder with this name; None if it is not a checkpoint's name."""
     match = _NAME.fullmatch(name)
     if match is None or name_of(int(match[1])) != name:
         return None
@@ -72,36 +68,38 @@ def step_of(name: str) -> int | None:
 
 
 def verify(path: Path, run: str, step: int) -> Manifest:
-    """The manifest, once every file has the size and SHA-256 that it says. Raises UnusableError, CheckpointError."""
+    """The manifest, after checking every file's size and SHA-256. Raises UnusableError, CheckpointError."""
     manifest = examine(path, run, step)
     for entry in manifest.files:
         with _reading(path / entry.name):
             size_bytes, digest = durable_files.read_hash(path / entry.name)
         if size_bytes != entry.size_bytes or digest != entry.sha256:
-            raise UnusableError(f"{entry.name} is damaged (its SHA-256 is not the manifest's).")
+            raise UnusableError(f"{entry.name} is damaged (its SHA-256 differs from the manifest).")
     return manifest
 
 
 def examine(path: Path, run: str, step: int) -> Manifest:
-    """The manifest, once names and sizes agree with it; no content is read. Raises UnusableError, CheckpointError."""
+    """The manifest, after checking names and sizes only. Raises UnusableError, CheckpointError."""
     with _reading(path):
         if not stat.S_ISDIR(path.lstat().st_mode):
             raise UnusableError("not a folder.", foreign=True)
     manifest = _read_manifest(path)
     if manifest.run != run:
-        raise UnusableError(f"it belongs to the run {manifest.run!r}, not to {run!r}.", foreign=True)
+        raise UnusableError(f"belongs to run {manifest.run!r}, not to {run!r}.", foreign=True)
     if manifest.step != step:
-        raise UnusableError(f"its manifest is for step {manifest.step}.")
+        raise UnusableError(f"{MANIFEST} is for step {manifest.step}.")
     names = [entry.name for entry in manifest.files]
     if len(set(names)) < len(names) or not {MODEL, OPTIMIZER, TRAINER} <= set(names):
-        raise UnusableError(f"its manifest lists {', '.join(names)!r:.200}.")
+        raise UnusableError(
+            f"{MANIFEST} must list {MODEL}, {OPTIMIZER} and {TRAINER} once each, found {', '.join(names)!r:.200}."
+        )
     for entry in manifest.files:
         with _reading(path / entry.name):
             status = (path / entry.name).lstat()
         if not stat.S_ISREG(status.st_mode):
             raise UnusableError(f"{entry.name} is not a regular file.")
         if status.st_size != entry.size_bytes:
-            raise UnusableError(f"{entry.name} has {status.st_size} bytes, the manifest says {entry.size_bytes}.")
+            raise UnusableError(f"{entry.name} has {status.st_size:,} bytes, the manifest says {entry.size_bytes:,}.")
     return manifest
 
 
@@ -113,13 +111,13 @@ def _read_manifest(path: Path) -> Manifest:
     except wire.WireError as error:
         version = _version_of(data)
         if version != wire.VERSION:
-            reason = f"its manifest has version {version!r:.20}, this program reads {wire.VERSION}."
+            reason = f"{MANIFEST} has version {version!r:.20}, this program reads version {wire.VERSION}."
             raise UnusableError(reason, foreign=True) from None
-        raise UnusableError(f"{MANIFEST} cannot be used ({error}).") from None
+        raise UnusableError(f"{MANIFEST} is invalid ({error}).") from None
 
 
 def _version_of(data: bytes) -> object:
-    """The version that a manifest claims; ours when it claims none."""
+    """The version that a manifest claims; `wire.VERSION` if it claims none."""
     with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(data)
         if isinstance(content, dict):
@@ -128,19 +126,19 @@ def _version_of(data: bytes) -> object:
 
 
 def describe(error: OSError) -> str:
-    """The error as people and manuals call it."""
+    """The error's message and symbolic name."""
     return f"{error.strerror or error} ({errno.errorcode.get(error.errno or 0, 'unknown error')})"
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """A file that is gone, or that the device cannot read, is damage; to lack rights or descriptors is not."""
+    """A missing or unreadable file is damage; missing rights or descriptors are not."""
     try:
         yield
     except OSError as error:
         if error.errno in _DAMAGE:
-            raise UnusableError(f"{path.name} cannot be read: {describe(error)}.") from None
-        raise CheckpointError(f"{path}: cannot be read: {describe(error)}") from error
+            raise UnusableError(f"cannot read {path.name}: {describe(error)}.") from None
+        raise CheckpointError(f"cannot read {path}: {describe(error)}") from error
 
 
 def load_manifest(data: bytes) -> Manifest:

@@ -1,4 +1,4 @@
-"""The states of every random generator that training may draw from, as JSON, and back."""
+"""The states of all random generators that training may use: to JSON and back."""
 
 import random
 from typing import Any, cast
@@ -22,7 +22,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Bring back what `capture` gave, on the calling thread. Raises ValueError when the state has another shape."""
+    """Restore what `capture` returned, on the calling thread. Raises ValueError if the state has another shape."""
     try:
         high, low = state["mlx"]
         python, legacy = state["python"], state["numpy"]
@@ -31,7 +31,7 @@ def restore(state: dict[str, Any]) -> None:
         random.setstate(python_state)
         np.random.set_state(legacy)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"the saved state of the random generators cannot be used: {error!r:.200}") from None
+        raise ValueError(f"rng: the saved state of the random generators is invalid: {error!r:.200}") from None
     mx.random.seed(key)  # the key itself is read-only; a seed of 64 bits becomes the key, word for word
 
 
@@ -44,7 +44,7 @@ def _plain(value: Any) -> Any:
 
 
 def seed_generators(seed: int) -> None:
-    """Start MLX's, Python's and numpy's generators."""
+    """Seed MLX's, Python's and numpy's generators."""
     mx.random.seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

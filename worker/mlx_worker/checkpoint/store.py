@@ -1,7 +1,7 @@
-"""Checkpoints that survive: written aside, flushed, sealed by a manifest, renamed; verified before they are loaded.
+"""Durable checkpoints: written to a temporary folder, flushed, sealed by a manifest, renamed; verified before loading.
 
-A folder `step-000000123` whose `MANIFEST.json` verifies is a checkpoint; anything else is not. A name that starts with
-`.tmp-` is either being written or being deleted, and is swept away when nobody holds it.
+Only a folder `step-000000123` whose `MANIFEST.json` verifies is a checkpoint. A folder named `.tmp-…` is being written
+or deleted; once its lock is free it is deleted.
 """
 
 import contextlib
@@ -41,17 +41,17 @@ from mlx_worker.checkpoint.manifest import (
 __all__ = ["CheckpointError", "CheckpointStore", "LoadedCheckpoint", "SavedCheckpoint", "weights_sha256"]
 
 TRAINER_LIMIT_BYTES = 4 * 1024 * 1024
-SPARE_BYTES = 64 * 1024 * 1024
-"""Left free on the disk by every checkpoint, for logs and the journal."""
-PASSED_OVER_LIMIT = 16
-"""As many reasons as a `ready` message holds."""
+RESERVE_BYTES = 64 * 1024 * 1024
+"""Disk space that every checkpoint leaves free, for logs and the journal."""
+SKIPPED_LIMIT = 16
+"""Reasons that fit into a `ready` message."""
 _REASON_LIMIT_CHARACTERS = 512
 _TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A durable checkpoint. `notes`: what was in its way, and old ones that could not be deleted, one sentence each."""
+    """A durable checkpoint. `notes`: renamed folders and failed deletions of old checkpoints, a sentence each."""
 
     path: Path
     size_bytes: int
@@ -61,7 +61,7 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """What a verified checkpoint held; every array is evaluated."""
+    """The content of a verified checkpoint; every array is evaluated."""
 
     step: int
     path: Path
@@ -72,27 +72,27 @@ class LoadedCheckpoint:
 
 @dataclass
 class CheckpointStore:
-    """The checkpoints of one run, in `folder`, of which the `keep` newest stay.
+    """The checkpoints of one run, in `folder`; the `keep` newest are kept.
 
-    One process at a time saves here. Raises CheckpointError when the folder cannot be made, flushed or read, ValueError
-    when `keep` is less than 1.
+    Only one process at a time may save here. Raises CheckpointError if the folder cannot be made, flushed or read,
+    ValueError if `keep` is less than 1.
     """
 
     folder: Path
     run: str
     keep: int
     files: durable_files.Files = field(default_factory=durable_files.Files)
-    passed_over: list[str] = field(default_factory=list, init=False)
-    """Filled by `load_newest`: what it did not use, and why, one sentence each; at most PASSED_OVER_LIMIT."""
+    skipped: list[str] = field(default_factory=list, init=False)
+    """Set by `load_newest`: each folder that it did not use, and why, a sentence each; at most SKIPPED_LIMIT."""
     protected: frozenset[int] = field(default=frozenset(), init=False)
-    """Steps whose checkpoints stay however many newer ones there are."""
+    """Steps whose checkpoints are never deleted."""
     _damaged: set[Path] = field(default_factory=set, init=False)
-    """Known to be damaged or, after a failed flush, not known to be durable: replaced when saved again."""
+    """Damaged, or not durable after a failed flush: replaced when saved again."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
-            raise ValueError(f"keep must be at least 1, found {self.keep}")
-        with _telling(f"{self.folder}: the folder for checkpoints cannot be used"):
+            raise ValueError(f"checkpoint.keep must be at least 1, found {self.keep}")
+        with _as_checkpoint_error(f"cannot use the checkpoint folder {self.folder}"):
             durable_files.make_folders(self.files, self.folder.absolute())
             self._sweep()
 
@@ -105,20 +105,20 @@ class CheckpointStore:
     ) -> SavedCheckpoint:
         """Write the checkpoint of `step`; it is durable when this returns. Older ones are deleted only after that.
 
-        A valid checkpoint of the same step is left as it is, and nothing is written: the same step of the same run
-        holds the same state. A damaged one is replaced; what may be somebody else's is given another name. Raises
-        CheckpointError when the disk is too full, a write or a flush fails, or a weight is not finite; the checkpoints
-        that were there stay as they were. MLX's errors pass.
+        A valid checkpoint of the same step is kept and nothing is written: the same step of the same run has the same
+        state. A damaged one is replaced; a foreign folder of that name is renamed. Raises CheckpointError if the disk
+        is too full, a write or a flush fails, or a weight is not finite; existing checkpoints then stay unchanged.
+        MLX's errors pass through.
         """
         started_s = time.perf_counter()
         path = self.folder / name_of(step)
         notes: list[str] = []
-        size_bytes = self._standing(path, step)
+        size_bytes = self._existing_size(path, step)
         if size_bytes is None:
             payload = self._trainer_bytes(step, trainer)
             mx.eval(*trained.values(), *optimizer.values())
             _require_finite(step, trained)
-            with _telling(f"step {step}: {self.folder} could not be swept"):  # what could not be deleted before
+            with _as_checkpoint_error(f"step {step}: cannot delete temporary folders in {self.folder}"):
                 self._sweep()
             self._require_space(step, trained, optimizer, payload)
             size_bytes, notes = self._write(path, step, trained, optimizer, payload)
@@ -127,27 +127,27 @@ class CheckpointStore:
         return SavedCheckpoint(path, size_bytes, time.perf_counter() - started_s, tuple(notes))
 
     def load_newest(self) -> LoadedCheckpoint | None:
-        """The newest checkpoint that verifies, or None; `passed_over` then says what was not used and why.
+        """The newest checkpoint that verifies, or None; `skipped` then lists the unused folders.
 
-        Hashes are verified before anything is loaded. What fails after that is no damage of the checkpoint (the
-        device's memory may be full), so it is raised, not passed over. Raises CheckpointError when the folder, or a
-        file for lack of rights or descriptors, cannot be read: an older checkpoint would silently cost progress.
+        Hashes are verified before anything is loaded. A later failure does not mean a damaged checkpoint (the device's
+        memory may be full), so it is raised. Raises CheckpointError if the folder, or a file for lack of rights or
+        descriptors, cannot be read: an older checkpoint would silently cost progress.
         """
-        found, self.passed_over = self._list(tell_junk=True)
+        found, self.skipped = self._list(report_junk=True)
         for step, path in found:
             try:
                 verify(path, self.run, step)
             except UnusableError as reason:
                 if not reason.foreign:
                     self._damaged.add(path)
-                self._pass_over(f"{path.name}: {reason}")
+                self._skip(f"{path.name}: {reason}")
                 continue
             return self._load(path, step)
         return None
 
     def _load(self, path: Path, step: int) -> LoadedCheckpoint:
         trained, optimizer = (_load_arrays(path / name) for name in (MODEL, OPTIMIZER))
-        with _telling(f"{path / TRAINER}: cannot be read"):
+        with _as_checkpoint_error(f"cannot read {path / TRAINER}"):
             trainer = exact_json.loads((path / TRAINER).read_bytes())
         if not isinstance(trainer, dict):
             raise CheckpointError(f"{path / TRAINER}: expected an object, found {type(trainer).__name__}")
@@ -155,10 +155,10 @@ class CheckpointStore:
 
     # Writing
 
-    def _standing(self, path: Path, step: int) -> int | None:
-        """Size of the valid checkpoint that stands at `path`, None when there is none or it is damaged.
+    def _existing_size(self, path: Path, step: int) -> int | None:
+        """Size of the valid checkpoint at `path`; None if there is none or it is damaged.
 
-        It is durable: opening flushed what was there, and of what came since, only that which was flushed counts.
+        It is durable: opening the store flushed existing folders, and later ones count only once flushed.
         """
         if path in self._damaged or not os.path.lexists(path):
             return None
@@ -166,7 +166,7 @@ class CheckpointStore:
             manifest = verify(path, self.run, step)
         except UnusableError:
             return None
-        with _telling(f"step {step}: {path} could not be read"):
+        with _as_checkpoint_error(f"step {step}: cannot read {path}"):
             return sum(entry.size_bytes for entry in manifest.files) + (path / MANIFEST).stat().st_size
 
     def _trainer_bytes(self, step: int, trainer: Mapping[str, Any]) -> bytes:
@@ -176,7 +176,7 @@ class CheckpointStore:
             raise CheckpointError(f"step {step}: {TRAINER}: {error}") from None
         if len(payload) > TRAINER_LIMIT_BYTES:
             raise CheckpointError(
-                f"step {step}: {TRAINER} has {len(payload)} bytes, the limit is {TRAINER_LIMIT_BYTES}"
+                f"step {step}: {TRAINER} has {len(payload):,} bytes, the limit is {TRAINER_LIMIT_BYTES:,}"
             )
         return payload
 
@@ -185,13 +185,13 @@ class CheckpointStore:
     ) -> None:
         arrays = [*trained.values(), *optimizer.values()]
         header_bytes = 256 * (len(arrays) + 4)
-        needed = sum(array.nbytes for array in arrays) + len(payload) + header_bytes + SPARE_BYTES
-        with _telling(f"step {step}: free space of {self.folder} is unknown"):
+        needed = sum(array.nbytes for array in arrays) + len(payload) + header_bytes + RESERVE_BYTES
+        with _as_checkpoint_error(f"step {step}: cannot read the free space of {self.folder}"):
             free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise CheckpointError(
-                f"step {step}: the disk of {self.folder} is too full: {free / 2**20:.0f} MiB are free, a checkpoint "
-                f"needs {needed / 2**20:.0f} MiB with {SPARE_BYTES / 2**20:.0f} MiB to spare; older checkpoints stay"
+                f"step {step}: the disk of {self.folder} is too full: {free / 2**20:,.0f} MiB free, "
+                f"{needed / 2**20:,.0f} MiB needed (with a reserve of {RESERVE_BYTES / 2**20:.0f} MiB)"
             )
 
     def _write(
@@ -210,49 +210,49 @@ class CheckpointStore:
         with self._temporary(step) as temporary:
             files = []
             for name, write in writers.items():
-                with _telling(f"step {step}: {name} could not be written"):
+                with _as_checkpoint_error(f"step {step}: cannot write {name}"):
                     files.append(FileEntry(name, *durable_files.write_file(temporary / name, write, self.files)))
             seal = wire.dump_json(Manifest(run=self.run, step=step, files=files))
-            with _telling(f"step {step}: {MANIFEST} could not be written"):
+            with _as_checkpoint_error(f"step {step}: cannot write {MANIFEST}"):
                 durable_files.write_file(temporary / MANIFEST, lambda file: file.write(seal), self.files)
                 self.files.flush_folder(temporary)
             notes = self._publish(temporary, path, step)
         return sum(entry.size_bytes for entry in files) + len(seal), notes
 
     def _publish(self, temporary: Path, path: Path, step: int) -> list[str]:
-        with _telling(f"step {step}: the checkpoint could not be given its name"):
-            # what stands there cannot be used, and the new one is complete: this loses nothing
+        with _as_checkpoint_error(f"step {step}: cannot rename the temporary folder to {path.name}"):
+            # an existing folder is unusable, and the new checkpoint is complete: this loses nothing
             notes = self._clear(path, step) if os.path.lexists(path) else []
             self.files.rename(temporary, path)
         try:
             self.files.flush_folder(self.folder)
         except OSError as error:
-            self._damaged.add(path)  # a later save must not take its durability for granted, nor flush it once more
+            self._damaged.add(path)  # a later save must neither trust it nor flush it again
             with contextlib.suppress(OSError):
                 self.files.rename(path, temporary)
-            raise CheckpointError(f"step {step}: {self.folder} could not be flushed: {describe(error)}") from error
+            raise CheckpointError(f"step {step}: cannot flush {self.folder}: {describe(error)}") from error
         return notes
 
     def _clear(self, path: Path, step: int) -> list[str]:
-        """Free the name of a checkpoint. What may be somebody's is kept: one flipped bit can make it look so."""
+        """Free a checkpoint's name. A foreign folder is only renamed: one flipped bit can make a checkpoint foreign."""
         try:
             examine(path, self.run, step)
         except UnusableError as reason:
             if reason.foreign:
-                aside = path.with_name(f"set-aside-{path.name}-{secrets.token_hex(4)}")
-                self.files.rename(path, aside)
-                return [f"{path.name} was in the way, and is now {aside.name}: {reason}"]
+                kept = path.with_name(f"set-aside-{path.name}-{secrets.token_hex(4)}")
+                self.files.rename(path, kept)
+                return [f"renamed foreign folder {path.name} to {kept.name}: {reason}"]
         self._retire(path)
         return []
 
     @contextlib.contextmanager
     def _temporary(self, step: int) -> Iterator[Path]:
-        """A locked temporary folder, gone afterwards unless it was renamed."""
-        with _telling(f"step {step}: no temporary folder in {self.folder}"):
+        """A locked temporary folder, deleted afterwards unless it was renamed."""
+        with _as_checkpoint_error(f"step {step}: cannot make a temporary folder in {self.folder}"):
             temporary = self.folder / f"{_TEMPORARY}{name_of(step)}-{secrets.token_hex(4)}"
             self.files.make_folder(temporary)
         with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError):  # a file system without locks has no second worker either
+            with contextlib.suppress(OSError):  # without locks on this file system, continue: there is one worker
                 descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
                 held.callback(os.close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -262,20 +262,20 @@ class CheckpointStore:
     # Deleting
 
     def _sweep(self) -> None:
-        """Delete temporary folders whose writer is gone."""
+        """Delete temporary folders that no process locks."""
         for entry in self.folder.iterdir():
             if entry.name.startswith(_TEMPORARY) and not _is_locked(entry):
                 durable_files.delete_tree(self.files, entry)
 
     def _delete_old(self, saved: Path) -> list[str]:
-        """Delete what is older than the `keep` newest checkpoints, never `saved`; say what could not be deleted.
+        """Delete all but the `keep` newest checkpoints, never `saved`; returns notes on failed deletions.
 
-        Those of an earlier life are told valid by names and sizes: hashing them all after every save would cost a
-        second per GB. One that `load_newest` found damaged does not count.
+        Validity is checked by names and sizes only: hashing all after every save would cost a second per GB. One that
+        `load_newest` found damaged does not count.
         """
         kept, notes = 0, []
         try:
-            found, _ = self._list(tell_junk=False)
+            found, _ = self._list(report_junk=False)
         except CheckpointError as error:
             return [str(error)]
         for step, path in found:
@@ -292,11 +292,11 @@ class CheckpointStore:
             try:
                 self._retire(path)
             except OSError as error:
-                notes.append(f"{path.name} could not be deleted: {describe(error)}")
+                notes.append(f"cannot delete old checkpoint {path.name}: {describe(error)}")
         return notes
 
     def _retire(self, path: Path) -> None:
-        """Rename first: a folder that is half deleted must not carry a checkpoint's name."""
+        """Rename, then delete: a half-deleted folder must not have a checkpoint's name."""
         doomed = path.with_name(f"{_TEMPORARY}old-{path.name}-{secrets.token_hex(4)}")
         self.files.rename(path, doomed)
         durable_files.delete_tree(self.files, doomed)
@@ -304,25 +304,25 @@ class CheckpointStore:
 
     # Reading
 
-    def _list(self, *, tell_junk: bool) -> tuple[list[tuple[int, Path]], list[str]]:
-        """Folders named like checkpoints, newest first, and sentences on what else lies there (dot files aside)."""
+    def _list(self, *, report_junk: bool) -> tuple[list[tuple[int, Path]], list[str]]:
+        """Folders named like checkpoints, newest first, and a sentence on every other entry except dot files."""
         found: list[tuple[int, Path]] = []
         junk: list[str] = []
-        with _telling(f"{self.folder}: cannot be listed"):
+        with _as_checkpoint_error(f"cannot list {self.folder}"):
             entries = sorted(self.folder.iterdir())
         for path in entries:
             step = step_of(path.name)
             if step is not None:
                 found.append((step, path))
-            elif tell_junk and not path.name.startswith(".") and len(junk) < PASSED_OVER_LIMIT // 2:
-                junk.append(f"{path.name!r:.200}: not the name of a checkpoint.")
+            elif report_junk and not path.name.startswith(".") and len(junk) < SKIPPED_LIMIT // 2:
+                junk.append(f"{path.name!r:.200}: not a checkpoint's name.")
         return sorted(found, reverse=True), junk
 
-    def _pass_over(self, sentence: str) -> None:
-        if len(self.passed_over) < PASSED_OVER_LIMIT:
-            self.passed_over.append(sentence[:_REASON_LIMIT_CHARACTERS])
+    def _skip(self, sentence: str) -> None:
+        if len(self.skipped) < SKIPPED_LIMIT:
+            self.skipped.append(sentence[:_REASON_LIMIT_CHARACTERS])
         else:
-            self.passed_over[-1] = "More were passed over; only the first reasons are told."
+            self.skipped[-1] = "More were skipped; only the first reasons are listed."
 
 
 def weights_sha256(trained: Mapping[str, mx.array]) -> str:
@@ -339,7 +339,7 @@ def weights_sha256(trained: Mapping[str, mx.array]) -> str:
 
 
 def _as_file(file: durable_files.HashingFile) -> BinaryIO:
-    return cast(BinaryIO, file)  # MLX asks for no more than write, seek and tell
+    return cast(BinaryIO, file)  # MLX uses only write, seek and tell
 
 
 def _load_arrays(path: Path) -> dict[str, mx.array]:
@@ -350,11 +350,11 @@ def _load_arrays(path: Path) -> dict[str, mx.array]:
 
 
 def _require_finite(step: int, trained: Mapping[str, mx.array]) -> None:
-    """A device that failed, or a loss that diverged, must not replace the last good weights."""
+    """A failed device or a diverged loss must not replace the last good weights."""
     mx.synchronize()
     for name, array in trained.items():
         if mx.issubdtype(array.dtype, mx.floating) and not mx.all(mx.isfinite(array)).item():
-            raise CheckpointError(f"step {step}: {name} holds values that are not finite; nothing was saved")
+            raise CheckpointError(f"step {step}: {name} contains NaN or infinity; nothing was saved")
 
 
 def _is_locked(path: Path) -> bool:
@@ -374,7 +374,7 @@ def _is_locked(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _telling(what: str) -> Iterator[None]:
+def _as_checkpoint_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run besides files: taking it, and bringing it back."""
+"""The training state in a checkpoint: capturing and restoring it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +22,7 @@ _LIST_SHOWN = 4
 
 @dataclass
 class Progress:
-    """How far the run is, over all its lives."""
+    """How far the run is, over all generations."""
 
     step: int = 0
     cursor: int = 0
@@ -32,7 +32,7 @@ class Progress:
 
 
 def trained_arrays(task: Task) -> dict[str, mx.array]:
-    """What training changes: the trainable parameters, and running statistics, by name."""
+    """The arrays that training changes, by name: trainable parameters and running statistics."""
     arrays = dict(_flat(task.model.trainable_parameters()))
     for path, module in task.model.named_modules():
         if isinstance(module, nn.BatchNorm) and "running_mean" in module:
@@ -47,7 +47,7 @@ def optimizer_arrays(task: Task) -> dict[str, mx.array]:
 
 
 def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> dict[str, Any]:
-    """The facts that make the run what it is, ready for JSON. See `Task.fixed`, `Task.free` and `order`."""
+    """The facts that define the run, ready for JSON. See `Task.fixed`, `Task.free` and `order`."""
     fixed = {
         "seed": job.seed,
         "task.kind": job.task.kind,
@@ -61,7 +61,7 @@ def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> 
         "batch.effective": effective,
         "batch.preserve_effective": job.batch.preserve_effective,
         "learning_rate": learning_rates(task),
-        "checkpoint": _wanted(job.checkpoint),
+        "checkpoint": _chosen(job.checkpoint),
         "memory": msgspec.to_builtins(job.memory),
         **task.free,
     }
@@ -70,15 +70,15 @@ def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> 
     return plain
 
 
-def _wanted(checkpoint: wire.CheckpointJob) -> dict[str, Any]:
-    """Without what the supervisor has measured: no person changed that."""
+def _chosen(checkpoint: wire.CheckpointJob) -> dict[str, Any]:
+    """The settings without the value that the supervisor measures."""
     chosen: dict[str, Any] = msgspec.to_builtins(checkpoint)
     del chosen["mean_time_between_failures_s"]
     return chosen
 
 
 def learning_rates(task: Task) -> dict[str, Any]:
-    """Every learning rate that the optimizer was built with, and whether it follows a schedule."""
+    """Every initial learning rate of the optimizer, and whether it follows a schedule."""
     rates = {name: value for name, value in optimizer_arrays(task).items() if name.endswith("learning_rate")}
     scheduled = bool(getattr(task.optimizer, "_schedulers", None))
     return {name: {"initial": _number(value), "scheduled": scheduled} for name, value in rates.items()}
@@ -98,16 +98,14 @@ def trainer_state(progress: Progress, epoch: int, facts: dict[str, Any], task: T
 
 
 def restore(checkpoint: LoadedCheckpoint, task: Task, facts: dict[str, Any]) -> tuple[Progress, list[str]]:
-    """Bring the checkpoint's state into the task and the random generators; the progress, and notes on changes.
+    """Restore the checkpoint into the task and the random generators; returns the progress, and notes on changes.
 
-    `facts["order"]` becomes the checkpoint's.
-
-    Raises RefusedError when the job is not the one that the checkpoint was made by.
+    `facts["order"]` becomes the checkpoint's. Raises RefusedError if the job does not fit the checkpoint.
     """
     trainer = checkpoint.trainer
     if trainer.get("v") != TRAINER_VERSION:
         found = trainer.get("v")
-        raise RefusedError(f"{checkpoint.path}: trainer.json has version {found!r}, this side reads {TRAINER_VERSION}")
+        raise RefusedError(f"{checkpoint.path}: trainer.json: expected version {TRAINER_VERSION}, found {found!r}")
     try:
         old, progress = trainer["recipe"], Progress(**trainer["progress"])
         notes = compare(old, facts, str(checkpoint.path))
@@ -118,35 +116,32 @@ def restore(checkpoint: LoadedCheckpoint, task: Task, facts: dict[str, Any]) -> 
         rng_state.restore(trainer["rng"])
     except (KeyError, TypeError, ValueError) as error:
         text = f"{type(error).__name__}: {error}"
-        raise RefusedError(f"{checkpoint.path}: trainer.json cannot be used: {text}") from error
+        raise RefusedError(f"{checkpoint.path}: trainer.json is invalid: {text}") from error
     if progress.step != checkpoint.step:
-        raise RefusedError(f"{checkpoint.path}: trainer.json is of step {progress.step}")
+        raise RefusedError(f"{checkpoint.path}: trainer.json is for step {progress.step}, not {checkpoint.step}")
     return progress, notes
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], where: str) -> list[str]:
-    """Notes on what changed and may. Raises RefusedError that names every change that may not."""
+    """Notes on allowed changes. Raises RefusedError that names every change that is not allowed."""
     refused = _changes(old["fixed"], new["fixed"])
     if refused:
         raise RefusedError(
-            f"the checkpoint {where} was made with other settings: "
-            + "; ".join(refused)
-            + ". Undo the change, or start under a new name"
+            f"checkpoint {where} does not fit the settings: {'; '.join(refused)}. Undo that, or use a new run name"
         )
-    return [f"changed since the checkpoint: {change}" for change in _changes(_told(old["free"]), _told(new["free"]))]
+    changes = _changes(_notable(old["free"]), _notable(new["free"]))
+    return [f"changed since the checkpoint: {change}" for change in changes]
 
 
-def _told(free: dict[str, Any]) -> dict[str, Any]:
-    """Without the batch size, which the supervisor changes all the time and tells of itself."""
+def _notable(free: dict[str, Any]) -> dict[str, Any]:
+    """The facts without the micro-batch: the supervisor changes it often and reports that itself."""
     return {name: value for name, value in free.items() if name != "batch.size"}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     names = [*old, *(name for name in new if name not in old)]
     return [
-        f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}"
-        for name in names
-        if old.get(name) != new.get(name)
+        f"{name}: {_short(old.get(name))} → {_short(new.get(name))}" for name in names if old.get(name) != new.get(name)
     ]
 
 
@@ -156,7 +151,7 @@ def _short(value: Any) -> str:
 
 
 def _restore_weights(checkpoint: LoadedCheckpoint, task: Task) -> None:
-    _require_same("trained tensors", trained_arrays(task), checkpoint.trained, checkpoint)
+    _require_same("trained arrays", trained_arrays(task), checkpoint.trained, checkpoint)
     task.model.update(tree_unflatten(list(checkpoint.trained.items())))
     mx.eval(task.model.state)
 
@@ -168,7 +163,7 @@ def _restore_optimizer(checkpoint: LoadedCheckpoint, task: Task, *, keep_rates: 
         for name, value in checkpoint.optimizer.items()
         if not (keep_rates and name.endswith("learning_rate"))
     }
-    _assign(task.optimizer.state, "", saved)  # in place: what MLX compiles refers to these very dictionaries
+    _assign(task.optimizer.state, "", saved)  # in place: compiled functions refer to these dictionaries
     mx.eval(task.optimizer.state)
 
 
@@ -189,9 +184,9 @@ def _require_same(
     if new == old:
         return
     names = sorted(name for name in {*new, *old} if new.get(name) != old.get(name))
-    parts = [f"{name} was {old.get(name, 'absent')}, is {new.get(name, 'absent')}" for name in names[:_LIST_SHOWN]]
+    parts = [f"{name}: {old.get(name, 'absent')} → {new.get(name, 'absent')}" for name in names[:_LIST_SHOWN]]
     more = f" and {len(names) - _LIST_SHOWN} more" if len(names) > _LIST_SHOWN else ""
-    raise RefusedError(f"the {what} of {checkpoint.path} are not the task's: {'; '.join(parts)}{more}")
+    raise RefusedError(f"checkpoint {checkpoint.path} does not fit the task's {what}: {'; '.join(parts)}{more}")
 
 
 def _shapes(arrays: dict[str, mx.array]) -> dict[str, str]:

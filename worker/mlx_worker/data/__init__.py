@@ -1,1 +1,1 @@
-"""Which samples, in which order, in which batch."""
+"""The order of the samples, and the batches cut from it."""

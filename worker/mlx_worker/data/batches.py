@@ -1,4 +1,4 @@
-"""Which samples an update learns from: a fixed order, cut into effective batches, that no restart changes."""
+"""The samples of each update: a fixed order, cut into effective batches, that no restart changes."""
 
 import operator
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ import numpy.typing as npt
 
 WINDOW = 32
 """Effective batches among which samples are sorted by length. Of lognormal lengths (median 200 tokens, sigma 0.8), in
-batches of 8 padded to multiples of 32, a plain shuffle makes 62 % of what is computed padding, a window of 8 leaves
-29 %, 32 leaves 14 %, 64 leaves 10 %, sorting all 20,000 samples 6 %."""
+batches of 8 padded to multiples of 32, padding is 62 % of the computed tokens with a plain shuffle, 29 % with a window
+of 8, 14 % with 32, 10 % with 64, and 6 % with all 20,000 samples sorted."""
 
 Ids = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Samples of like length go into one effective batch, so that less is padded.
+    """Samples of similar length go into one effective batch, so that less is padded.
 
-    `lengths`: of every sample, in any unit that grows with the cost. `effective`: samples of an effective batch, as it
-    was when the run began; a later size only cuts the same order elsewhere. `window`: how many effective batches of
-    the shuffled epoch are sorted together.
+    `lengths`: of every sample, in any unit that grows with the cost. `effective`: samples of an effective batch when
+    the run began; a later size only cuts the same order elsewhere. `window`: effective batches of the shuffled epoch
+    that are sorted together.
 
-    Raises ValueError for lengths of another shape than one number a sample, and for sizes below 1.
+    Raises ValueError unless `lengths` has one integer per sample and both sizes are at least 1.
     """
 
     lengths: Ids
@@ -31,30 +31,31 @@ class Grouping:
 
     def __post_init__(self) -> None:
         if self.lengths.ndim != 1 or self.lengths.dtype.kind not in "iu":
-            raise ValueError(f"lengths must be a row of integers, found {self.lengths.dtype}{self.lengths.shape}")
+            raise ValueError(
+                f"lengths must be a one-dimensional array of integers, found {self.lengths.dtype}{self.lengths.shape}"
+            )
         if self.effective < 1 or self.window < 1:
-            raise ValueError(f"sizes must be at least 1, found effective {self.effective}, window {self.window}")
+            raise ValueError(f"effective and window must be at least 1, found {self.effective} and {self.window}")
 
 
 class EffectiveBatches:
     """Effective batches of sample ids, cut one after another from an endless stream.
 
-    The stream is the concatenation of epochs; epoch e is a permutation of `range(sample_count)` that depends on
-    (seed, e), and on the grouping that the run began with, and on nothing else. `cursor` counts the samples taken since
-    the start of training, so that a stream made anew at the same cursor goes on exactly where the old one stood,
-    whatever the batch sizes were before.
+    The stream is the concatenation of epochs; epoch e is a permutation of `range(sample_count)` that depends only on
+    (seed, e) and on the grouping that the run began with. `cursor` counts the samples taken since the start of
+    training: a new stream at the same cursor continues exactly where the old one ended, whatever the batch sizes were.
 
-    Raises ValueError for an empty dataset, a negative seed or cursor, or a grouping of other samples, TypeError for
-    what is no integer.
+    Raises ValueError for an empty dataset, a negative seed or cursor, or a grouping of another size; TypeError for
+    arguments that are not integers.
     """
 
     def __init__(self, sample_count: int, seed: int, cursor: int = 0, grouping: Grouping | None = None) -> None:
         self._count = _integer("sample_count", sample_count)
         self._grouping = grouping
         if grouping is not None and len(grouping.lengths) != self._count:
-            raise ValueError(f"there are {self._count} samples, but the lengths of {len(grouping.lengths)}")
+            raise ValueError(f"lengths has {len(grouping.lengths)} entries for {self._count} samples")
         if self._count == 0:
-            raise ValueError("the dataset is empty: there is no sample to train on")
+            raise ValueError("the dataset is empty; at least 1 sample is needed")
         self._seed = _integer("seed", seed)
         self._cursor = _integer("cursor", cursor)
         self._permutation: Ids | None = None
@@ -71,18 +72,18 @@ class EffectiveBatches:
         return self._cursor // self._count
 
     def next(self, effective: int) -> list[int]:
-        """The ids of the next `effective` samples; the cursor moves on by as many.
+        """The ids of the next `effective` samples; the cursor advances by as many.
 
-        A batch may run over the border of two epochs. Raises ValueError when it is larger than the dataset: it would
-        hold some sample more than once by design.
+        A batch may span two epochs. Raises ValueError if it is larger than the dataset: it would always repeat a
+        sample.
         """
         effective = _integer("effective", effective)
         if effective < 1:
-            raise ValueError("an effective batch has at least 1 sample, 0 were asked for")
+            raise ValueError("an effective batch must have at least 1 sample, found 0")
         if effective > self._count:
             raise ValueError(
-                f"an effective batch of {effective} samples is larger than the dataset, which has {self._count}: "
-                "lower the batch size or the accumulation, or bring more data"
+                f"the effective batch of {effective} samples exceeds the dataset's {self._count}; "
+                "lower the batch size or the accumulation, or add data"
             )
         ids: list[int] = []
         while len(ids) < effective:
@@ -94,7 +95,7 @@ class EffectiveBatches:
 
     def _order(self, epoch: int) -> Ids:
         if self._permutation is None or self._permuted_epoch != epoch:
-            self._permutation = None  # the old one goes before the new one comes
+            self._permutation = None  # freed before the new one is made
             if self._grouping is None:
                 self._permutation = permutation(self._count, self._seed, epoch)
             else:
@@ -106,29 +107,29 @@ class EffectiveBatches:
 def permutation(count: int, seed: int, epoch: int) -> Ids:
     """The plain order of one epoch: the stable argsort of `count` raw 64-bit words of PCG64.
 
-    numpy keeps the output of SeedSequence and of a bit generator's raw words the same for good (NEP 19), but not that
-    of `Generator.permutation`: a checkpoint must not meet another order after an upgrade. `spawn_key` keeps every
-    pair (seed, epoch) apart, for seeds of more than 32 bits too.
+    numpy guarantees a stable output of SeedSequence and of a bit generator's raw words (NEP 19), but not of
+    `Generator.permutation`: an upgrade must not change the order of a checkpoint. `spawn_key` separates all pairs
+    (seed, epoch), also for seeds of more than 32 bits.
     """
     order = np.argsort(_words(count, seed, epoch), kind="stable")
     return order.astype(np.uint32 if count <= 2**32 else np.uint64)
 
 
 def grouped(grouping: Grouping, seed: int, epoch: int) -> Ids:
-    """The order of one epoch with samples of like length together: again a permutation, fixed by its arguments.
+    """The order of one epoch with samples of similar length together: a permutation that depends only on the arguments.
 
     Windows of the plain order are sorted by length and cut into effective batches, which are shuffled. An effective
-    batch that runs over the border of two epochs takes what comes in the plain order at either end: were it what the
-    sorting leaves over, one update in an epoch would hold nothing but the longest samples.
+    batch that spans two epochs takes the samples at either end of the plain order: taken from the end of the sorted
+    order, one update per epoch would hold only the longest samples.
     """
     lengths, size = grouping.lengths, grouping.effective
     count = len(lengths)
     plain = permutation(count, seed, epoch)
-    head = min(-(epoch * count) % size, count)  # what the last effective batch of the epoch before still lacks
+    head = min(-(epoch * count) % size, count)  # completes the last effective batch of the epoch before
     batches = (count - head) // size
     middle = plain[head : head + batches * size]
     windows = np.arange(len(middle)) // (size * grouping.window)
-    middle = middle[np.lexsort((lengths[middle], windows))].reshape(batches, size)  # stable: ties stay as they were
+    middle = middle[np.lexsort((lengths[middle], windows))].reshape(batches, size)  # stable: ties keep their order
     shuffled = np.lexsort((_words(batches, seed, epoch, 1), windows[::size]))
     ends = (plain[:head], plain[head + batches * size :])
     first, last = (end[np.argsort(lengths[end], kind="stable")] for end in ends)
@@ -144,7 +145,7 @@ def _integer(name: str, value: object) -> int:
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, found {value!r}")
     try:
-        number = operator.index(value)  # type: ignore[arg-type]  # the point is to ask
+        number = operator.index(value)  # type: ignore[arg-type]  # this is the check
     except TypeError:
         raise TypeError(f"{name} must be an integer, found {value!r:.80}") from None
     if number < 0:

@@ -1,4 +1,4 @@
-"""Token sequences of different lengths as one array, padded so that few different shapes occur."""
+"""Token sequences of different lengths as one array, padded to few different shapes."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ import mlx.core as mx
 import numpy as np
 
 PAD_TO = 32
-"""mlx_lm's own multiple; one more token is padded, as the first predicts and the last is only predicted."""
+"""mlx_lm's own multiple, plus one token: the first token is only input, the last only target."""
 FINE_SHAPES = 24
-"""As many shapes as mlx_lm's padding may make before it is made coarser: mx.compile and the allocator keep each."""
+"""Most shapes that mlx_lm's padding may make before it gets coarser: mx.compile and the allocator keep each."""
 STEPS_PER_DOUBLING = 8
-"""Of the coarser shapes: neighbours lie at most an eighth apart, so at most 12.5 % more is padded."""
+"""Coarser shapes per doubling: neighbours differ by at most an eighth, so padding adds at most 12.5 %."""
 
 
 def pad(samples: Sequence[tuple[Sequence[int], int]], max_seq_length: int) -> tuple[mx.array, mx.array]:
-    """The batch of `(tokens, prompt length)`, shortest first as mlx_lm sorts them, and rows of (from, to) for its loss.
+    """The batch of `(tokens, prompt length)`, shortest first as in mlx_lm, and rows of (from, to) for its loss.
 
-    Zeros are padded, which `default_loss` gives no weight. Sequences are cut to `max_seq_length`.
+    Padded with zeros, which have no weight in `default_loss`. Sequences are cut to `max_seq_length`.
     """
     ordered = sorted(samples, key=lambda sample: len(sample[0]))
     lengths = [min(len(tokens), max_seq_length) for tokens, _ in ordered]
@@ -28,9 +28,9 @@ def pad(samples: Sequence[tuple[Sequence[int], int]], max_seq_length: int) -> tu
 
 
 def width(longest: int, max_seq_length: int) -> int:
-    """Tokens that a batch is padded to: mlx_lm's number, or a coarser one where its padding would make many shapes.
+    """Tokens that a batch is padded to: as in mlx_lm, or coarser where that would make many shapes.
 
-    It depends on these two numbers alone, and on nothing that happened before: a resumed run must pad as the first did.
+    Depends on these two numbers only, so a resumed run pads like an uninterrupted one.
     """
     step = PAD_TO
     if max_seq_length > FINE_SHAPES * PAD_TO:

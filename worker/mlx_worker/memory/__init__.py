@@ -1,1 +1,1 @@
-"""What becomes of MLX's cache, and gradient checkpointing."""
+"""MLX's cache, and gradient checkpointing."""

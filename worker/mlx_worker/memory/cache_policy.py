@@ -1,4 +1,4 @@
-"""What becomes of MLX's cache, and what its counters say."""
+"""When MLX's cache is cleared or limited, and MLX's memory counters."""
 
 import contextlib
 import gc
@@ -10,10 +10,10 @@ import mlx.core as mx
 import psutil
 
 from mlx_supervisor import wire
-from mlx_worker.memory.cache_budget import LOOK_EVERY_STEPS, CacheBudget
+from mlx_worker.memory.cache_budget import REVIEW_EVERY_STEPS, CacheBudget
 
 ROOM_SHARE = 0.9
-"""Of the memory limit: what `has_room` leaves free is for what varies from update to update."""
+"""Of the memory limit: `has_room` keeps the rest free, as need varies from update to update."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Counters:
     resident_bytes: int
 
 
-class Memory:
-    """The job's policy. Clearing points belong to "always"; "adaptive" bounds the cache, and the allocator trims it."""
+class CachePolicy:
+    """The job's `memory.policy`: "always" clears the cache at fixed points, "adaptive" limits its size."""
 
     def __init__(self, job: wire.MemoryJob) -> None:
         self._job = job
@@ -35,24 +35,24 @@ class Memory:
         self._process = psutil.Process()
         self._peak_before_bytes = 0
         self._updates = 0
-        self._device = _Device()
+        self.device = Device()
         self._budget = self._new_budget() if job.policy == "adaptive" else None
         if job.cache_limit_bytes is not None:
             mx.set_cache_limit(job.cache_limit_bytes)
-        if self._budget is not None and self._device.enforces:
+        if self._budget is not None and self.device.enforces:
             mx.set_memory_limit(self._budget.room_bytes)
-        if self._device.wired_bytes is not None:  # Metal only; as mlx_lm's trainer does
-            mx.set_wired_limit(self._device.wired_bytes)
+        if self.device.wired_bytes is not None:  # Metal only; as mlx_lm's trainer does
+            mx.set_wired_limit(self.device.wired_bytes)
 
     def _new_budget(self) -> CacheBudget | None:
-        limit_bytes, device = self._limit_bytes(), self._device
+        limit_bytes, device = self._limit_bytes(), self.device
         if limit_bytes is None:
             return None
         return CacheBudget(limit_bytes, own=device.own_bytes is not None, enforced=device.enforces)
 
     def _limit_bytes(self) -> int | None:
-        """Of the memory that MLX's buffers are in; None when nobody set one."""
-        job, device = self._job, self._device
+        """Of the memory that holds MLX's buffers; None without a limit."""
+        job, device = self._job, self.device
         if device.own_bytes is not None:
             limit_bytes = job.device_limit_bytes or int(job.device_limit_share * device.own_bytes)
             return min(limit_bytes, device.own_bytes)
@@ -61,25 +61,25 @@ class Memory:
         return job.limit_bytes
 
     def has_room(self, more_bytes: int) -> bool:
-        """Whether arrays of that size may be kept alive through the next update, if it needs what the last one did.
+        """Whether arrays of that size can be kept through the next update, if it needs as much as the last one.
 
-        The cache is not counted: it gives way.
+        The cache is not counted: it is trimmed first.
         """
         limit_bytes = self._limit_bytes()
         if limit_bytes is None:
             return True
         counters = self.read()
-        other_bytes = 0 if self._device.own_bytes is not None else self._other_bytes(counters)
+        other_bytes = 0 if self.device.own_bytes is not None else self._other_bytes(counters)
         return other_bytes + counters.peak_bytes + more_bytes <= ROOM_SHARE * limit_bytes
 
     @property
     def left_bytes(self) -> int | None:
-        """What this process may still take of the memory limit, its children not counted; None without a limit."""
+        """Memory limit minus this process's memory, without its children; None without a limit."""
         if self._job.limit_bytes is None:
             return None
         counters = self.read()
         held_bytes = counters.resident_bytes
-        if self._device.wired_bytes is not None:  # a Mac's resident set leaves most of MLX's buffers out
+        if self.device.wired_bytes is not None:  # a Mac's resident set leaves most of MLX's buffers out
             held_bytes += counters.active_bytes + counters.cache_bytes
         return max(0, self._job.limit_bytes - held_bytes)
 
@@ -90,37 +90,37 @@ class Memory:
 
     @property
     def waits(self) -> bool:
-        """Whether the update in hand is to be done before the next one begins, rather than overlap with its beginning.
+        """Whether the current update must finish before the next one begins, rather than overlap with it.
 
-        Now and then it is, so that the counters are read with nothing in flight: leaks are found in the lowest ones.
+        Every REVIEW_EVERY_STEPS it must, so that the counters are read with nothing in flight: the lowest show leaks.
         """
-        looks_next = (self._updates + 1) % LOOK_EVERY_STEPS == 0
-        return self._always or looks_next or (self._budget is not None and self._budget.tight)
+        review_is_next = (self._updates + 1) % REVIEW_EVERY_STEPS == 0
+        return self._always or review_is_next or (self._budget is not None and self._budget.tight)
 
     @property
     def splits_update(self) -> bool:
-        """Whether the gradients are to be evaluated on their own, so that there is something to clear after them."""
+        """Whether the gradients are evaluated separately, so that the cache can be cleared after them."""
         return self._always and self._job.clear_after_gradients
 
     def before_gradients(self) -> None:
-        """Before the first forward pass of an update."""
+        """Call before the first forward pass of an update."""
         if self._always and self._job.clear_before_gradients:
             self._clear()
 
     def after_gradients(self) -> None:
-        """Once a micro-batch's gradients are evaluated and its activations are gone."""
+        """Call once a micro-batch's gradients are evaluated and its activations are freed."""
         if self.splits_update:
             self._clear()
 
     def after_update(self) -> None:
-        """Once the new weights are evaluated and the gradients dropped."""
+        """Call once the new weights are evaluated and the gradients are freed."""
         if self._always and self._job.clear_after_update:
             self._clear()
 
     def note_update(self) -> Counters:
-        """The counters at the end of an update, by which an adaptive policy goes.
+        """Read the counters at the end of an update, and adapt the limits to them.
 
-        The next update may have begun already: its peak counts from the end of the update before this one.
+        The next update may have begun already, so its peak counts from the end of the update before this one.
         """
         counters = self.read()
         self._updates += 1
@@ -128,24 +128,24 @@ class Memory:
         mx.reset_peak_memory()
         if self._budget is None:
             return counters
-        self._mind_pressure(self._budget, counters)
+        self._relieve_pressure(self._budget, counters)
         other_bytes = self._other_bytes(counters)
         self._set_cache_limit(self._budget.add(counters.active_bytes, counters.peak_bytes, other_bytes))
         return counters
 
     def note_evaluated(self) -> None:
-        """After a batch of an evaluation, whose needs the budget has not measured."""
+        """Call after a batch of an evaluation: the budget has not measured its need."""
         if self._budget is not None:
-            self._mind_pressure(self._budget, self.read())
+            self._relieve_pressure(self._budget, self.read())
 
-    def _mind_pressure(self, budget: CacheBudget, counters: Counters) -> None:
+    def _relieve_pressure(self, budget: CacheBudget, counters: Counters) -> None:
         if budget.is_under_pressure(counters.active_bytes, counters.cache_bytes, self._other_bytes(counters)):
             mx.clear_cache()
             self._set_cache_limit(budget.relieve())
 
     def _other_bytes(self, counters: Counters) -> int:
-        """What this process holds besides MLX's buffers. A Mac's resident set leaves most of those out."""
-        if self._device.wired_bytes is not None:
+        """This process's memory outside MLX's buffers. A Mac's resident set leaves most of the buffers out."""
+        if self.device.wired_bytes is not None:
             return counters.resident_bytes
         return max(0, counters.resident_bytes - counters.active_bytes - counters.cache_bytes)
 
@@ -155,11 +155,11 @@ class Memory:
         if self._job.cache_limit_bytes is not None:
             limit_bytes = min(limit_bytes, self._job.cache_limit_bytes)
         mx.set_cache_limit(limit_bytes)
-        if self._budget is not None and self._device.enforces:
+        if self._budget is not None and self.device.enforces:
             mx.set_memory_limit(self._budget.room_bytes)
 
     def relieve(self) -> Counters:
-        """All that can be given back at once: Python's garbage, then MLX's cache, which stays smaller for a while."""
+        """Free Python's garbage, then MLX's cache, which stays smaller for a while."""
         gc.collect()
         self._clear()
         if self._budget is not None:
@@ -167,7 +167,7 @@ class Memory:
         return self.read()
 
     def start_peak(self) -> None:
-        """Peak counts from here."""
+        """Restart the peak counter."""
         mx.reset_peak_memory()
         self._peak_before_bytes = 0
 
@@ -186,11 +186,11 @@ class Memory:
             time.sleep(self._job.release_pause_s)
 
 
-class _Device:
-    """The device that computes. `own_bytes`: its own memory (CUDA); `wired_bytes`: what it may use of ours (Metal).
+class Device:
+    """The device that computes. `own_bytes`: its own memory (CUDA); `wired_bytes`: how much RAM it may use (Metal).
 
-    `enforces`: the allocator keeps active and cached memory together under `mx.set_memory_limit`, by giving back cached
-    buffers before it asks for more; the CPU's does not.
+    `enforces`: the allocator keeps active plus cached memory under `mx.set_memory_limit`, by freeing cached buffers
+    before it allocates more; the CPU's does not.
     """
 
     def __init__(self) -> None:

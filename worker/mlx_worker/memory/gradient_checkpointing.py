@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what a layer computed is dropped, and computed again in the backward pass."""
+"""Gradient checkpointing: a layer's activations are dropped, and computed again in the backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,22 +7,22 @@ import mlx.nn as nn
 
 from mlx_worker.task import Task
 
-_MLX_LM_NAME = "grad_checkpoint.<locals>."
-"""How the name of a `__call__` begins that mlx_lm's function has put in place."""
-_ours: set[Callable[..., Any]] = set()
+MLX_LM_NAME = "grad_checkpoint.<locals>."
+"""Start of the name of a `__call__` that mlx_lm's function installed."""
+_installed: set[Callable[..., Any]] = set()
 
 
-def start(task: Task, *, asked: bool) -> bool:
-    """Turn it on if `asked`, unless the task has done so itself. Whether it is on; if it can't be, a note says why.
+def start(task: Task, *, requested: bool) -> bool:
+    """Turn it on if `requested`, unless the task has done so itself. Returns whether it is on; a note says why not.
 
-    To be called once, before the first update: `mx.compile` would keep the programs made without it.
+    Call once, before the first update: `mx.compile` would keep programs compiled without it.
     """
     on = has_checkpointed_layers(task.model)
-    if on or not asked:
+    if on or not requested:
         return on
     reason = why_not(task)
     if reason:
-        task.notes.append(f"memory.gradient_checkpointing has no effect here: {reason}")
+        task.notes.append(f"memory.gradient_checkpointing has no effect: {reason}")
     elif task.checkpoint_gradients is not None:
         task.checkpoint_gradients()
     else:
@@ -31,39 +31,39 @@ def start(task: Task, *, asked: bool) -> bool:
 
 
 def why_not(task: Task) -> str:
-    """What keeps it from being turned on; empty when nothing does. A task that says itself how can always."""
+    """Why it can't be turned on; "" if it can. A task with its own `checkpoint_gradients` always can."""
     if task.checkpoint_gradients is not None:
         return ""
     layers = _layers_of(task.model)
     if not layers or not nn.Module.children(layers[0]):
-        return "the model has no list `layers` of modules that are made of modules"
+        return "model.layers must be a list of modules that contain modules"
     if isinstance(task.model, type(layers[0])):
-        return "the class of the model's layers is that of the model"
+        return "the model and its layers have the same class"
     inside = [module for layer in layers for module in layer.modules()]
     if any(isinstance(module, nn.BatchNorm) for module in inside):
-        return "its layers keep running statistics, which would be updated twice"
+        return "its layers contain BatchNorm, whose running statistics would be updated twice"
     if any(_draws(module) for module in inside):
-        return "its layers use dropout, and MLX would compute them again with other random numbers"
+        return "its layers use dropout, which MLX would recompute with different random numbers"
     return ""
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Exactly what `grad_checkpoint: true` does in mlx_lm, but never twice: it replaces the layers' class's `__call__`,
+    """The same as `grad_checkpoint: true` in mlx_lm, but never twice: it replaces `__call__` of the layers' class,
     and a second time would compute everything three times."""
     from mlx_lm.tuner.trainer import grad_checkpoint  # takes a second to import
 
     if not has_checkpointed_layers(model):
         grad_checkpoint(model.layers[0])
-        _ours.add(type(model.layers[0]).__call__)
+        _installed.add(type(model.layers[0]).__call__)
 
 
 def has_checkpointed_layers(model: Any) -> bool:
-    """Whether that has been done, here or by the user's own code."""
+    """Whether its layers are checkpointed, by this module or by the user's own code."""
     layers = _layers_of(model)
     if not layers:
         return False
     call = type(layers[0]).__call__
-    return call in _ours or getattr(call, "__qualname__", "").startswith(_MLX_LM_NAME)
+    return call in _installed or getattr(call, "__qualname__", "").startswith(MLX_LM_NAME)
 
 
 def _layers_of(model: Any) -> list[nn.Module]:
@@ -74,7 +74,7 @@ def _layers_of(model: Any) -> list[nn.Module]:
 
 
 def _draws(module: nn.Module) -> bool:
-    """Whether it draws random numbers: MLX's dropout does, and other code that speaks of `mx.random` most likely."""
+    """Whether it draws random numbers: MLX's dropout does, and code that names `mx.random` probably does."""
     if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Dropout3d):
         return bool(module._p_1 < 1)
     code = getattr(type(module).__call__, "__code__", None)

@@ -1,4 +1,4 @@
-"""Who may end this worker: signals, the supervisor's death, and a watchdog for hangs in native code."""
+"""Stop requests, and the signals that make them."""
 
 import faulthandler
 import os
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class StopFlag:
-    """Set once, by whoever asks first; the loop reads it between updates."""
+    """Set once, by the first request; the loop reads it between updates."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -18,16 +18,16 @@ class StopFlag:
         return self.reason is not None
 
     def request(self, reason: str) -> None:
-        # A plain attribute and no lock: a signal handler may run in the middle of anything.
+        # A plain attribute without a lock: a signal handler may interrupt any code.
         if self.reason is None:
-            self.reason = reason or "asked to stop"
+            self.reason = reason or "stop requested"
 
 
 def install_signals(stop: StopFlag, *, ignore_sigterm: bool = False) -> None:
-    """SIGTERM and SIGINT ask for a stop, a second one exits at once; SIGUSR1 writes every thread's stack to stderr.
+    """SIGTERM and SIGINT request a stop, a second one exits at once; SIGUSR1 writes every thread's stack to stderr.
 
-    A thread of its own counts, told by the wake-up pipe: Python runs a handler in the main thread only,
-    which may be in native code for minutes, or asleep while the signal went to another thread.
+    A separate thread counts the signals on the wake-up pipe: Python runs a handler in the main thread only, which may
+    be in native code for minutes, or asleep while the signal went to another thread.
     """
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -56,5 +56,5 @@ def _count_signals(read_end: int, stop: StopFlag) -> None:
 
 
 def leave_signals_to_the_main_thread() -> None:
-    """To be called first in every other thread: a system call there must not be interrupted in its place."""
+    """Call first in every other thread, so that signals interrupt system calls in the main thread only."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})

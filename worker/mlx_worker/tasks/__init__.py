@@ -1,1 +1,1 @@
-"""What can be trained: a Python task, or an mlx_lm configuration."""
+"""The two kinds of task: a Python function, or an mlx_lm configuration."""

@@ -1,4 +1,4 @@
-"""Tasks of the user's own: `entry = "package.module:function"`."""
+"""User-defined tasks: `entry = "package.module:function"`."""
 
 import importlib
 import inspect
@@ -15,13 +15,13 @@ from mlx_worker.task import Task
 
 
 def build(job: wire.Job) -> Task:
-    """Import the entry, call it, check what it returned. Raises RefusedError; what the user's code raises passes."""
+    """Import the entry, call it, check its result. Raises RefusedError; errors of the user's code pass through."""
     entry = job.task.entry or ""
     function = _find(entry, job.task.base_dir)
     arguments = _arguments(function, entry, job.task.args, job.seed)
     task = function(**arguments)
     if not isinstance(task, Task):
-        raise RefusedError(f"task.entry: {entry} must return a mlx_worker.task.Task, found {type(task).__name__}")
+        raise RefusedError(f"task.entry: {entry} must return an mlx_worker.task.Task, found {type(task).__name__}")
     _check(task, entry)
     task.fixed = {"entry": entry, **task.fixed}
     task.free = {"task.args": job.task.args, **task.free}
@@ -32,20 +32,20 @@ def _find(entry: str, base_dir: str) -> Callable[..., Any]:
     module_name, colon, path = entry.partition(":")
     if not (module_name and colon and path):
         raise RefusedError(f'task.entry: expected "package.module:function", found {entry!r:.200}')
-    # In front, as Python does for a script; what this process needs itself is imported by now.
+    # First, as Python does for a script; this process's own modules are already imported.
     sys.path.insert(0, base_dir)
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise RefusedError(f"task.entry: {module_name} cannot be imported from {base_dir}: {error}") from error
+        raise RefusedError(f"task.entry: cannot import {module_name} from {base_dir}: {error}") from error
     except (SyntaxError, ValueError, TypeError) as error:
-        raise RefusedError(f"task.entry: {module_name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise RefusedError(f"task.entry: cannot import {module_name}: {type(error).__name__}: {error}") from error
     for name in path.split("."):
         if not hasattr(found, name):
             raise RefusedError(f"task.entry: {module_name} ({_file_of(module_name)}) has no {path!r:.200}")
         found = getattr(found, name)
     if not callable(found):
-        raise RefusedError(f"task.entry: {entry} is a {type(found).__name__}; a function that builds a Task is needed")
+        raise RefusedError(f"task.entry: {entry} must be a function that returns a Task, found {type(found).__name__}")
     function: Callable[..., Any] = found
     return function
 
@@ -65,15 +65,15 @@ def _arguments(function: Callable[..., Any], entry: str, given: dict[str, Any], 
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise RefusedError(f"task.args: {entry}{signature} cannot be called with them: {error}") from None
+        raise RefusedError(f"task.args: do not fit {entry}{signature}: {error}") from None
     return arguments
 
 
 def _check(task: Task, entry: str) -> None:
-    def require(holds: bool, name: str, allowed: str) -> None:
-        if not holds:
+    def require(valid: bool, name: str, allowed: str) -> None:
+        if not valid:
             found = type(getattr(task, name)).__name__
-            raise RefusedError(f"task.entry: {entry}: {name} of the Task must be {allowed}, found {found}")
+            raise RefusedError(f"task.entry: {entry}: Task.{name} must be {allowed}, found {found}")
 
     require(isinstance(task.model, nn.Module), "model", "an mlx.nn.Module")
     require(isinstance(task.optimizer, optim.Optimizer), "optimizer", "an mlx.optimizers.Optimizer")
@@ -81,7 +81,7 @@ def _check(task: Task, entry: str) -> None:
     require(callable(task.collate), "collate", "a function")
     require(task.evaluate is None or callable(task.evaluate), "evaluate", "a function")
     require(task.export is None or callable(task.export), "export", "a function")
-    by_hand = task.checkpoint_gradients
-    require(by_hand is None or callable(by_hand), "checkpoint_gradients", "a function")
+    own = task.checkpoint_gradients
+    require(own is None or callable(own), "checkpoint_gradients", "a function")
     sized = hasattr(task.dataset, "__len__") and hasattr(task.dataset, "__getitem__")
     require(sized, "dataset", "a sequence with len() and [index]")

@@ -1,24 +1,24 @@
-"""What the supervisor asks of a running worker, looked at between micro-batches."""
+"""The supervisor's commands to a running worker, polled between micro-batches."""
 
 from mlx_supervisor import wire
-from mlx_worker.autopsy.autopsy import Autopsy
-from mlx_worker.memory.cache_policy import Memory
+from mlx_worker.autopsy.handler import AutopsyHandler
+from mlx_worker.memory.cache_policy import CachePolicy
 from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.stop import StopFlag
 
 
 class Commands:
-    """Answers what can be answered at once, and keeps the rest for the end of the update in hand."""
+    """Answers immediate commands at once, and keeps the others for the end of the current update."""
 
-    def __init__(self, link: Link, stop: StopFlag, memory: Memory) -> None:
+    def __init__(self, link: Link, stop: StopFlag, memory: CachePolicy) -> None:
         self.link = link
         self.stop = stop
-        self.autopsy = Autopsy(link, stop, memory)
+        self.autopsy = AutopsyHandler(link, stop, memory)
         self._memory = memory
         self._resize: wire.Resize | None = None
 
     def poll(self) -> None:
-        """Handle the commands that have come; never waits."""
+        """Handle the commands received so far; never waits."""
         for command in self.link.receive():
             match command:
                 case wire.ClearCache():
@@ -32,6 +32,6 @@ class Commands:
                     self.autopsy.request(command)
 
     def take_resize(self) -> wire.Resize | None:
-        """The last resize that was asked for and not yet done."""
+        """The latest resize that is not yet applied."""
         resize, self._resize = self._resize, None
         return resize

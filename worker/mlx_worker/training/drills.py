@@ -1,4 +1,4 @@
-"""Fire drills: deliberate faults at the step that they name, before its update completes."""
+"""Fire drills: deliberate faults at a given step, before its update completes."""
 
 import ctypes
 import time
@@ -13,11 +13,11 @@ MIB = 1024 * 1024
 
 
 class DrillError(RuntimeError):
-    """The crash that a drill asked for."""
+    """The crash that a drill requested."""
 
 
 class Drills:
-    """The drills of this life. What they leak stays in this object."""
+    """The drills of this generation. What they leak stays in this object."""
 
     def __init__(self, job: wire.DrillJob, generation: int) -> None:
         self._on = not job.generations or generation in job.generations
@@ -25,23 +25,19 @@ class Drills:
         self._kept: list[Any] = []
 
     @property
-    def ignore_sigterm(self) -> bool:
-        return self._on and self._job.ignore_sigterm
-
-    @property
     def within_updates(self) -> bool:
-        """Whether something may happen within an update: then the update before it is to be done and told of."""
+        """Whether a drill may act within an update: then the update before must be finished and reported first."""
         job = self._job
         return self._on and any((job.leak_mib_per_step, job.allocate_mib, job.crash_at_step, job.hang_at_step))
 
     def slow_start(self, stop: StopFlag) -> None:
-        """Be as slow as asked, unless a stop comes."""
+        """Wait for the requested time, unless a stop comes."""
         end_s = time.monotonic() + (self._job.slow_start_s if self._on else 0.0)
         while time.monotonic() < end_s and not stop.requested:
             time.sleep(0.05)
 
     def within_update(self, step: int) -> None:
-        """To be called between the gradients and the update that makes `step`."""
+        """Call between the gradients and the update that makes `step`."""
         if not self._on:
             return
         job = self._job
@@ -56,9 +52,9 @@ class Drills:
 
     def _keep(self, size_bytes: int, *, native: bool) -> None:
         if native:
-            self._kept.append(bytearray(b"\x01") * size_bytes)  # every page is written, so that it is resident
+            self._kept.append(bytearray(b"\x01") * size_bytes)  # written, so that every page is resident
             return
-        # A constant and no random numbers: the drilled run must draw what the undisturbed one draws.
+        # A constant: the drilled run must draw the same random numbers as an undisturbed one.
         array = mx.full((size_bytes,), 1, dtype=mx.uint8)
         mx.eval(array)
         self._kept.append(array)

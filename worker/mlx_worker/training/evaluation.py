@@ -7,7 +7,7 @@ from typing import Any
 from mlx_supervisor import wire
 from mlx_worker.checkpoint import rng_state
 from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
-from mlx_worker.memory.cache_policy import Memory
+from mlx_worker.memory.cache_policy import CachePolicy
 from mlx_worker.supervision.hang_watchdog import HangWatchdog
 from mlx_worker.task import EvaluationContext, Task
 from mlx_worker.training.commands import Commands
@@ -18,10 +18,10 @@ class _StopEvaluationError(Exception):
 
 
 class Evaluation:
-    """Evaluates the task's model. Training draws the same random numbers whether or not an evaluation ran."""
+    """Evaluates the task's model. Training draws the same random numbers with and without evaluations."""
 
     def __init__(
-        self, job: wire.Job, task: Task, commands: Commands, memory: Memory, watchdog: HangWatchdog, saver: Saver
+        self, job: wire.Job, task: Task, commands: Commands, memory: CachePolicy, watchdog: HangWatchdog, saver: Saver
     ) -> None:
         self._seed = job.seed
         self._task, self._commands, self._memory, self._watchdog, self._saver = task, commands, memory, watchdog, saver
@@ -29,18 +29,18 @@ class Evaluation:
         self._step = 0
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether the task wants a validation after update `step` of `steps`."""
+        """Whether the task has a validation after update `step` of `steps`."""
         every = self._task.evaluate_every_steps
         return every > 0 and (step % every == 0 or step == steps)
 
     def validate(self, step: int, batch_size: int) -> None:
-        """Validate after update `step`, with `batch_size` samples at once; report the loss."""
+        """Validate after update `step`, with micro-batches of `batch_size`; report the loss."""
         if self._task.evaluate is None:
             return
         started_s = time.perf_counter()
-        loss = self._apart(self._task.evaluate, step, batch_size)
+        loss = self._evaluate(self._task.evaluate, step, batch_size)
         if loss is None and self._stop.requested:
-            detail = "evaluation cut short by a stop"
+            detail = "validation interrupted by a stop"
         else:
             detail = f"validation loss {float(loss):.4f} at step {step}"
             print(detail)
@@ -51,12 +51,12 @@ class Evaluation:
         self._watchdog.arm()
 
     def test(self, step: int, batch_size: int) -> None:
-        """The task's test, if it has one, after the last update."""
+        """Run the task's test, if it has one, after the last update."""
         if self._task.test is not None:
-            print(self._apart(self._task.test, step, batch_size) or "the test was cut short by a stop")
+            print(self._evaluate(self._task.test, step, batch_size) or "test interrupted by a stop")
 
-    def _apart(self, evaluate: Callable[[Any, EvaluationContext], Any], step: int, batch_size: int) -> Any:
-        """What `evaluate` returns; None after a stop."""
+    def _evaluate(self, evaluate: Callable[[Any, EvaluationContext], Any], step: int, batch_size: int) -> Any:
+        """What `evaluate` returns; None after a stop. The random generators are restored."""
         state = rng_state.capture()
         rng_state.seed_generators(self._seed)
         self._step = step

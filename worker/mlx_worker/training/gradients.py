@@ -12,29 +12,29 @@ from mlx_worker.errors import RefusedError
 from mlx_worker.task import Task
 
 SHAPES_LIMIT = 64
-"""mx.compile keeps a program per shape and never evicts: after so many, they are all dropped and made anew."""
+"""mx.compile keeps a program per shape and never evicts: after this many, all are dropped and compiled again."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """An update that the device may still be computing: the mean loss, the sum of weights, and the learning rate."""
+    """An update that the device may still be computing: mean loss, sum of weights, learning rate."""
 
     loss: mx.array
     weight: mx.array
     rate: mx.array | None
 
     def wait(self) -> tuple[float, float, float]:
-        """The three as numbers, once the update is done. Raises what the device raised."""
+        """The three as numbers, once the update is done. Raises the device's errors."""
         mx.eval(self.loss, self.weight)
         return _number(self.loss), _number(self.weight), 0.0 if self.rate is None else _number(self.rate)
 
 
 class Gradients:
-    """Computes gradients and applies them. A single micro-batch is the plain step, with no scaling at all, and one
-    program; where there is something to do between its gradients and the update (`splits`), two.
+    """Computes gradients and applies them. A single micro-batch is the plain, unscaled step in one compiled program;
+    in two where something happens between its gradients and the update (`splits`).
 
-    Several are sums of weight x gradient in float32, divided by the sum of weights: the loss of a micro-batch that
-    has no weight (every token masked) counts for nothing, where a mean over it would be NaN.
+    Several micro-batches are sums of weight x gradient in float32, divided by the sum of weights: a micro-batch without
+    weight (every token masked) counts as zero, where its mean would be NaN.
     """
 
     def __init__(self, task: Task, *, splits: bool = False) -> None:
@@ -65,13 +65,13 @@ class Gradients:
 
     @property
     def shapes(self) -> int:
-        """For how many shapes of a micro-batch there are programs now."""
+        """Micro-batch shapes that have a compiled program now."""
         return len(self._shapes)
 
     def evaluate(self, *, waiting: bool) -> None:
-        """Compute what was added so far, so that its activations are dropped.
+        """Compute the micro-batches added so far, so that their activations are dropped.
 
-        Not `waiting`: only what was added before the last has to be done when this returns.
+        Without `waiting`, the last one may still be running when this returns.
         """
         if waiting:
             mx.eval(self._sums, self._task.model.state, mx.random.state)
@@ -82,7 +82,7 @@ class Gradients:
         self._before = self._sums[1]
 
     def apply(self) -> Applied:
-        """Update the weights. The device begins with everything that it needs for that, so that no graph piles up."""
+        """Update the weights. The device starts computing at once, so that no graph piles up."""
         if self._done is None:
             sums, self._sums, self._before = self._sums, None, None
             self._done = (self._update if self._alone else self._update_by_mean)(sums)
@@ -98,7 +98,7 @@ class Gradients:
         pair = tuple(result) if self.counts_tokens else (result, count)
         if len(pair) != 2 or not isinstance(pair[0], mx.array) or pair[0].size != 1:
             raise RefusedError(
-                "the task's loss must return a scalar mean, or (scalar mean, weight); found " + _describe(result)
+                "Task.loss must return a scalar mean, or (scalar mean, weight); found " + _describe(result)
             )
         return pair[0].squeeze(), mx.array(pair[1]).astype(mx.float32).squeeze()
 

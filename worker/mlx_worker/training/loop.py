@@ -1,4 +1,4 @@
-"""The training loop, and what stands around it: building the task, resuming, the end."""
+"""The training loop: building the task, resuming, training, saving and exporting."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ from mlx_worker.data.batches import EffectiveBatches
 from mlx_worker.data.sample_log import SampleLog
 from mlx_worker.errors import NotFiniteError, RefusedError
 from mlx_worker.memory import gradient_checkpointing
-from mlx_worker.memory.cache_policy import Memory
+from mlx_worker.memory.cache_policy import CachePolicy
 from mlx_worker.supervision.hang_watchdog import HangWatchdog
 from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.stop import StopFlag
@@ -33,7 +33,7 @@ from mlx_worker.training.gradients import Applied, Gradients
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a life ended. `steps` and `seconds` are those of the loop in this life."""
+    """How a generation ended. `steps` and `seconds` count this generation's training loop."""
 
     completed: bool
     reason: str
@@ -44,12 +44,12 @@ class TrainingResult:
 
 
 class SaveError(RuntimeError):
-    """The last checkpoint could not be written, so the run cannot be called completed."""
+    """The last checkpoint could not be written, so the run is not complete."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`size`: samples in memory at once; `effective`: samples of one update; `steps`: updates in total."""
+    """`size`: samples of a micro-batch; `effective`: samples of one update; `steps`: updates in total."""
 
     size: int
     effective: int
@@ -57,11 +57,11 @@ class Plan:
 
 
 def run(job: wire.Job, link: Link, stop: StopFlag) -> TrainingResult:
-    """Load, train until the last step or a stop, save, say how it went.
+    """Load, train until the last step or a stop, save, return the result.
 
-    Raises RefusedError, NotFiniteError, and whatever happens.
+    Raises RefusedError, NotFiniteError, and errors of MLX and the task.
     """
-    memory = Memory(job.memory)
+    memory = CachePolicy(job.memory)
     commands = Commands(link, stop, memory)
     link.phase("load")
     drills = Drills(job.drill, job.generation)
@@ -69,7 +69,7 @@ def run(job: wire.Job, link: Link, stop: StopFlag) -> TrainingResult:
     seed_generators(job.seed)
     task = build_task(job)
     if not tree_flatten(task.model.trainable_parameters()):
-        raise RefusedError("the task has no trainable parameters: there is nothing to train")
+        raise RefusedError("Task.model has no trainable parameters; unfreeze at least one")
     mx.eval(task.model.state)
     task.optimizer.init(task.model.trainable_parameters())
     plan = plan_of(job, task)
@@ -82,34 +82,34 @@ def build_task(job: wire.Job) -> Task:
         from mlx_worker.tasks import python
 
         return python.build(job)
-    from mlx_worker.tasks.mlx_lm import task as tasks_mlx_lm
+    from mlx_worker.tasks.mlx_lm.task import build
 
-    return tasks_mlx_lm.build(job)
+    return build(job)
 
 
 def plan_of(job: wire.Job, task: Task) -> Plan:
-    """Batch and steps: the job's word first, the task's where it has none. Raises RefusedError."""
+    """Batch and steps: from the job, else from the task. Raises RefusedError."""
     size = job.batch.size or task.batch_size
     if size is None:
-        raise RefusedError("batch.size is missing: neither the settings nor the task name a batch size")
+        raise RefusedError("batch.size is missing: set it in the settings, or Task.batch_size in the task")
     effective = job.batch.effective or size * task.accumulation
     size = min(size, effective)
     steps = job.steps or task.steps
     if steps is None:
-        raise RefusedError("steps is missing: neither the settings nor the task say how long to train")
+        raise RefusedError("steps is missing: set it in the settings, or Task.steps in the task")
     samples = len(task.dataset)
     if samples == 0:
-        raise RefusedError("the dataset is empty: there is no sample to train on")
+        raise RefusedError("Task.dataset is empty; at least 1 sample is needed")
     if effective > samples:
         raise RefusedError(
-            f"a batch of {effective} samples (batch.size {size}) is larger than the dataset, which has {samples}"
+            f"the effective batch of {effective} samples (batch.size = {size}) exceeds the dataset's {samples}"
         )
     return Plan(size, effective, steps)
 
 
 @dataclass(frozen=True)
 class _Launched:
-    """An update that the device is computing. `cursor`: samples taken once it is done; `size`: as in the plan."""
+    """An update that the device is computing. `cursor`: samples taken in total after it; `size`: as in the plan."""
 
     step: int
     epoch: int
@@ -123,21 +123,21 @@ class _Launched:
 
 
 class Trainer:
-    """One life of a run, from its newest checkpoint on."""
+    """One generation of a run, from its newest checkpoint on."""
 
     def __init__(
-        self, job: wire.Job, task: Task, plan: Plan, memory: Memory, commands: Commands, drills: Drills
+        self, job: wire.Job, task: Task, plan: Plan, memory: CachePolicy, commands: Commands, drills: Drills
     ) -> None:
         self.job, self.task, self.plan = job, task, plan
         self.memory, self.commands, self.drills = memory, commands, drills
         self.link, self.stop = commands.link, commands.stop
-        self.recomputes = gradient_checkpointing.start(task, asked=job.memory.gradient_checkpointing)
+        self.recomputes = gradient_checkpointing.start(task, requested=job.memory.gradient_checkpointing)
         self.facts = training_state.recipe(job, task, plan.steps, plan.size, plan.effective)
         store = CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
         newest = store.load_newest()
         self.progress, changes = self._restore(newest)
         self.checkpoint = None if newest is None else newest.path.name
-        self.passed_over, self.notes = store.passed_over, [*task.notes, *changes]
+        self.skipped, self.notes = store.skipped, [*task.notes, *changes]
         grouping = order.grouping(self.facts["order"], task)
         self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor, grouping)
         self.watchdog = HangWatchdog(job.hang_timeout_s)
@@ -157,32 +157,32 @@ class Trainer:
             wire.Ready,
             step=self.progress.step, target_steps=self.plan.steps, batch_size=self.plan.size,
             effective_batch=self.plan.effective, checkpoint=self.checkpoint,
-            passed_over=self.passed_over, notes=self.notes,
+            passed_over=self.skipped, notes=self.notes,
             gradient_checkpointing=self.recomputes,
             can_checkpoint_gradients=self.recomputes or not gradient_checkpointing.why_not(self.task),
         )  # fmt: skip
-        for note in [*self.passed_over, *self.notes]:
+        for note in [*self.skipped, *self.notes]:
             print(f"note: {note}")
         first_step, started_s = self.progress.step, time.perf_counter()
         self.link.phase("train")
         try:
             self._train()
         except BaseException:
-            with contextlib.suppress(Exception):  # what was begun is worth more than a quick death
+            with contextlib.suppress(Exception):  # a finished checkpoint is worth a slower exit
                 self.saver.settle()
             raise
         seconds = time.perf_counter() - started_s
         saved = self._save(waiting=True)
         completed = self.progress.step >= self.plan.steps
         if completed and not saved:
-            raise SaveError(f"the last checkpoint could not be written: {self.saver.error}")
+            raise SaveError(f"the final checkpoint failed: {self.saver.error}")
         if completed:
             self._export()
             self.evaluation.test(self.progress.step, self.plan.size)
         self.watchdog.disarm()
         reason = "all steps done" if completed else self.stop.reason or ""
         if not saved:
-            reason += f"; its last checkpoint failed: {self.saver.error}"
+            reason += f"; the final checkpoint failed: {self.saver.error}"
         digest = weights_sha256(training_state.trained_arrays(self.task))
         return TrainingResult(completed, reason, self.progress, digest, self.progress.step - first_step, seconds)
 
@@ -195,10 +195,10 @@ class Trainer:
             self.evaluation.validate(progress.step, self.plan.size)
         self.watchdog.arm()
         self.memory.start_peak()
-        launched: _Launched | None = None  # what the device computes while the next update is prepared
+        launched: _Launched | None = None  # the update that the device computes while the next is prepared
         while True:
             self.commands.poll()
-            if launched is not None and self._needs_its_state(launched.step):
+            if launched is not None and self._must_finish_first(launched.step):
                 self._finish(launched)
                 launched = None
                 self._between_updates()
@@ -213,16 +213,16 @@ class Trainer:
         if launched is not None:
             self._finish(launched)
             self._between_updates()
-        self._look(more_updates=False)
+        self._run_autopsy(more_updates=False)
 
-    def _needs_its_state(self, step: int) -> bool:
-        """Whether the state after this update is needed as it is, so that the next must not have begun."""
-        waits = self.memory.waits or self.drills.within_updates or self.commands.autopsy.waits(step)
+    def _must_finish_first(self, step: int) -> bool:
+        """Whether something needs the exact state after this update, before the next one begins."""
+        waits = self.memory.waits or self.drills.within_updates or self.commands.autopsy.is_due(step)
         evaluates = self.evaluation.is_due(step, self.plan.steps)
         return waits or evaluates or self.saver.is_due(step) or self._milestone_is_due(step)
 
     def _launch(self, gradients: Gradients, step: int) -> _Launched:
-        """Let the device begin with the next update."""
+        """Start the next update on the device."""
         started_s = time.perf_counter()
         epoch, ids = self.batches.epoch, self.batches.next(self.plan.effective)
         micro_batches = [ids[i : i + self.plan.size] for i in range(0, len(ids), self.plan.size)]
@@ -244,7 +244,7 @@ class Trainer:
         )  # fmt: skip
 
     def _finish(self, launched: _Launched) -> None:
-        """Wait until the update is done, and tell of it. Raises NotFiniteError, where the job says so."""
+        """Wait until the update is done, and report it. Raises NotFiniteError if the job stops on that."""
         progress, loss_before = self.progress, self.progress.loss
         loss, weight, rate = launched.applied.wait()
         self.memory.after_update()
@@ -264,12 +264,12 @@ class Trainer:
         if self.task.after_update is not None:
             self.task.after_update(Update(progress.step, loss, rate, tokens, progress.tokens, seconds))
         if self.job.stop_on_not_finite and weight != 0 and not math.isfinite(loss):  # without weight nothing changed
-            before = "there is none before" if loss_before is None else f"loss of the step before: {loss_before:.6g}"
+            before = "no previous step" if loss_before is None else f"previous loss {loss_before:.6g}"
             raise NotFiniteError(f"the loss is {loss} at step {progress.step} ({before}; learning rate {rate:.6g})")
 
     def _between_updates(self) -> None:
-        """What needs the state of the last update, when the next has not begun."""
-        self._look()
+        """The work that needs the state of the last update, before the next begins."""
+        self._run_autopsy()
         if self.evaluation.is_due(self.progress.step, self.plan.steps) and not self.stop.requested:
             self.evaluation.validate(self.progress.step, self.plan.size)
         if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.requested:
@@ -281,13 +281,13 @@ class Trainer:
             self._save(waiting=False)
         self.memory.start_peak()
 
-    def _look(self, *, more_updates: bool = True) -> None:
-        """What the supervisor asked about what grew. A stop then is for memory: first of all the work is saved."""
+    def _run_autopsy(self, *, more_updates: bool = True) -> None:
+        """Serve an autopsy request. A stop that comes with it is for memory: save the work first."""
         autopsy = self.commands.autopsy
         if autopsy.requested and self.stop.requested:
             self._save(waiting=True)
         self.watchdog.arm(autopsy.bound_s)
-        (autopsy.look if more_updates else autopsy.finish)(self.progress.step)
+        (autopsy.after_update if more_updates else autopsy.finish)(self.progress.step)
 
     def _collate(self, ids: list[int]) -> tuple[Any, ...]:
         arrays = self.task.collate([self.task.dataset[i] for i in ids])
@@ -299,7 +299,7 @@ class Trainer:
         if resize is None:
             return
         if resize.effective_batch > len(self.task.dataset):
-            print(f"note: a batch of {resize.effective_batch} is larger than the dataset; it stays as it is")
+            print(f"note: ignored resize: effective batch {resize.effective_batch} exceeds the dataset")
             return
         size = min(resize.batch_size, resize.effective_batch)
         self.plan = Plan(size, resize.effective_batch, self.plan.steps)

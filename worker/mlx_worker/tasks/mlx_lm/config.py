@@ -1,4 +1,4 @@
-"""The YAML file of `mlx_lm.lora`, read as it is, with mlx_lm's own defaults, and checked before anything is loaded."""
+"""The unchanged YAML file of `mlx_lm.lora`, with mlx_lm's own defaults, checked before anything is loaded."""
 
 import copy
 import os
@@ -25,14 +25,14 @@ _STRINGS = {
 } | _FEATURES  # fmt: skip
 _MAPPINGS = {"optimizer_config", "lora_parameters", "lr_schedule"}
 _NUMBERS = {"learning_rate", "clear_cache_threshold"}
-_REFUSED = {"config": "a configuration file cannot name another"}
+_REFUSED = {"config": "a configuration file cannot include another"}
 OPTIONS = {*_AT_LEAST, *_BOOLEANS, *_STRINGS, *_MAPPINGS, *_NUMBERS, *_REFUSED, "hf_dataset"}
-"""Every option of mlx_lm.lora that is known here: honoured, or refused with the reason. docs/mlx-lm.md tells each."""
+"""Every known option of mlx_lm.lora, supported or refused with a reason. docs/mlx-lm.md describes each."""
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The values, as mlx_lm's functions want them, and the file they came from. `given`: what the file itself says."""
+    """The values for mlx_lm's functions, and the file they came from. `given`: the file's own keys and values."""
 
     path: Path
     values: SimpleNamespace
@@ -40,19 +40,19 @@ class LoraConfig:
     base_dir: Path
 
     def refuse(self, key: str, text: str) -> RefusedError:
-        """An error that names the file and the key."""
+        """An error that names the file and the key; the caller raises it."""
         return RefusedError(f"{self.path}: {key}: {text}")
 
     def resolve(self, name: str) -> Path:
-        """A path of the file: from its own folder if it exists there, else from the settings' folder."""
+        """A path in the file, relative to the file's folder if it exists there, else to the settings' folder."""
         beside = self.path.parent / Path(name).expanduser()
         return beside if beside.exists() else self.base_dir / Path(name).expanduser()
 
 
-def load(config: str | None, base_dir: str) -> LoraConfig:
+def load_config(config: str | None, base_dir: str) -> LoraConfig:
     """Read and check. Raises RefusedError that names the file, the key, what was found and what is allowed."""
     if not config:
-        raise RefusedError("task.config is missing: an mlx_lm task needs the YAML file of mlx_lm.lora")
+        raise RefusedError("task.config is missing: set it to the YAML file of mlx_lm.lora")
     path = Path(os.path.normpath(Path(base_dir) / Path(config).expanduser()))
     given = _read(path)
     values = copy.deepcopy(CONFIG_DEFAULTS) | {key: value for key, value in given.items() if value is not None}
@@ -61,7 +61,7 @@ def load(config: str | None, base_dir: str) -> LoraConfig:
         if value is not None:
             _check_key(result, key, value)
     _check_together(result)
-    result.values.train = True  # that is what the run is for; mlx_lm's loaders ask
+    result.values.train = True  # mlx_lm's loaders read it
     return result
 
 
@@ -72,9 +72,9 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise RefusedError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        raise RefusedError(f"{path}{line}: invalid YAML: {getattr(error, 'problem', None) or error}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RefusedError(f"{path}: task.config cannot be read: {error}") from None
+        raise RefusedError(f"task.config: cannot read {path}: {error}") from None
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
         raise RefusedError(f"{path}: expected a mapping of names to values, found {type(given).__name__}")
     return given
@@ -83,11 +83,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_key(config: LoraConfig, key: str, value: Any) -> None:
     if key not in OPTIONS:
         if key in CONFIG_DEFAULTS:
-            raise config.refuse(key, "this option of mlx_lm.lora is newer than mlx-supervisor, which does not know it")
+            raise config.refuse(key, "this mlx_lm.lora option is newer than mlx-supervisor and not supported yet")
         raise config.refuse(key, "unknown key; allowed are " + ", ".join(sorted(OPTIONS - set(_REFUSED))))
     if key in _REFUSED:
         if value:
-            raise config.refuse(key, f"is not supported here: {_REFUSED[key]}")
+            raise config.refuse(key, f"not supported: {_REFUSED[key]}")
     elif key == "hf_dataset":
         _check_hub(config, value)
     elif key in _AT_LEAST:
@@ -117,40 +117,32 @@ _NAMES: dict[type, str] = {bool: "true or false", str: "text", dict: "a mapping"
 
 def _check_together(config: LoraConfig) -> None:
     values = config.values
+    optimizer, accumulation, schedule = values.optimizer.lower(), values.grad_accumulation_steps, values.lr_schedule
+    options = values.optimizer_config.get(optimizer)
     if config.given.get("train") is False:
-        raise config.refuse("train", "is false, so there is nothing to do; mlx_lm.lora --test tests finished adapters")
+        raise config.refuse("train", "must be true, found false; to test finished adapters, use mlx_lm.lora --test")
     if values.fine_tune_type not in FINE_TUNE_TYPES:
-        raise config.refuse("fine_tune_type", f"allowed are {_list(FINE_TUNE_TYPES)}, found {values.fine_tune_type!r}")
-    if values.optimizer.lower() not in OPTIMIZERS:
-        raise config.refuse("optimizer", f"allowed are {_list(OPTIMIZERS)}, found {values.optimizer!r}")
-    if not isinstance(values.optimizer_config.get(values.optimizer.lower(), {}) or {}, dict):
-        raise config.refuse(f"optimizer_config.{values.optimizer.lower()}", "expected a mapping")
+        raise config.refuse("fine_tune_type", f"allowed: {', '.join(FINE_TUNE_TYPES)}; found {values.fine_tune_type!r}")
+    if optimizer not in OPTIMIZERS:
+        raise config.refuse("optimizer", f"allowed: {', '.join(OPTIMIZERS)}; found {values.optimizer!r}")
+    if options and not isinstance(options, dict):
+        raise config.refuse(f"optimizer_config.{optimizer}", f"expected a mapping, found {options!r:.80}")
     if values.fine_tune_type != "full":
         _check_lora(config)
-    if values.lr_schedule is not None and not {"name", "arguments"} <= set(values.lr_schedule):
-        raise config.refuse("lr_schedule", "needs the keys name and arguments")
-    if values.grad_accumulation_steps > values.iters:
+    if schedule is not None and not {"name", "arguments"} <= set(schedule):
+        raise config.refuse("lr_schedule", f"expected the keys name and arguments, found {schedule!r:.80}")
+    if accumulation > values.iters:
         raise config.refuse(
-            "iters", f"{values.iters} is less than one update of {values.grad_accumulation_steps} accumulation steps"
+            "iters", f"expected at least grad_accumulation_steps ({accumulation}), found {values.iters}"
         )
 
 
 def _check_lora(config: LoraConfig) -> None:
-    parameters = config.values.lora_parameters
-    for key, kinds, allowed in (
-        ("rank", int, "a whole number of at least 1"),
-        ("scale", (int, float), "a number"),
-        ("dropout", (int, float), "a number from 0 to 1"),
+    for key, kinds, in_range, allowed in (
+        ("rank", int, lambda value: value >= 1, "a whole number of at least 1"),
+        ("scale", (int, float), lambda value: True, "a number"),
+        ("dropout", (int, float), lambda value: 0 <= value < 1, "a number of at least 0 and less than 1"),
     ):
-        value = parameters.get(key)
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        value = config.values.lora_parameters.get(key)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not in_range(value):
             raise config.refuse(f"lora_parameters.{key}", f"expected {allowed}, found {value!r:.80}")
-    if parameters["rank"] < 1:
-        raise config.refuse("lora_parameters.rank", f"expected at least 1, found {parameters['rank']}")
-    dropout = parameters["dropout"]
-    if not 0 <= dropout < 1:
-        raise config.refuse("lora_parameters.dropout", f"expected 0 or more, less than 1, found {dropout}")
-
-
-def _list(names: tuple[str, ...]) -> str:
-    return ", ".join(names)

@@ -1,4 +1,4 @@
-"""The data of an mlx_lm task: jsonl files, checked line by line before training, or the hub's; tokenized by mlx_lm."""
+"""The data of an mlx_lm task: jsonl files, checked line by line before training, or hub datasets; mlx_lm tokenizes."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from mlx_worker.tasks.mlx_lm.config import LoraConfig
 
 
 class TokenizedSamples:
-    """A dataset of `(tokens, prompt length)`, tokenized by mlx_lm when first asked for, and kept.
+    """A dataset of `(tokens, prompt length)`, tokenized by mlx_lm at first use, then cached.
 
-    Sequences are cut to `max_seq_length` here, where mlx_lm would print a warning for each batch. `where` is the file,
-    or the dataset's name.
+    Sequences are cut to `max_seq_length` here; mlx_lm would print a warning for each batch. `where` is the file, or the
+    dataset's name.
     """
 
     def __init__(self, where: Path | str, dataset: Any, max_seq_length: int) -> None:
@@ -36,7 +36,7 @@ class TokenizedSamples:
         return sample
 
     def sizes(self) -> list[int]:
-        """The bytes of text in every sample: near enough to its tokens to group by, and had without tokenizing."""
+        """Bytes of text in every sample: close enough to tokens for grouping, without tokenizing."""
         return [_text_bytes(self._dataset[index]) for index in range(len(self))]
 
     def _tokenize(self, index: int) -> tuple[list[int], int]:
@@ -45,15 +45,15 @@ class TokenizedSamples:
             tokens = list(tokens)
         except Exception as error:  # the tokenizer's template may raise anything
             text = f"{type(error).__name__}: {error}"
-            raise RefusedError(f"{self.where}:{index + 1}: this line cannot be tokenized: {text:.300}") from error
+            raise RefusedError(f"{self.where}:{index + 1}: cannot tokenize this line: {text:.300}") from error
         if len(tokens) < 2:
-            raise RefusedError(f"{self.where}:{index + 1}: this line has {len(tokens)} tokens; at least 2 are needed")
+            raise RefusedError(f"{self.where}:{index + 1}: expected at least 2 tokens, found {len(tokens)}")
         return tokens[: self._limit], offset
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads. `digest`: SHA-256 of the training samples, by which a checkpoint knows them again."""
+    """The datasets of a run. `digest`: SHA-256 of the training samples, by which a checkpoint identifies them."""
 
     train: TokenizedSamples
     digest: str
@@ -62,7 +62,7 @@ class Data:
 
 
 def load_all(config: LoraConfig, tokenizer: Any) -> Data:
-    """From the folder `data`, or from the hub. Raises RefusedError."""
+    """Load from the folder `data`, or from the hub. Raises RefusedError."""
     values = config.values
     folder = config.resolve(values.data)
     if getattr(values, "hf_dataset", None) or not folder.is_dir():
@@ -78,7 +78,7 @@ def load_all(config: LoraConfig, tokenizer: Any) -> Data:
 
 
 def load(folder: Path, name: str, tokenizer: Any, config: LoraConfig) -> tuple[TokenizedSamples, str] | None:
-    """The subset `name` (train, valid or test) and the SHA-256 of its file; None when the file is missing.
+    """The subset `name` (train, valid or test) and the SHA-256 of its file; None if the file is missing.
 
     Raises RefusedError that names file and line.
     """
@@ -94,7 +94,7 @@ def load(folder: Path, name: str, tokenizer: Any, config: LoraConfig) -> tuple[T
     except ValueError as error:
         raise RefusedError(f"{path}: {error}") from error
     samples = TokenizedSamples(path, dataset, config.values.max_seq_length)
-    _ = samples[0]  # a tokenizer without a chat template says so now, not at some later step
+    _ = samples[0]  # a tokenizer without a chat template fails now, not at a later step
     return samples, digest
 
 
@@ -108,7 +108,7 @@ def _from_hub(config: LoraConfig, folder: Path, tokenizer: Any) -> Data:
         subsets = load_custom_hf_dataset(values, tokenizer) if custom else load_hf_dataset(name, tokenizer, values)
     except ImportError as error:
         text = "" if custom else f"no such folder: {folder}; "
-        raise config.refuse(key, f"{text}data of the hub need the package datasets (pip install datasets)") from error
+        raise config.refuse(key, f"{text}hub datasets need the package datasets (pip install datasets)") from error
     except (ValueError, TypeError, KeyError) as error:
         raise config.refuse(key, f"{type(error).__name__}: {error}") from error
     train, valid, test = (
@@ -145,26 +145,26 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], str]:
                 digest.update(raw)
                 lines.append(_parse_line(path, number, raw))
     except OSError as error:
-        raise RefusedError(f"{path}: cannot be read: {error}") from None
+        raise RefusedError(f"data: cannot read {path}: {error}") from None
     if not lines:
-        raise RefusedError(f"{path}: the file is empty")
+        raise RefusedError(f"{path}: the file is empty; at least 1 line is needed")
     return lines, digest.hexdigest()
 
 
 def _parse_line(path: Path, number: int, raw: bytes) -> dict[str, Any]:
     if not raw.strip():
-        raise RefusedError(f"{path}:{number}: an empty line; every line must be a JSON object")
+        raise RefusedError(f"{path}:{number}: expected a JSON object, found an empty line")
     try:
         line = json.loads(raw)
     except ValueError as error:
-        raise RefusedError(f"{path}:{number}: not JSON: {error}") from None
+        raise RefusedError(f"{path}:{number}: invalid JSON: {error}") from None
     if not isinstance(line, dict):
         raise RefusedError(f"{path}:{number}: expected a JSON object, found {type(line).__name__}")
     return line
 
 
 class _Check:
-    """Every line has what the first one has: mlx_lm decides by the first."""
+    """Checks that every line has the format of the first: mlx_lm reads only the first to choose the format."""
 
     def __init__(self, path: Path, config: LoraConfig) -> None:
         self._path = path
@@ -188,7 +188,7 @@ class _Check:
             if not isinstance(line.get(key), str):
                 raise RefusedError(f"{where}: expected text under {key!r}, found {_found(line, key)}")
             if not line[key].strip():
-                raise RefusedError(f"{where}: {key!r} is empty")
+                raise RefusedError(f"{where}: expected text under {key!r}, found only white space")
 
     def _kind_of(self, where: str, line: dict[str, Any]) -> str:
         if all(key in line for key in self._pair):
@@ -197,10 +197,12 @@ class _Check:
             return "chat"
         if self._text in line:
             if self._mask_prompt:
-                raise RefusedError(f"{where}: mask_prompt needs prompts or messages, this file has plain text")
+                raise RefusedError(
+                    f"{where}: mask_prompt needs prompts or messages, found plain text under {self._text!r}"
+                )
             return "text"
         raise RefusedError(
-            f"{where}: no usable key; allowed are {self._text!r}, {self._chat!r}, or {self._pair[0]!r} and "
+            f"{where}: no known key; allowed are {self._text!r}, {self._chat!r}, or {self._pair[0]!r} and "
             f"{self._pair[1]!r}; found {', '.join(sorted(line)) or 'none'!s:.200}"
         )
 

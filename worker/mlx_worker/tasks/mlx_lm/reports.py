@@ -1,4 +1,4 @@
-"""Reports to wandb and swanlab, by mlx_lm's own callbacks; all lives of a run report as one."""
+"""Reports to wandb and swanlab through mlx_lm's own callbacks, under one id for all generations of a run."""
 
 import json
 import os
@@ -15,16 +15,15 @@ from mlx_worker.task import Update
 from mlx_worker.tasks.mlx_lm.config import LoraConfig
 
 ID_FILE = "reports.json"
-"""In the run's folder: the id under which every life of the run reports."""
+"""In the run's folder: the id under which every generation of the run reports."""
 _ID_LENGTH = 21
-"""Older versions of swanlab take no other length; wandb takes up to 128 characters."""
+"""Older versions of swanlab accept only this length; wandb accepts up to 128 characters."""
 
 
 class Reports:
-    """What mlx_lm.lora would report, at the iterations where it would. A service that fails is told of and left.
+    """The same reports at the same iterations as mlx_lm.lora. After a failure, reporting ends with a message.
 
-    An iteration is one of the configuration file: an update has `grad_accumulation_steps` of them, whatever the batch
-    size is now.
+    Iterations are those of the configuration file: `grad_accumulation_steps` per update, whatever the micro-batch is.
     """
 
     def __init__(self, callback: Any, values: Any, last_step: int, notes: list[str]) -> None:
@@ -36,7 +35,7 @@ class Reports:
         self._since_report: list[Update] = []
 
     def update(self, update: Update) -> None:
-        """Report when it is time."""
+        """Record an update; report if due."""
         if self._callback is None or not self._every:
             return
         self._since_report.append(update)
@@ -66,25 +65,28 @@ class Reports:
             return
         try:
             getattr(self._callback, name)(info)
-        except Exception as error:  # the network, the service, its library: none is worth a run
-            print(f"report_to failed at iteration {info['iteration']}, and is left: {_text(error)}", file=sys.stderr)
+        except Exception as error:  # a failing service must not end the run
+            print(
+                f"report_to: stopped reporting after a failure at iteration {info['iteration']}: {_text(error)}",
+                file=sys.stderr,
+            )
             self._callback = None
 
 
-def start(config: LoraConfig, run_dir: Path, last_step: int) -> Reports:
-    """Connect to what `report_to` names, under the run's id. Raises RefusedError for an unknown or missing package."""
+def start_reports(config: LoraConfig, run_dir: Path, last_step: int) -> Reports:
+    """Connect to the services in `report_to`. Raises RefusedError for an unknown or missing package."""
     values = config.values
     names = [name.strip().lower() for name in (values.report_to or "").split(",") if name.strip()]
     for name in names:
         if name not in callbacks.SUPPORT_CALLBACK:
             allowed = ", ".join(callbacks.SUPPORT_CALLBACK)
-            raise config.refuse("report_to", f"allowed are {allowed}, found {name!r:.80}")
+            raise config.refuse("report_to", f"allowed: {allowed}; found {name!r:.80}")
         if getattr(callbacks, name) is None:
             raise config.refuse("report_to", f"the package {name} is not installed (pip install {name})")
     if not names:
         return Reports(None, values, last_step, [])
     identity = _identity(run_dir)
-    for name in names:  # mlx_lm's callbacks have no parameter for it; a user's own word goes first
+    for name in names:  # mlx_lm's callbacks have no parameter for it; the user's own variables take precedence
         os.environ.setdefault(f"{name.upper()}_RUN_ID", identity)
         os.environ.setdefault(f"{name.upper()}_RESUME", "allow")
     folder = config.resolve(values.adapter_path)
@@ -94,8 +96,8 @@ def start(config: LoraConfig, run_dir: Path, last_step: int) -> Reports:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         callback = callbacks.get_reporting_callbacks(**settings)
-    except Exception as error:  # no network at night must not keep the run from going on
-        notes = [f"report_to: {settings['report_to']} could not be started: {_text(error)}"]
+    except Exception as error:  # a missing network must not end the run
+        notes = [f"report_to: {settings['report_to']} could not start; training continues without it: {_text(error)}"]
     return Reports(callback, values, last_step, notes)
 
 
@@ -106,7 +108,7 @@ def _identity(run_dir: Path) -> str:
         if isinstance(identity, str) and len(identity) == _ID_LENGTH and identity.isalnum():
             return identity
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # the first life, or a damaged file: a new line in the charts is the whole loss
+        pass  # the first generation, or a damaged file: the charts then show a new run
     letters = string.ascii_lowercase + string.digits
     identity = "".join(secrets.choice(letters) for _ in range(_ID_LENGTH))
     temporary = path.with_suffix(".tmp")
@@ -114,7 +116,7 @@ def _identity(run_dir: Path) -> str:
         temporary.write_text(json.dumps({"id": identity}) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        print(f"{path} cannot be written, so a restart will report as another run: {error}", file=sys.stderr)
+        print(f"cannot write {path}; a restart will report as a new run: {error}", file=sys.stderr)
     return identity
 
 

@@ -16,38 +16,36 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import default_loss, evaluate, iterate_batches
 from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, print_trainable_parameters
-from mlx_lm.utils import load as load_mlx_lm
-from mlx_lm.utils import save_config
+from mlx_lm.utils import load, save_config
 
 from mlx_supervisor import wire
 from mlx_worker.data import padding
 from mlx_worker.memory import gradient_checkpointing
 from mlx_worker.task import EvaluationContext, Task
-from mlx_worker.tasks.mlx_lm import config as mlx_lm_config
-from mlx_worker.tasks.mlx_lm import data as mlx_lm_data
-from mlx_worker.tasks.mlx_lm import reports as mlx_lm_reports
-from mlx_worker.tasks.mlx_lm.config import LoraConfig
+from mlx_worker.tasks.mlx_lm.config import OPTIMIZERS, LoraConfig, load_config
+from mlx_worker.tasks.mlx_lm.data import TokenizedSamples, load_all
+from mlx_worker.tasks.mlx_lm.reports import start_reports
 
 _OPTIMIZERS: dict[str, Any] = {
     "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor,
 }  # fmt: skip
 NEVER_BYTES = 2**62
-"""A threshold that no cache reaches: mlx_lm clears it after every batch of an evaluation unless told otherwise."""
-assert set(_OPTIMIZERS) == set(mlx_lm_config.OPTIMIZERS)
+"""A threshold that no cache reaches: by default mlx_lm clears the cache after every batch of an evaluation."""
+assert set(_OPTIMIZERS) == set(OPTIMIZERS)
 
 
 def build(job: wire.Job) -> Task:
-    """Everything that `mlx_lm.lora --train` would load. Raises RefusedError."""
+    """Load everything that `mlx_lm.lora --train` loads. Raises RefusedError."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # as mlx_lm.lora does
-    config = mlx_lm_config.load(job.task.config, job.task.base_dir)
+    config = load_config(job.task.config, job.task.base_dir)
     values = config.values
     optimizer = _optimizer(config)
     source = _model_source(config)
     print(f"loading {source}", flush=True)
     model, tokenizer = _load_model(config, source)
-    data = mlx_lm_data.load_all(config, tokenizer)
+    data = load_all(config, tokenizer)
     steps = values.iters // values.grad_accumulation_steps
-    reports = mlx_lm_reports.start(config, Path(job.run_dir), job.steps or steps)
+    reports = start_reports(config, Path(job.run_dir), job.steps or steps)
     mx.random.seed(job.seed)
     _prepare_layers(config, model)
     print_trainable_parameters(model)
@@ -62,8 +60,10 @@ def build(job: wire.Job) -> Task:
         collate=lambda samples: padding.pad(samples, values.max_seq_length),
         evaluate=_evaluation(config, data.valid, values.val_batches),
         test=_test(config, data.test),
-        milestone=_save_on_the_way(config, model),
-        milestone_every_steps=_updates(values, config.given.get("save_every") or 0),  # its default is about lost work
+        milestone=_intermediate_save(config, model),
+        milestone_every_steps=_updates(
+            values, config.given.get("save_every") or 0
+        ),  # not its default: checkpoints limit lost work
         after_update=reports.update,
         after_evaluation=reports.evaluation,
         evaluate_every_steps=_updates(values, values.steps_per_eval),
@@ -80,7 +80,7 @@ def build(job: wire.Job) -> Task:
 
 
 def export(folder: Path, model: Any, values: Any) -> None:
-    """`adapters.safetensors` and `adapter_config.json`, as `mlx_lm.load_adapters` wants them; whole or not at all."""
+    """Write `adapters.safetensors` and `adapter_config.json` for `mlx_lm.load_adapters`, each atomically."""
     temporary = folder / ".adapters.tmp.safetensors"
     mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())))
     settings = dict(vars(values))
@@ -93,12 +93,12 @@ def export(folder: Path, model: Any, values: Any) -> None:
 
 
 def _updates(values: Any, iterations: int) -> int:
-    """As many updates, at least one; 0 stays 0."""
+    """Iterations in updates, at least one; 0 stays 0."""
     return max(1, iterations // values.grad_accumulation_steps) if iterations else 0
 
 
-def _save_on_the_way(config: LoraConfig, model: Any) -> Callable[[int], None]:
-    """Saves the adapters as mlx_lm does at `save_every`: as the newest, and under the iteration's number."""
+def _intermediate_save(config: LoraConfig, model: Any) -> Callable[[int], None]:
+    """A function that saves the adapters as mlx_lm does at `save_every`: as the newest, and by iteration number."""
     values = config.values
     folder = config.resolve(values.adapter_path)
 
@@ -109,8 +109,8 @@ def _save_on_the_way(config: LoraConfig, model: Any) -> Callable[[int], None]:
             export(folder, model, values)
             copy = shutil.copyfile(folder / "adapters.safetensors", folder / ".copy.tmp.safetensors")
             copy.replace(folder / f"{iteration:07d}_adapters.safetensors")
-        except (OSError, RuntimeError) as error:  # MLX's word for a full disk is the latter
-            print(f"the adapters of iteration {iteration} could not be saved to {folder}: {error}", file=sys.stderr)
+        except (OSError, RuntimeError) as error:  # MLX raises the latter when the disk is full
+            print(f"cannot save the adapters of iteration {iteration} to {folder}: {error}", file=sys.stderr)
 
     return save
 
@@ -129,17 +129,19 @@ def _optimizer(config: LoraConfig) -> Any:
 
 
 def _model_source(config: LoraConfig) -> str:
-    """A local folder that holds a model, or a name for mlx_lm to find on the hub."""
+    """A local model folder, or a name that mlx_lm looks up on the hub. Raises RefusedError."""
     name = config.values.model
     folder = config.resolve(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise config.refuse("model", f"{folder} is no model folder: it has no config.json")
+            raise config.refuse("model", f"expected a model folder, but {folder} has no config.json")
         if not list(folder.glob("model*.safetensors")):
-            raise config.refuse("model", f"{folder} is no model folder: it has no model*.safetensors")
+            raise config.refuse("model", f"expected a model folder, but {folder} has no model*.safetensors")
         return str(folder)
     if folder.exists():
-        raise config.refuse("model", f"{folder} is a file; a folder with config.json and model*.safetensors is needed")
+        raise config.refuse(
+            "model", f"expected a folder with config.json and model*.safetensors, found the file {folder}"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise config.refuse("model", f"no such folder: {folder}")
     return str(name)
@@ -150,15 +152,15 @@ def _load_model(config: LoraConfig, source: str) -> tuple[Any, Any]:
 
     trust = {"trust_remote_code": config.values.trust_remote_code}
     try:
-        model, tokenizer = load_mlx_lm(source, tokenizer_config=trust, **trust)[:2]
+        model, tokenizer = load(source, tokenizer_config=trust, **trust)[:2]
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise config.refuse("model", f"{source} is neither a folder nor a model of the hub: {error}") from error
+        raise config.refuse("model", f"{source} is neither a folder nor a model on the hub: {error}") from error
     except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
-        raise config.refuse("model", f"{source} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise config.refuse("model", f"cannot load {source}: {type(error).__name__}: {error}") from error
     except RuntimeError as error:
-        if "safetensors" not in str(error):  # a device out of memory, say, is not the folder's fault
+        if "safetensors" not in str(error):  # for example, the device is out of memory
             raise
-        raise config.refuse("model", f"{source} cannot be loaded: {error}") from error
+        raise config.refuse("model", f"cannot load {source}: {error}") from error
     return model, tokenizer
 
 
@@ -167,7 +169,7 @@ def _prepare_layers(config: LoraConfig, model: Any) -> None:
     model.freeze()
     layers = len(model.layers)
     if values.num_layers > layers:
-        raise config.refuse("num_layers", f"the model has {layers} layers, found {values.num_layers}")
+        raise config.refuse("num_layers", f"expected at most the model's {layers} layers, found {values.num_layers}")
     if values.fine_tune_type == "full":
         for layer in model.layers[-max(values.num_layers, 0) :]:
             layer.unfreeze()
@@ -180,7 +182,7 @@ def _prepare_layers(config: LoraConfig, model: Any) -> None:
             raise config.refuse("lora_parameters", str(error)) from error
     if not tree_flatten(model.trainable_parameters()):
         key = "num_layers" if values.fine_tune_type == "full" else "lora_parameters.keys"
-        raise config.refuse(key, "leaves nothing to train")
+        raise config.refuse(key, "selects no parameters to train")
     if values.resume_adapter_file is not None:
         path = config.resolve(values.resume_adapter_file)
         if not path.is_file():
@@ -189,9 +191,9 @@ def _prepare_layers(config: LoraConfig, model: Any) -> None:
 
 
 def _evaluation(
-    config: LoraConfig, samples: mlx_lm_data.TokenizedSamples | None, count: int
+    config: LoraConfig, samples: TokenizedSamples | None, count: int
 ) -> Callable[[Any, EvaluationContext], float] | None:
-    """The mean loss over `count` batches of the samples (-1: all); None where there is nothing to evaluate."""
+    """A function for the mean loss over `count` batches (-1: all); None without samples or batches."""
     if samples is None or count == 0:
         return None
     values = config.values
@@ -199,7 +201,7 @@ def _evaluation(
 
     def run(model: Any, context: EvaluationContext) -> float:
         def batches(dataset: Any, **_options: Any) -> Iterator[tuple[mx.array, mx.array]]:
-            # The batches are those of the file, whatever fits in memory now: the losses of a run stay comparable.
+            # Batches as in the file, whatever the micro-batch: the losses of a run stay comparable.
             chosen_batches = iterate_batches(dataset, whole, values.max_seq_length)
             for batch, lengths in itertools.islice(chosen_batches, None if count == -1 else count):
                 for start in range(0, whole, context.batch_size):
@@ -207,7 +209,7 @@ def _evaluation(
                     yield batch[chosen], lengths[chosen]
 
         loss = evaluate(
-            model, samples, whole, -1, values.max_seq_length, loss=_loss_of_any, iterate_batches=batches,
+            model, samples, whole, -1, values.max_seq_length, loss=_finite_loss, iterate_batches=batches,
             clear_cache_threshold=0 if context.clears_cache else NEVER_BYTES, progress_callback=context.progress,
         )  # fmt: skip
         return float(loss)
@@ -215,24 +217,22 @@ def _evaluation(
     return run
 
 
-def _test(
-    config: LoraConfig, samples: mlx_lm_data.TokenizedSamples | None
-) -> Callable[[Any, EvaluationContext], str] | None:
+def _test(config: LoraConfig, samples: TokenizedSamples | None) -> Callable[[Any, EvaluationContext], str] | None:
     loss_of = _evaluation(config, samples, config.values.test_batches)
     if loss_of is None:
         return None
 
     def run(model: Any, context: EvaluationContext) -> str:
         loss = loss_of(model, context)
-        perplexity = math.exp(loss) if loss < 700 else math.inf  # exp overflows there
+        perplexity = math.exp(loss) if loss < 700 else math.inf  # exp overflows above
         return f"Test loss {loss:.3f}, Test ppl {perplexity:.3f}."  # as mlx_lm words it
 
     return run
 
 
-def _loss_of_any(model: Any, batch: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
+def _finite_loss(model: Any, batch: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
     loss, tokens = default_loss(model, batch, lengths)
-    return mx.where(tokens > 0, loss, 0.0), tokens  # where every token is masked, the mean is NaN
+    return mx.where(tokens > 0, loss, 0.0), tokens  # the mean is NaN if every token is masked
 
 
 def _fixed(config: LoraConfig, source: str) -> dict[str, Any]:
@@ -264,17 +264,17 @@ def _notes(config: LoraConfig, job: wire.Job, validates: bool) -> list[str]:
     notes, values = [], config.values
     seed = config.given.get("seed")
     if seed is not None and seed != job.seed:
-        notes.append(f"{config.path.name}: seed {seed} is not used, the run's own seed is {job.seed}")
+        notes.append(f"{config.path.name}: seed {seed} is ignored; the run uses its own seed {job.seed}")
     if values.clear_cache_threshold:
         notes.append(
-            f"{config.path.name}: clear_cache_threshold is not used, and mlx_lm.lora does not use it either: the "
-            " [memory] settings say when MLX's cache is cleared"
+            f"{config.path.name}: clear_cache_threshold is ignored, as in mlx_lm.lora; memory.policy in the settings "
+            "controls MLX's cache"
         )
     if values.grad_checkpoint and values.fine_tune_type != "full" and values.lora_parameters.get("dropout"):
         notes.append(
-            f"{config.path.name}: grad_checkpoint with lora_parameters.dropout: MLX's backward pass drops out others "
-            "than its forward pass, so the gradients are not those of the loss"
+            f"{config.path.name}: grad_checkpoint with lora_parameters.dropout gives wrong gradients: MLX's backward "
+            "pass draws a different dropout mask than its forward pass"
         )
     if not validates:
-        notes.append("there are no validation samples (valid.jsonl): there is no validation")
+        notes.append("no validation: there are no validation samples (valid.jsonl)")
     return notes
