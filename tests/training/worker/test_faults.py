@@ -180,9 +180,9 @@ def test_weights_that_are_not_finite_are_never_saved(supervisor):
     worker = supervisor.run(supervisor.job(steps=4, args={"nan": True}, **job))
     assert worker.process.returncode == wire.EXIT_FAILED, "not completed: nothing finite to show for it"
     assert [message.ok for message in worker.of(wire.Checkpoint)] == [False, False]
-    assert all("not finite" in message.error for message in worker.of(wire.Checkpoint))
+    assert all("NaN or infinity" in message.error for message in worker.of(wire.Checkpoint))
     assert worker.steps[0].loss != worker.steps[0].loss, "a NaN loss is reported as it is"
-    assert "not finite" in worker.bye.reason
+    assert "NaN or infinity" in worker.bye.reason
     assert worker.saved_steps == []
 
 
