@@ -172,13 +172,8 @@ def test_without_a_daemon_the_error_names_the_socket_and_how_to_start_one(folder
     assert ran.code == 7
     assert client("-s", f"unix://{folder}/nix.sock", "status").code == 4
     bare = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "xdg")}
-    assert (
-        f"{folder}/xdg" in client("status", **bare, MLX_SUPERVISOR_STATE_DIR="").err
-        or sys.platform == "darwin"
-    )
-    assert (
-        str(folder / "supervisor.sock") in client("status", **bare, MLX_SUPERVISOR_STATE_DIR=str(folder)).err
-    )
+    assert f"{folder}/xdg" in client("status", **bare, MLX_SUPERVISOR_STATE_DIR="").err or sys.platform == "darwin"
+    assert str(folder / "supervisor.sock") in client("status", **bare, MLX_SUPERVISOR_STATE_DIR=str(folder)).err
     default = folder / ".config" / "mlx-supervisor" / "settings.toml"
     default.parent.mkdir(parents=True)
     settings.rename(default)
