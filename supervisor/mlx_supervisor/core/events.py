@@ -194,14 +194,13 @@ class Sample(WorkerEvent):
     """Memory as the operating system charges it to the worker's whole process group, and the machine's own.
 
     `children_bytes`: the part of the footprint outside the group leader. `available_bytes`: of the machine, or of the
-    supervisor's control group. `swap_used_bytes`: None where it is unknown.
+    supervisor's control group.
     """
 
     footprint_bytes: int
     available_bytes: int
     processes: int
     children_bytes: int = 0
-    swap_used_bytes: int | None = None
     pressure: MemoryPressure = MemoryPressure.NORMAL
 
 

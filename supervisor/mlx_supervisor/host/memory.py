@@ -1,4 +1,4 @@
-"""The machine's memory: total, available, swap in use, and pressure.
+"""The machine's memory: total, available, and pressure.
 
 The limit of this process's control group counts as the machine's: beyond it, the kernel kills.
 """
@@ -24,10 +24,9 @@ _PRESSURE = re.compile(r"^(some|full) avg10=([0-9]+(?:\.[0-9]+)?) ", re.MULTILIN
 
 
 class MachineMemory(NamedTuple):
-    """`available_bytes`: without swapping, and within the control group. `swap_used_bytes`: None when unknown."""
+    """`available_bytes`: without swapping, and within the control group."""
 
     available_bytes: int
-    swap_used_bytes: int | None
     pressure: MemoryPressure
 
 
@@ -36,10 +35,9 @@ def read(root: Path = cgroup.ROOT) -> MachineMemory:
     available = int(psutil.virtual_memory().available)
     group = cgroup.find(root=root)
     left = None if group is None else group.available_bytes()
-    swap = _swap()
     available = available if left is None else min(available, left)
-    pressure = _linux_pressure(root) if sys.platform == "linux" else _darwin_pressure(swap)
-    return MachineMemory(available, None if swap is None else swap[0], pressure)
+    pressure = _linux_pressure(root) if sys.platform == "linux" else _darwin_pressure()
+    return MachineMemory(available, pressure)
 
 
 def machine_bytes(root: Path = cgroup.ROOT) -> int:
@@ -81,10 +79,10 @@ def _linux_pressure(root: Path) -> MemoryPressure:
     return parse_pressure(_text(root / "proc" / "pressure" / "memory"))
 
 
-def _darwin_pressure(swap: tuple[int, int] | None) -> MemoryPressure:
+def _darwin_pressure() -> MemoryPressure:
     from mlx_supervisor.host import macos_memory
 
-    return macos_memory.pressure(darwin_sysctl(), machine_bytes(), swap)
+    return macos_memory.pressure(darwin_sysctl(), machine_bytes(), _swap())
 
 
 def _text(path: Path) -> str:

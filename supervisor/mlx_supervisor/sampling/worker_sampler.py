@@ -27,7 +27,7 @@ PENDING_AT_MOST = 64
 BRAKE_S = 0.5
 """Over the limit for this long without the event loop taking a sample: the loop is stuck, and the worker is killed."""
 
-NOT_READ = MachineMemory(0, None, MemoryPressure.NORMAL)
+NOT_READ = MachineMemory(0, MemoryPressure.NORMAL)
 Deliver = Callable[[str, Sample | SampleMissing], None]
 
 
@@ -168,7 +168,6 @@ class WorkerSampler:
             self._machine.available_bytes,
             found.processes,
             children_bytes=found.children_bytes,
-            swap_used_bytes=self._machine.swap_used_bytes,
             pressure=self._machine.pressure,
         )
 

@@ -40,7 +40,7 @@ class FakeMemory:
     def read(self) -> MachineMemory:
         if self.broken:
             raise OSError("no such file")
-        return MachineMemory(self.available_bytes, None, ev.MemoryPressure.NORMAL)
+        return MachineMemory(self.available_bytes, ev.MemoryPressure.NORMAL)
 
 
 @pytest.fixture
