@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import zmq
 from support import common
+
+sys.path.insert(0, str(common.BENCH.parent))
+
+from tests.training import jobs
 
 from mlx_supervisor import wire
 
@@ -56,12 +59,11 @@ def train(folder: Path, shape: dict[str, Any], steps: int, batch: int, every_s: 
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.bind(f"ipc://{folder}/t.sock")
-    job = {
-        "run": "bench", "generation": 1, "run_dir": str(folder), "telemetry": f"ipc://{folder}/t.sock", "seed": 7,
-        "steps": steps, "task": {"kind": "python", **shape}, "batch": {"size": batch},
-        "checkpoint": {"every_seconds": every_s},
-    }  # fmt: skip
-    (folder / "job.json").write_bytes(wire.dump_json(msgspec.convert(job, wire.Job)))
+    job = jobs.job(
+        run="bench", run_dir=str(folder), telemetry=f"ipc://{folder}/t.sock", seed=7, steps=steps, task=shape,
+        batch={"size": batch}, checkpoint={"every_seconds": every_s},
+    )  # fmt: skip
+    (folder / "job.json").write_bytes(wire.dump_json(job))
     with (folder / "output.log").open("wb") as output:
         command = [sys.executable, "-P", "-m", "mlx_worker", str(folder / "job.json")]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import zmq
 
 from mlx_supervisor import wire
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.training import jobs
 
 SUPPORT = Path(__file__).resolve().parent
 TIMEOUT_S = 400.0
@@ -120,14 +123,10 @@ def worker_command(
     """What starts our worker; its job is written."""
     run_dir = folder / "run"
     run_dir.mkdir(exist_ok=True)
-    task = {"kind": "python", "base_dir": str(SUPPORT), "entry": "lora_task:build", "args": setup.data}
-    job = msgspec.convert(
-        {
-            "run": "bench", "generation": generation, "run_dir": str(run_dir), "telemetry": endpoint,
-            "seed": 7, "steps": setup.steps, "task": task, "batch": {"size": setup.batch},
-            "memory": dict(memory or {}), "checkpoint": dict(checkpoint), "deterministic": deterministic,
-        },
-        wire.Job,
+    task = {"base_dir": str(SUPPORT), "entry": "lora_task:build", "args": setup.data}
+    job = jobs.job(
+        run="bench", generation=generation, run_dir=str(run_dir), telemetry=endpoint, seed=7, steps=setup.steps,
+        task=task, batch={"size": setup.batch}, memory=memory or {}, checkpoint=checkpoint, deterministic=deterministic,
     )  # fmt: skip
     (folder / "job.json").write_bytes(wire.dump_json(job))
     return [sys.executable, "-P", "-m", "mlx_worker", str(folder / "job.json")]

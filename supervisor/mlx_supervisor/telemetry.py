@@ -1,6 +1,6 @@
-"""The workers' frames: received, checked, counted, and turned into events. Commands go back the same way.
+"""The telemetry socket: workers' frames become events, and commands go back the same way.
 
-A frame that is no good is counted, said at a bounded rate, and dropped; nothing in it is believed.
+An invalid frame is dropped and counted; drops are reported at a bounded rate.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import hmac
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.diagnosis.stderr import first_line, printable
 
 MESSAGE_LIMIT_BYTES = 1024 * 1024
-"""ZeroMQ itself cuts off a peer that sends more; between this and `wire.FRAME_LIMIT_BYTES` frames are counted."""
+"""ZeroMQ disconnects a peer that sends a longer message; from `wire.FRAME_LIMIT_BYTES` on, frames are dropped here."""
 QUEUE_FRAMES = 1000
 TURN_FRAMES = 100
-"""Frames read before everybody else gets a turn."""
-COMPLAINT_INTERVAL_S = 10.0
+"""Frames read before other tasks of the event loop get a turn."""
+DROP_REPORT_INTERVAL_S = 10.0
 
 Receive = Callable[[str, ev.Event], None]
-Complain = Callable[[str, dict[str, int]], None]
+ReportDrops = Callable[[str, dict[str, int]], None]
 
 
 @dataclass
@@ -37,19 +37,19 @@ class _Peer:
 
 
 class Telemetry:
-    """A ROUTER at `path`. `receive(run, event)` gets what a known worker of the expected generation says.
+    """A ROUTER at `path`. `receive(run, event)` gets the reports of each run's expected worker.
 
-    `complain(text, counts)` is told of dropped frames, at most once in `COMPLAINT_INTERVAL_S`.
+    `report_drops(text, counts)` gets the latest error and the totals, at most once in `DROP_REPORT_INTERVAL_S`.
     """
 
-    def __init__(self, path: Path, receive: Receive, complain: Complain) -> None:
+    def __init__(self, path: Path, receive: Receive, report_drops: ReportDrops) -> None:
         self.address = f"ipc://{path}"
         self._receive = receive
-        self._complain = complain
+        self._report_drops = report_drops
         self._expected: dict[tuple[str, int], str] = {}
         self._peers: dict[bytes, _Peer] = {}
-        self._complained_s = float("-inf")
-        self._complained_frames = 0
+        self._reported_s = float("-inf")
+        self._reported_frames = 0
         self._seq = 0
         self.dropped: Counter[str] = Counter()
         self._context = zmq.Context(io_threads=1)
@@ -67,17 +67,17 @@ class Telemetry:
         self._turn: asyncio.Handle | None = None
 
     def expect(self, run: str, generation: int, token: str) -> None:
-        """A worker is about to start: only a hello with this token speaks for the run from now on."""
+        """A worker is about to start: from now on only a hello with this token is accepted for the run."""
         self.forget(run)
         self._expected[run, generation] = token
 
     def forget(self, run: str) -> None:
-        """Nobody speaks for this run any more."""
+        """Accept no more frames for this run."""
         self._expected = {key: token for key, token in self._expected.items() if key[0] != run}
         self._peers = {identity: peer for identity, peer in self._peers.items() if peer.run != run}
 
     def send(self, run: str, kind: type[wire.Message], **fields: Any) -> str | None:
-        """Send a command to the run's worker. None when it is under way, else why it could not be sent."""
+        """Queue a command for the run's worker. Returns None, or why it could not be sent."""
         identity, peer = next(((key, peer) for key, peer in self._peers.items() if peer.run == run), (b"", None))
         if peer is None:
             return "the worker has not said hello"
@@ -88,21 +88,21 @@ class Telemetry:
         except zmq.ZMQError as error:
             return str(error)
         finally:
-            self._look_again()
+            self._poll_soon()
         return None
 
     def close(self) -> None:
-        """Stop listening; say how many frames were dropped since the last complaint."""
-        if sum(self.dropped.values()) != self._complained_frames:
-            self._complain("in all", dict(self.dropped))
+        """Close the socket; report drops since the last report."""
+        if sum(self.dropped.values()) != self._reported_frames:
+            self._report_drops("total", dict(self.dropped))
         self._loop.remove_reader(self._socket.FD)
         if self._turn is not None:
             self._turn.cancel()
         self._socket.close(0)
         self._context.term()
 
-    def _look_again(self) -> None:
-        """The descriptor tells of changes only: whoever may have used one up has to look whether frames wait."""
+    def _poll_soon(self) -> None:
+        """Poll again: the descriptor signals changes only, and a call to the socket may have consumed one."""
         if self._turn is None:
             self._turn = self._loop.call_soon(self._on_readable)
 
@@ -119,7 +119,7 @@ class Telemetry:
                 self._take(parts)
             except wire.WireError as error:
                 self._drop(error.kind, str(error))
-        self._look_again()
+        self._poll_soon()
 
     def _take(self, parts: list[bytes]) -> None:
         if len(parts) != 2:
@@ -131,9 +131,9 @@ class Telemetry:
             return
         peer = self._peers.get(identity)
         if peer is None or (peer.run, peer.generation) != (message.run, message.generation):
-            raise wire.WireError("stranger", f"{message.run!r} generation {message.generation} without a hello")
+            raise wire.WireError("stranger", f"{message.run!r} generation {message.generation} sent no hello")
         if message.seq < peer.next_seq:
-            raise wire.WireError("sequence", f"{message.seq} again")
+            raise wire.WireError("sequence", f"{message.seq} repeated")
         self.dropped["lost"] += message.seq - peer.next_seq
         peer.next_seq = message.seq + 1
         self._receive(peer.run, _event_of(message, time.monotonic()))
@@ -141,104 +141,67 @@ class Telemetry:
     def _greet(self, identity: bytes, hello: wire.Hello) -> None:
         token = self._expected.get((hello.run, hello.generation))
         if token is None or not hmac.compare_digest(token.encode(), hello.token.encode()):
-            raise wire.WireError("stranger", f"a hello for {hello.run!r} that was not expected")
+            raise wire.WireError("stranger", f"unexpected hello for {hello.run!r} generation {hello.generation}")
         self._peers = {key: peer for key, peer in self._peers.items() if peer.run != hello.run}
         self._peers[identity] = _Peer(hello.run, hello.generation, hello.seq + 1)
 
     def _drop(self, kind: str, text: str) -> None:
         self.dropped[kind] += 1
         now_s = time.monotonic()
-        if now_s - self._complained_s >= COMPLAINT_INTERVAL_S:
-            self._complained_s = now_s
-            self._complained_frames = sum(self.dropped.values())
-            self._complain(text[:300], dict(self.dropped))
+        if now_s - self._reported_s >= DROP_REPORT_INTERVAL_S:
+            self._reported_s = now_s
+            self._reported_frames = sum(self.dropped.values())
+            self._report_drops(text[:300], dict(self.dropped))
 
 
-def _event_of(message: wire.WorkerMessage, at_s: float) -> ev.Event:
-    generation = message.generation
-    match message:
-        case wire.Ready():
-            return ev.Ready(
-                at_s,
-                generation,
-                message.step,
-                message.target_steps,
-                message.batch_size,
-                message.effective_batch,
-                None if message.checkpoint is None else _line(message.checkpoint),
-                tuple(_line(each) for each in message.passed_over),
-                tuple(_line(each) for each in message.notes),
-                message.gradient_checkpointing,
-                message.can_checkpoint_gradients,
-            )
-        case wire.Step():
-            return _step_of(message, at_s)
-        case wire.Checkpoint():
-            return ev.CheckpointReport(
-                at_s,
-                generation,
-                message.step,
-                message.ok,
-                message.seconds,
-                message.stall_s,
-                message.size_bytes,
-                _line(message.error),
-            )
-        case wire.PhaseChange():
-            return ev.PhaseChange(at_s, generation, ev.Phase(message.phase), _line(message.detail))
-        case wire.Cleared():
-            return ev.Cleared(at_s, generation, message.active_bytes, message.cache_bytes)
-        case wire.AutopsyReport():
-            return _autopsied(message, at_s)
-        case wire.Bye():
-            return _bye_of(message, at_s)
-        case wire.Hello():
-            raise AssertionError("a hello is no event")
+_EVENTS: dict[type[wire.Message], type[ev.WorkerEvent]] = {
+    wire.Ready: ev.Ready,
+    wire.Step: ev.StepReport,
+    wire.Checkpoint: ev.CheckpointReport,
+    wire.PhaseChange: ev.PhaseChange,
+    wire.Cleared: ev.Cleared,
+    wire.AutopsyReport: ev.Autopsied,
+    wire.Bye: ev.Bye,
+}
+"""Each message's event. An event takes the fields that it names from the message."""
+_FIELDS = {kind: [(each.name, each.type) for each in fields(kind) if each.name != "at_s"] for kind in _EVENTS.values()}
+_MULTILINE = {"reason"}
+
+
+def _event_of(message: wire.Message, at_s: float) -> ev.Event:
+    kind = _EVENTS[type(message)]
+    return kind(at_s, **{name: _value(name, of, getattr(message, name)) for name, of in _FIELDS[kind]})
+
+
+def _value(name: str, of: Any, value: Any) -> Any:
+    """A field of a message as its event holds it: texts are made safe to print."""
+    if of in (ev.Phase, ev.Outcome):
+        return of(value)
+    if isinstance(value, str):
+        return printable(value).replace("\r", "\n") if name in _MULTILINE else _line(value)
+    return tuple(map(_element, value)) if isinstance(value, list) else value
+
+
+def _element(value: str | wire.Finding | wire.Raised) -> str | ev.Raised:
+    match value:
+        case str():
+            return _line(value)
+        case wire.Finding():
+            return _line(_finding_text(value))
+        case wire.Raised():
+            message = first_line(value.message)
+            return ev.Raised(_line(value.kind), message, _line(value.file), value.line, _line(value.function))
 
 
 def _line(text: str) -> str:
-    """One line that a terminal shows and does not obey."""
+    """The text as one line without control characters, so that a terminal shows it and does not act on it."""
     return " ".join(printable(text).split())
 
 
-def _autopsied(message: wire.AutopsyReport, at_s: float) -> ev.Autopsied:
-    findings = tuple(_line(_finding_text(finding)) for finding in message.findings)
-    return ev.Autopsied(at_s, message.generation, message.step, findings, message.seconds, message.complete)
-
-
 def _finding_text(finding: wire.Finding) -> str:
-    """In one line: what it is, how many there were and are, their size, and who holds them."""
+    """In one line: what it is, how many there were and are, their size, and what refers to them."""
     if finding.kind == "note":
         return finding.what
     size = f", {finding.size_bytes / 2**20:,.1f} MiB" if finding.size_bytes else ""
-    held = f"; held by {finding.holder}" if finding.holder else ""
-    return f"{finding.kind}: {finding.what}: {finding.count_before} then, {finding.count_now} now{size}{held}"
-
-
-def _bye_of(message: wire.Bye, at_s: float) -> ev.Bye:
-    errors = tuple(
-        ev.Raised(_line(each.kind), first_line(each.message), _line(each.file), each.line, _line(each.function))
-        for each in message.errors
-    )
-    outcome, reason = ev.Outcome(message.outcome), printable(message.reason).replace("\r", "\n")
-    return ev.Bye(at_s, message.generation, outcome, reason, message.step, message.loss, message.weights_sha256, errors)
-
-
-def _step_of(message: wire.Step, at_s: float) -> ev.StepReport:
-    return ev.StepReport(
-        at_s=at_s,
-        generation=message.generation,
-        step=message.step,
-        loss=message.loss,
-        tokens=message.tokens,
-        samples=message.samples,
-        learning_rate=message.learning_rate,
-        seconds=message.seconds,
-        batch_size=message.batch_size,
-        accumulation=message.accumulation,
-        active_bytes=message.active_bytes,
-        cache_bytes=message.cache_bytes,
-        peak_bytes=message.peak_bytes,
-        resident_bytes=message.resident_bytes,
-        phase=ev.Phase(message.phase),
-    )
+    holder = f"; referenced by {finding.holder}" if finding.holder else ""
+    return f"{finding.kind}: {finding.what}: {finding.count_before} → {finding.count_now}{size}{holder}"

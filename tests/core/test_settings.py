@@ -6,14 +6,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mlx_supervisor.core.actions import Spawn
+from mlx_supervisor.core.history import DEFAULT_MTBF_S
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.settings import reader as module
-from mlx_supervisor.settings.reader import parse_bytes, read_settings
-from mlx_supervisor.settings.schema import DrillSettings, RunSettings, Settings, SettingsError, TaskSettings
+from mlx_supervisor.settings.reader import read_settings
+from mlx_supervisor.settings.schema import RunSettings, Settings, SettingsError, TaskSettings
+from mlx_supervisor.settings.sizes import bytes_of, parse_bytes, parse_limit
 from mlx_supervisor.settings.to_job import job_of
 from mlx_supervisor.settings.to_policy import limit_bytes, policy_of
 from mlx_supervisor.settings.validation import PROBLEMS_SHOWN, leaves
-from mlx_supervisor.wire import DrillJob, dump_json, load_job
+from mlx_supervisor.wire import dump_json, load_job
 
 GIB = 1024**3
 
@@ -163,7 +166,7 @@ WRONG = [
     (with_table("drill", "allocate_at_step = 3"), "runs.night.drill.allocate_mib", "0", "above 0"),
     (with_table("drill", "allocate_mib = 3"), "runs.night.drill.allocate_at_step", "nothing", "a step"),
     (with_table("drill", "leak_from_step = 3"), "runs.night.drill.leak_mib_per_step", "0", "above 0"),
-    (with_table("drill", "crash_at_step = 101"), "runs.night.drill.crash_at_step", "101", "it would never happen"),
+    (with_table("drill", "crash_at_step = 101"), "runs.night.drill.crash_at_step", "101", "at most steps, 100"),
     (with_table("drill", "hang_at_step = 101"), "runs.night.drill.hang_at_step", "101", "at most steps, 100"),
     # the task
     (with_task('kind = "jax"'), "runs.night.task.kind", '"jax"', '"mlx_lm" or "python"'),
@@ -205,13 +208,13 @@ def test_wrong_file_is_refused_with_key_found_and_allowed(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"\xff\xfe", "line 1: found the byte 0xff; allowed: UTF-8"),
-        (b"[runs.a]\nx = '\xe9'\n", "line 2: found the byte 0xe9"),
+        (b"\xff\xfe", "line 1: byte 0xff is not UTF-8"),
+        (b"[runs.a]\nx = '\xe9'\n", "line 2: byte 0xe9"),
         ("[runs.a\n", "line 1"),
         ("[runs.a]\nsteps = 1\nsteps = 2\n", "line 3"),
-        ("x = " + "[" * 5000, "not TOML"),
-        ("x = " + "1" * 5000, "not TOML"),
-        ("#" * (1024 * 1024 + 1), "more than 1048576 bytes"),
+        ("x = " + "[" * 5000, "invalid TOML"),
+        ("x = " + "1" * 5000, "invalid TOML"),
+        ("#" * (1024 * 1024 + 1), "larger than 1,048,576 bytes"),
     ],
 )
 def test_what_is_not_toml_is_refused_with_its_line(tmp_path: Path, text: str | bytes, words: str) -> None:
@@ -229,7 +232,7 @@ def test_missing_file_folder_and_fifo_are_refused_without_waiting(tmp_path: Path
         read_settings(tmp_path / "locked" / "below", tmp_path)
 
 
-def test_all_problems_are_told_at_once_and_bounded(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once_and_bounded(tmp_path: Path) -> None:
     text = "[runs.a]\nsteps = 0\nx = 1\n[runs.b]\nseed = -1\n[runs.c.task]\nkind = 3\n"
     starts = ["runs.a.x", "runs.a.steps", "runs.a.task", "runs.b.seed", "runs.b.task", "runs.c.task.kind"]
     problems = refused(tmp_path, text)
@@ -251,7 +254,7 @@ def test_a_short_file_has_the_defaults_and_a_byte_order_mark_is_no_mistake(tmp_p
         settings = read(tmp_path, text)
         run = settings.runs["night"]
         assert settings.path == tmp_path / "runs.toml"
-        assert (run.steps, run.seed, run.memory.limit, run.checkpoint.automatic) == (100, 0, "80%", True)
+        assert (run.steps, run.seed, run.memory.limit, run.checkpoint.automatic) == (100, 0, 0.8, True)
 
 
 def test_whole_numbers_do_for_seconds_and_the_config_is_found_beside_the_file(tmp_path: Path) -> None:
@@ -259,7 +262,7 @@ def test_whole_numbers_do_for_seconds_and_the_config_is_found_beside_the_file(tm
     text = '[runs.n.task]\nkind = "mlx_lm"\nconfig = "lora.yaml"\n[runs.n.restart]\nbackoff_s = 2\n'
     settings = read(tmp_path, text)
     assert settings.runs["n"].restart.backoff_s == 2.0
-    job = job_of(settings, "n", 1, tmp_path / "run", None, None, None)
+    job = job_of(settings, "n", tmp_path / "run", None, Spawn(1, None, None), None)
     assert job.task.config == str(tmp_path / "lora.yaml")
     assert job.steps is None
 
@@ -283,21 +286,31 @@ def test_state_dir_argument_before_file_before_environment_before_default(
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (4096, 4096),
+        (GIB, GIB),
         ("18 GiB", 18 * GIB),
         ("2200 MiB", 2200 * MIB),
         ("2200MiB", 2200 * MIB),
         ("2 GB", 2_000_000_000),
         ("1.5 gib", 3 * GIB // 2),
-        ("512 B", 512),
-        ("80%", 80_000),
-        ("12.5 %", 12_500),
-        (0.25, 25_000),
-        (1.0, 100_000),
+        ("99999999 B", 99_999_999),
     ],
 )
-def test_parse_bytes(value: int | float | str, expected: int) -> None:
-    assert parse_bytes(value, 100_000) == expected
+def test_an_amount_is_read_as_bytes(value: int | str, expected: int) -> None:
+    for parse in (parse_bytes, parse_limit):
+        assert parse(value) == expected
+        assert isinstance(parse(value), int)
+    assert bytes_of(expected, 100_000) == expected
+
+
+@pytest.mark.parametrize(("value", "share", "expected"), [
+    ("80%", 0.8, 80_000), ("12.5 %", 0.125, 12_500), (0.25, 0.25, 25_000), (1.0, 1.0, 100_000), ("100%", 1.0, 100_000),
+])  # fmt: skip
+def test_a_share_is_read_as_a_number(value: float | str, share: float, expected: int) -> None:
+    assert parse_limit(value) == share
+    assert isinstance(parse_limit(value), float)
+    assert bytes_of(share, 100_000) == expected
+    with pytest.raises(ValueError, match="a size such as"):
+        parse_bytes(value)
 
 
 def test_limit_must_fit_the_machine(tmp_path: Path) -> None:
@@ -305,7 +318,9 @@ def test_limit_must_fit_the_machine(tmp_path: Path) -> None:
     assert limit_bytes(run, 32 * GIB) == 18 * GIB
     with pytest.raises(SettingsError) as caught:
         limit_bytes(run, 16 * GIB, "runs.night")
-    assert str(caught.value).startswith('runs.night.memory.limit: found "18 GiB"; allowed: at most this machine')
+    assert str(caught.value).startswith(
+        "runs.night.memory.limit: found 18,432.0 MiB (19,327,352,832 bytes); allowed: at most"
+    )
     share = read(tmp_path, with_table("memory", "limit = 0.5")).runs["night"]
     assert limit_bytes(share, 4 * GIB) == 2 * GIB
     with pytest.raises(SettingsError, match="at least 64 MiB"):
@@ -339,7 +354,7 @@ def test_job_survives_its_file_and_carries_everything(tmp_path: Path) -> None:
         "[runs.night.drill]\nleak_mib_per_step = 4\ngenerations = [1, 2]\n"
     )
     settings = read(tmp_path, text)
-    job = job_of(settings, "night", 3, tmp_path / "run", "ipc://x", 4, 16, 5, memory_limit_bytes=3 * GIB)
+    job = job_of(settings, "night", tmp_path / "run", "ipc://x", Spawn(3, 4, 16, 5), 3 * GIB)
     assert load_job(dump_json(job)) == job
     assert (job.run, job.generation, job.telemetry, job.steps) == ("night", 3, "ipc://x", 100)
     assert (job.batch.size, job.batch.effective, job.batch.sample_log) == (4, 16, True)
@@ -355,7 +370,7 @@ def test_job_survives_its_file_and_carries_everything(tmp_path: Path) -> None:
     assert job.task.base_dir == str(tmp_path)
 
 
-def test_an_interval_that_is_named_switches_the_automatic_one_off(tmp_path: Path) -> None:
+def test_a_named_interval_switches_the_automatic_one_off(tmp_path: Path) -> None:
     for lines, expected in {
         "keep = 2": (0, 0.0, 0.01),
         "overhead = 0.05": (0, 0.0, 0.05),
@@ -364,35 +379,32 @@ def test_an_interval_that_is_named_switches_the_automatic_one_off(tmp_path: Path
         "every_seconds = 30\nevery_steps = 0": (0, 30.0, 0.0),
     }.items():
         settings = read(tmp_path, with_table("checkpoint", lines))
-        job = job_of(settings, "night", 1, tmp_path, None, 1, 1, mean_time_between_failures_s=77.0).checkpoint
+        job = job_of(settings, "night", tmp_path, None, Spawn(1, 1, 1, None, 77.0), None).checkpoint
         assert (job.every_steps, job.every_seconds, job.overhead) == expected
         assert job.mean_time_between_failures_s == 77.0
 
 
-def test_a_life_that_saved_nothing_tightens_the_automatic_interval_too(tmp_path: Path) -> None:
+def test_a_generation_that_saved_nothing_tightens_the_automatic_interval_too(tmp_path: Path) -> None:
     settings = read(tmp_path, with_table("checkpoint", "keep_best = true"))
-    job = job_of(settings, "night", 2, tmp_path, None, 1, 1, 4).checkpoint
+    job = job_of(settings, "night", tmp_path, None, Spawn(2, 1, 1, 4), None).checkpoint
     assert (job.every_steps, job.tighter_steps, job.overhead, job.keep_best) == (0, 4, 0.01, True)
+    assert job.mean_time_between_failures_s == DEFAULT_MTBF_S
 
 
-def test_checkpoint_interval_is_tightened_beside_the_one_asked_for(tmp_path: Path) -> None:
-    for every, asked, expected in ((9, 5, 5), (9, 50, 50), (0, 5, 5), (9, None, 0)):
+def test_checkpoint_interval_is_tightened_beside_the_requested_one(tmp_path: Path) -> None:
+    for every, tighter, expected in ((9, 5, 5), (9, 50, 50), (0, 5, 5), (9, None, 0)):
         settings = read(tmp_path, with_table("checkpoint", f"every_steps = {every}\nevery_seconds = 60"))
-        job = job_of(settings, "night", 1, tmp_path, None, 1, 1, asked).checkpoint
+        job = job_of(settings, "night", tmp_path, None, Spawn(1, 1, 1, tighter), None).checkpoint
         assert (job.every_steps, job.tighter_steps) == (every, expected)
 
 
 @pytest.mark.parametrize(("value", "expected"), [('"40 %"', 0.4), ("0.25", 0.25), ('"100%"', 1.0)])
 def test_a_share_of_the_device_is_left_to_the_worker(tmp_path: Path, value: str, expected: float) -> None:
     settings = read(tmp_path, with_table("memory", f"device_limit = {value}"))
-    memory = job_of(settings, "night", 1, tmp_path, None, 1, 1).memory
+    memory = job_of(settings, "night", tmp_path, None, Spawn(1, 1, 1), None).memory
     assert (memory.device_limit_share, memory.device_limit_bytes) == (expected, None)
-    plain = job_of(read(tmp_path, GOOD), "night", 1, tmp_path, None, 1, 1).memory
+    plain = job_of(read(tmp_path, GOOD), "night", tmp_path, None, Spawn(1, 1, 1), None).memory
     assert (plain.policy, plain.device_limit_share, plain.device_limit_bytes) == ("adaptive", 0.8, None)
-
-
-def test_drill_settings_and_drill_job_have_the_same_fields_and_defaults() -> None:
-    assert msgspec.structs.asdict(DrillSettings()) == msgspec.structs.asdict(DrillJob())
 
 
 def test_docs_name_every_key_with_its_default_and_no_other() -> None:

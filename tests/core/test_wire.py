@@ -17,6 +17,7 @@ from msgspec import inspect
 from msgspec.msgpack import Ext
 from msgspec.msgpack import decode as peer_decode
 from msgspec.msgpack import encode as peer_encode
+from tests.training import jobs
 
 from mlx_supervisor import wire
 from mlx_worker.checkpoint import manifest as manifest_file
@@ -334,7 +335,7 @@ def test_oversized_json_is_not_read() -> None:
 
 
 def test_a_job_comes_back() -> None:
-    job = wire.Job(run="a", generation=1, run_dir="/x", task=wire.TaskJob(kind="python", base_dir="/", args={"n": [1]}))
+    job = jobs.job(run="a", run_dir="/x", task={"args": {"n": [1]}})
     assert wire.load_job(wire.dump_json(job)) == job
 
 

@@ -1,4 +1,4 @@
-"""The telemetry socket against strangers, liars and floods."""
+"""The telemetry socket against unknown peers, forged frames and floods."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ import struct
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ async def listening(folder: Path) -> AsyncIterator[tuple[Telemetry, Listener]]:
 
 
 class Peer:
-    """A worker, or somebody who says so."""
+    """A worker, or a program that claims to be one."""
 
     def __init__(self, address: str) -> None:
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
@@ -116,6 +117,36 @@ def test_a_new_generation_silences_the_old_one(folder: Path) -> None:
             await until(lambda: telemetry.dropped["stranger"] == 1)
             assert len(heard.events) == 1
             assert telemetry.send("run", wire.ClearCache) == "the worker has not said hello"
+
+    asyncio.run(scenario())
+
+
+STEP = {
+    "step": 7, "loss": 0.5, "tokens": 64, "samples": 8, "learning_rate": 1e-4, "seconds": 0.25, "batch_size": 4,
+    "accumulation": 2, "active_bytes": 1, "cache_bytes": 2, "peak_bytes": 3, "resident_bytes": 4, "phase": "eval",
+}  # fmt: skip
+
+
+def test_a_message_becomes_an_event_field_by_field(folder: Path) -> None:
+    async def scenario() -> None:
+        async with listening(folder) as (telemetry, heard):
+            telemetry.expect("run", 1, TOKEN)
+            worker = Peer(telemetry.address)
+            worker.hello()
+            worker.send(type="step", seq=1, dropped=9, **STEP)
+            worker.send(type="cleared", seq=2, active_bytes=5, cache_bytes=6)
+            worker.send(type="bye", seq=3, outcome="stopped", reason="a\r\nb", step=7, loss=0.5)
+            worker.phase(4, detail="batch 3")
+            await until(lambda: len(heard.events) == 4)
+            step, cleared, bye, phase = (event for _, event in heard.events)
+            assert isinstance(step, ev.StepReport)
+            assert asdict(step) == STEP | {"generation": 1, "at_s": step.at_s}
+            assert step.phase is ev.Phase.EVAL
+            assert cleared == ev.Cleared(cleared.at_s, 1, 5, 6)
+            assert isinstance(bye, ev.Bye)
+            assert (bye.outcome, bye.reason, bye.loss) == (ev.Outcome.STOPPED, "a\n\nb", 0.5)
+            assert bye.outcome is ev.Outcome.STOPPED
+            assert phase == ev.PhaseChange(phase.at_s, 1, ev.Phase.TRAIN, "batch 3")
 
     asyncio.run(scenario())
 

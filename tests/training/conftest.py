@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 import zmq
+from tests.training import jobs
 
 from mlx_supervisor import wire
 
@@ -153,12 +153,9 @@ class FakeSupervisor:
             self.names += 1
             name = f"run{self.names}"
         task = task or {"kind": "python", "base_dir": str(HERE), "entry": entry, "args": args or {}}
-        values = {
-            "run": name, "generation": generation, "run_dir": str(self.folder / name), "telemetry": self.endpoint,
-            "seed": 7, "task": task, **({"steps": 12, "batch": {"size": 8}} if task["kind"] == "python" else {}),
-            "checkpoint": {"every_seconds": 0}, **fields,
-        }  # fmt: skip
-        return msgspec.convert(values, wire.Job)
+        toy = {"steps": 12, "batch": {"size": 8}} if task["kind"] == "python" else {}
+        paths = {"run": name, "run_dir": str(self.folder / name), "telemetry": self.endpoint}
+        return jobs.job(**paths | {"generation": generation, "seed": 7, "task": task} | toy | fields)
 
     def start(self, job, *, compiled=False, bare=False, options=()):
         worker = Worker(self, job, compiled=compiled, bare=bare, options=list(options))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlx_supervisor import wire
 from mlx_supervisor.cli.run import EXIT_WRONG_SETTINGS, choose
+from mlx_supervisor.core.actions import Spawn
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.host.memory import machine_bytes
 from mlx_supervisor.settings.reader import read_settings
@@ -28,7 +29,7 @@ def run_bare(file: Path, name: str | None, state_dir: Path | None) -> int:
     with tempfile.TemporaryDirectory(prefix="mlx-bare-") as folder:
         batch = settings.runs[chosen].batch
         effective = None if batch.size is None else batch.size * batch.accumulation
-        job = job_of(settings, chosen, 1, Path(folder), None, batch.size, effective, memory_limit_bytes=limit)
+        job = job_of(settings, chosen, Path(folder), None, Spawn(1, batch.size, effective), limit)
         job_file = Path(folder) / "job.json"
         job_file.write_bytes(wire.dump_json(job))
         limit_mib = str(limit // MIB)

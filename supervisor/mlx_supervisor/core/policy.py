@@ -1,8 +1,10 @@
-"""Every threshold of a run, as plain numbers."""
+"""Every threshold of a run, as plain numbers. The settings have the defaults."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MIB = 1024 * 1024
+KILL_WAIT_S = 10.0
+"""How long after SIGKILL a process group may still exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,13 +15,13 @@ class BatchPolicy:
     good steps, up to `size`.
     """
 
-    size: int | None = None
-    accumulation: int = 1
-    preserve_effective: bool = True
-    minimum: int = 1
-    start: int | None = None
-    grow_after_steps: int = 200
-    halve_on_leak: bool = True
+    size: int | None
+    accumulation: int
+    preserve_effective: bool
+    minimum: int
+    start: int | None
+    grow_after_steps: int
+    halve_on_leak: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +37,15 @@ class MemoryPolicy:
     """
 
     limit_bytes: int
-    confirm_samples: int = 2
-    soft_share: float = 0.97
-    min_slope_bytes: float = 0.25 * MIB
-    relief_wait_s: float = 4.0
-    missing_samples: int = 20
-    clear_first: bool = True
-    gradient_checkpointing: str = "last_resort"
-    autopsy: bool = True
-    autopsy_limit_s: float = 5.0
+    confirm_samples: int
+    soft_share: float
+    min_slope_bytes: float
+    relief_wait_s: float
+    missing_samples: int
+    clear_first: bool
+    gradient_checkpointing: str
+    autopsy: bool
+    autopsy_limit_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +60,22 @@ class RestartPolicy:
     restarts without progress.
     """
 
-    max_without_progress: int = 3
-    max_memory_without_progress: int = 5
-    max_same_error: int = 2
-    max_reboots: int = 3
-    backoff_s: float = 1.0
-    backoff_max_s: float = 60.0
-    jitter: float = 0.1
-    healthy_s: float = 600.0
-    wait_for_memory_s: float = 600.0
-    reboot_cooldown_s: float = 60.0
-    start_timeout_s: float = 600.0
-    stop_grace_s: float = 60.0
-    term_grace_s: float = 10.0
-    kill_wait_s: float = 10.0
-    hang_timeout_s: float | None = None
-    close_after_steps: int = 20
+    max_without_progress: int
+    max_memory_without_progress: int
+    max_same_error: int
+    max_reboots: int
+    backoff_s: float
+    backoff_max_s: float
+    jitter: float
+    healthy_s: float
+    wait_for_memory_s: float
+    reboot_cooldown_s: float
+    start_timeout_s: float
+    stop_grace_s: float
+    term_grace_s: float
+    kill_wait_s: float
+    hang_timeout_s: float | None
+    close_after_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,5 +83,5 @@ class RunPolicy:
     """The thresholds of one run."""
 
     memory: MemoryPolicy
-    batch: BatchPolicy = field(default_factory=BatchPolicy)
-    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    batch: BatchPolicy
+    restart: RestartPolicy

@@ -54,7 +54,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as opened:
             journal = Journal(self.state.journal, lambda text: log.error("journal_failed", error=text))
-            opened.callback(journal.close)
+            opened.callback(_close_journal, journal)
             sampler = WorkerSampler(lambda run, sample: _ignore_closed(loop, lambda: self._on_sample(run, sample)))
             opened.callback(sampler.close)
             telemetry = Telemetry(self.state.telemetry_socket, self._on_message, self._on_bad_frames)
@@ -199,6 +199,12 @@ class Daemon:
                 sd_notify.watchdog()
                 next_watchdog_s = time.monotonic() + watchdog_s / 2
             await asyncio.sleep(min(HOUSEKEEPING_INTERVAL_S, (watchdog_s or HOUSEKEEPING_INTERVAL_S) / 2))
+
+
+def _close_journal(journal: Journal) -> None:
+    journal.close()
+    if journal.dropped:
+        log.error("journal_rows_lost", count=journal.dropped)
 
 
 def _ignore_closed(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

@@ -105,7 +105,7 @@ async def end_orphaned_generation(
 
 def recovered(orphan: OpenGeneration, journal: Journal, run: str) -> ev.Recovered:
     """The progress of a generation whose supervisor died, from the journal."""
-    progress = journal.life(run, orphan.generation)
+    progress = journal.figures(run, orphan.generation)
     return ev.Recovered(
         time.monotonic(),
         orphan.generation,

@@ -25,7 +25,7 @@ from mlx_supervisor.daemon.worker_process import WorkerProcess, drill_text
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs.run_log import RunLog
 from mlx_supervisor.sampling.host_poller import HostPoller
-from mlx_supervisor.settings.schema import DrillSettings, Settings
+from mlx_supervisor.settings.schema import Settings
 from mlx_supervisor.settings.to_policy import policy_of
 from mlx_supervisor.state_dir import StateDirError
 
@@ -122,7 +122,7 @@ class SupervisedRun:
 
     def summary(self) -> dict[str, object]:
         """The contents of `summary.json`. Generations that the journal can't return come from memory."""
-        return summary_of(self.name, self.machine.history, self._recorder.lives())
+        return summary_of(self.name, self.machine.history, self._recorder.generations())
 
     async def close(self) -> None:
         """Release everything. The run must be at rest."""
@@ -243,7 +243,7 @@ class SupervisedRun:
         self._broken = False
         self.worker.spawn(action, self.machine.policy.memory.limit_bytes)
         drill = self.settings.runs[self.name].drill
-        if drill != DrillSettings() and not self._drill_reported:
+        if drill != wire.DrillJob() and not self._drill_reported:
             self._drill_reported = True
             self._notice(act.Notice("drill", drill_text(drill), act.Severity.WARNING))
 

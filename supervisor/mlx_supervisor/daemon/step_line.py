@@ -1,4 +1,4 @@
-"""One line a step, for logs and pipes."""
+"""The line of a step, for logs and pipes."""
 
 import time
 
@@ -7,7 +7,7 @@ from mlx_supervisor.core.machine.run_state import Run
 
 
 def step_line(machine: Run, step: ev.StepReport) -> str:
-    """One update in one line, with the supervisor's view of memory."""
+    """One update in one line, with the footprint, the limit and the leak rate."""
     mib = 1024 * 1024
     sample = machine.last_sample
     leak = machine.breaker.leak_bytes_per_step

@@ -19,7 +19,7 @@ from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs.run_log import RunLog
 from mlx_supervisor.process.child import Child, ExitStatus
 from mlx_supervisor.process.launch import worker_command, write_job
-from mlx_supervisor.settings.schema import DrillSettings, Settings
+from mlx_supervisor.settings.schema import Settings
 
 BYE_WAIT_S = 0.5
 """How long the last frames of a worker that has exited may still be in transit."""
@@ -143,8 +143,8 @@ class WorkerProcess:
         )
 
 
-def drill_text(drill: DrillSettings) -> str:
+def drill_text(drill: wire.DrillJob) -> str:
     """A sentence with the faults that the settings inject."""
-    default = DrillSettings()
+    default = wire.DrillJob()
     names = [name for name in drill.__struct_fields__ if getattr(drill, name) != getattr(default, name)]
     return "Fire drill: " + ", ".join(f"{name} = {getattr(drill, name)}" for name in names) + "."

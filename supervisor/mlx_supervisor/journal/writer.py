@@ -1,4 +1,4 @@
-"""The journal's one writing thread, and the bounded queue before it."""
+"""The journal's writer thread and its bounded queue."""
 
 import sqlite3
 import threading
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from mlx_supervisor.journal import database
 from mlx_supervisor.journal.database import JournalError
+from mlx_supervisor.journal.tables import INSERTS, Row
 
 QUEUE_LIMIT_ROWS = 10_000
 BATCH_ROWS = 2_000
@@ -19,25 +20,17 @@ COMMIT_INTERVAL_S = 0.5
 RETRY_INTERVAL_S = 2.0
 REPORT_INTERVAL_S = 60.0
 WAIT_LIMIT_S = 20.0
-"""How long a caller waits for durability; far over the busy timeout of the file."""
+"""How long a caller waits for a durable write; well over SQLite's busy timeout."""
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
 Work = Callable[[sqlite3.Connection], T]
 
-_INSERTS = {
-    "events": "INSERT INTO events (run, generation, kind, level, text, fields, wall_s) VALUES (?,?,?,?,?,?,?)",
-    "steps": "INSERT INTO steps (run, generation, step, loss, tokens, seconds, batch_size, accumulation,"
-    " footprint_bytes, active_bytes, cache_bytes, learning_rate, wall_s) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-    "samples": "INSERT INTO samples (run, generation, footprint_bytes, available_bytes, processes, wall_s)"
-    " VALUES (?,?,?,?,?,?)",
-}
 _NEVER_STORABLE = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Rows kept of each run; a tenth more may stand until the next trimming."""
+    """Rows kept of each run; up to a tenth more until the next trim."""
 
     events: int = 100_000
     steps: int = 200_000
@@ -45,8 +38,8 @@ class Retention:
     generations: int = 10_000
 
 
-class Writer:
-    """Owns the connection. `on_error` is called from this thread, and from the constructor."""
+class JournalWriter:
+    """Owns the connection. `on_error` is called from the writer thread and from the constructor."""
 
     def __init__(self, path: Path, on_error: Callable[[str], None], retention: Retention, queue_limit: int) -> None:
         self.dropped = 0
@@ -60,20 +53,20 @@ class Writer:
         self._requests: deque[tuple[Work[Any], Future[Any]]] = deque()
         self._closing = False
         self._failing = False
-        self._failure_told = False
+        self._failure_reported = False
         self._retry_at_s = 0.0
         self._reported_at_s: float | None = None
         self._untrimmed: Counter[tuple[str, str]] = Counter()
-        self._connection, aside = database.connect(path)
-        self._say_moved(aside)
+        self._connection, damaged = database.connect(path)
+        self._report_damage(damaged)
         self._trim_soon()
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
         self._thread.start()
 
-    # For callers, on any thread.
+    # ---- for callers, on any thread
 
     def enqueue(self, table: str, row: Row) -> None:
-        """Queue a row; drop and count it when the queue is full or closed."""
+        """Queue a row; when the queue is full or closed, drop and count it."""
         with self._wake:
             if self._closing or len(self._rows) >= self._queue_limit:
                 self.dropped += 1
@@ -83,7 +76,7 @@ class Writer:
                 self._wake.notify_all()
 
     def durably(self, write: Work[object]) -> None:
-        """Run `write` in a transaction that is on the disk when this returns, after all that was queued before.
+        """Run `write` in a transaction after everything queued before; on return it is on the disk.
 
         Raises JournalError.
         """
@@ -98,7 +91,7 @@ class Writer:
         self._call(transaction)
 
     def select(self, sql: str, parameters: Row) -> list[dict[str, Any]]:
-        """The rows of a query, which sees all that was queued before. Raises JournalError."""
+        """The rows of a query that sees everything queued before. Raises JournalError."""
 
         def read(connection: sqlite3.Connection) -> list[dict[str, Any]]:
             cursor = connection.execute(sql, parameters)
@@ -108,11 +101,11 @@ class Writer:
         return self._call(read)
 
     def count_inserted(self, table: str, run: str) -> None:
-        """Note a row that a `durably` inserted, so that it is trimmed in its time."""
+        """Count a row inserted by `durably`, for trimming."""
         self._untrimmed[table, run] += 1
 
-    def tell(self, text: str, urgent: bool = False) -> bool:
-        """Report a fault; one that is not urgent at most once a minute. Whether it was told."""
+    def report(self, text: str, urgent: bool = False) -> bool:
+        """Report an error, unless urgent at most once a minute. Returns whether it was reported."""
         now_s = time.monotonic()
         if not urgent and self._reported_at_s is not None and now_s - self._reported_at_s < REPORT_INTERVAL_S:
             return False
@@ -124,7 +117,7 @@ class Writer:
         return True
 
     def close(self) -> None:
-        """Store what is queued and end the thread; again: nothing."""
+        """Store what is queued and end the thread. Calling it again does nothing."""
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -144,24 +137,24 @@ class Writer:
         except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
             raise JournalError(f"{self._path}: {error}") from error
 
-    # The thread.
+    # ---- on the writer thread
 
     def _work(self) -> None:
         done = False
         while not done:
             try:
                 done = self._work_once()
-            except Exception as error:  # the writer must outlive anything
+            except Exception as error:  # the writer thread must survive any error
                 self.failures += 1
-                self.tell(f"{self._path}: {type(error).__name__}: {error}")
+                self.report(f"{self._path}: {type(error).__name__}: {error}")
         try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.close()
         except sqlite3.Error as error:
-            self.tell(f"{self._path}: {error}")
+            self.report(f"{self._path}: {error}")
 
     def _work_once(self) -> bool:
-        """Wait for work and do it; True when closing and nothing is left to do."""
+        """Wait for work and do it. Returns True when closing and nothing is left to do."""
         with self._wake:
             self._wake.wait_for(lambda: bool(self._rows or self._requests or self._closing))
             self._wake.wait_for(lambda: self._is_urgent() or len(self._rows) >= BATCH_ROWS, COMMIT_INTERVAL_S)
@@ -188,12 +181,12 @@ class Writer:
             self._failed(error)
             return
         self._failing = False
-        if self._failure_told:
-            self._failure_told = False
-            self.tell(f"{self._path} can be written again; rows lost so far: {self.dropped}", urgent=True)
+        if self._failure_reported:
+            self._failure_reported = False
+            self.report(f"{self._path} is writable again; {self.dropped:,} rows lost so far", urgent=True)
 
     def _put_back(self, batch: deque[tuple[str, Row]], last_try: bool) -> None:
-        """Keep for the next try the newest rows that fit."""
+        """Requeue the newest rows that fit."""
         with self._wake:
             room = 0 if last_try else self._queue_limit - len(self._rows)
             while len(batch) > max(0, room):
@@ -216,29 +209,29 @@ class Writer:
                 return
 
     def _failed(self, error: sqlite3.Error) -> bool:
-        """Report; reopen the file where that may help. True when a new try is worth it at once."""
+        """Report the error and reopen the file where that may help. Returns whether to retry at once."""
         self.failures += 1
         self._failing = True
         self._retry_at_s = time.monotonic() + RETRY_INTERVAL_S
-        text = f"{self._path} cannot be written: {error}; what cannot wait is lost ({self.dropped} rows so far)"
-        self._failure_told = self.tell(text) or self._failure_told
+        text = f"{self._path} cannot be written: {error}; {self.dropped:,} rows lost so far"
+        self._failure_reported = self.report(text) or self._failure_reported
         damaged = database.is_damage(error)
-        if not damaged and not database.wants_reopening(error):
+        if not damaged and not database.needs_reopening(error):
             return False
         try:
             self._connection.close()
-            aside = database.move_aside(self._path) if damaged else None
+            replaced = database.set_aside(self._path) if damaged else None
             self._connection, found = database.connect(self._path)
         except (OSError, JournalError, sqlite3.Error) as again:
-            self.tell(f"{self._path} cannot be opened again: {again}", urgent=True)
+            self.report(f"{self._path} cannot be reopened: {again}", urgent=True)
             return False
-        self._say_moved(aside or found)
+        self._report_damage(replaced or found)
         return True
 
-    def _say_moved(self, aside: Path | None) -> None:
-        if aside is not None:
-            text = f"{self._path} was damaged: moved to {aside.name}, a new journal begun without the runs' histories"
-            self.tell(text, urgent=True)
+    def _report_damage(self, damaged: Path | None) -> None:
+        if damaged is not None:
+            text = f"{self._path} was damaged and renamed to {damaged.name}; the new journal has no run histories"
+            self.report(text, urgent=True)
 
     def _commit(self, connection: sqlite3.Connection, write: Work[object]) -> None:
         connection.execute("BEGIN IMMEDIATE")
@@ -247,23 +240,23 @@ class Writer:
             self._trim(connection)
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:  # a full disk has rolled back already
+            if connection.in_transaction:  # on a full disk SQLite has rolled back already
                 connection.execute("ROLLBACK")
             raise
 
     def _insert(self, connection: sqlite3.Connection, batch: deque[tuple[str, Row]]) -> None:
         for table, row in batch:
             try:
-                connection.execute(_INSERTS[table], row)
+                connection.execute(INSERTS[table], row)
             except _NEVER_STORABLE:
-                self.dropped += 1  # this row can never be stored; the others can
+                self.dropped += 1  # this row can't be stored; the others can
             else:
                 self._untrimmed[table, row[0]] += 1
 
     def _trim_soon(self) -> None:
-        """Have all runs trimmed at the first commit: a supervisor that restarts often would never count far enough."""
-        for table in _INSERTS:
-            for (run,) in self._connection.execute(f"SELECT DISTINCT run FROM {table}"):  # noqa: S608 - names of our own
+        """Trim all runs at the first commit: a supervisor that restarts often never counts far enough."""
+        for table in INSERTS:
+            for (run,) in self._connection.execute(f"SELECT DISTINCT run FROM {table}"):  # noqa: S608 - constant names
                 self._untrimmed[table, run] = getattr(self._retention, table)
 
     def _trim(self, connection: sqlite3.Connection) -> None:
@@ -273,7 +266,7 @@ class Writer:
                 continue
             key = "generation" if table == "generations" else "id"
             connection.execute(
-                f"DELETE FROM {table} WHERE run = ?1 AND {key} <="  # noqa: S608 - names of our own
+                f"DELETE FROM {table} WHERE run = ?1 AND {key} <="  # noqa: S608 - constant names
                 f" (SELECT {key} FROM {table} WHERE run = ?1 ORDER BY {key} DESC LIMIT 1 OFFSET ?2)",
                 (run, kept),
             )

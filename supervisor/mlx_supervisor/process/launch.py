@@ -1,4 +1,4 @@
-"""How a worker is started: its command line, and the job file that tells it everything."""
+"""How a worker is started: its command line and its job file."""
 
 import os
 import shlex
@@ -23,20 +23,8 @@ def worker_command() -> list[str]:
 def write_job(
     settings: Settings, run: str, folder: Path, telemetry: str, spawn: act.Spawn, memory_limit_bytes: int
 ) -> Path:
-    """Write `job.json` into the run's folder, in one go, for its owner only. Raises OSError."""
-    job = job_of(
-        settings,
-        run,
-        spawn.generation,
-        folder,
-        telemetry,
-        spawn.batch_size,
-        spawn.effective_batch,
-        spawn.checkpoint_every_steps,
-        spawn.mean_time_between_failures_s,
-        memory_limit_bytes,
-        spawn.gradient_checkpointing,
-    )
+    """Write `job.json` into the run's folder atomically, readable by its owner only. Raises OSError."""
+    job = job_of(settings, run, folder, telemetry, spawn, memory_limit_bytes)
     path = folder / "job.json"
     temporary = path.with_suffix(".tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

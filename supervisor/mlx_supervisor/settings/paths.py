@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def resolve(text: str, base: Path) -> Path | None:
-    """A path of the file: `~` expanded, relative to the file's folder. None when there is no such home."""
+    """A path of the file, absolute: `~` expanded, relative to `base`. None when the user has no home folder."""
     try:
         return (base / Path(text).expanduser()).absolute()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The TOML file as frozen, validated types. Units are in the names; sizes are bytes once parsed."""
+"""The TOML file as frozen, validated types."""
 
 import os
 import stat
@@ -12,7 +12,6 @@ from mlx_supervisor.settings import validation
 from mlx_supervisor.settings.paths import resolve
 from mlx_supervisor.settings.rules import check_name, check_run
 from mlx_supervisor.settings.schema import RunSettings, Settings, SettingsError
-from mlx_supervisor.settings.sizes import parse_bytes as parse_bytes
 
 FILE_LIMIT_BYTES = 1024 * 1024
 RUNS_LIMIT = 64
@@ -23,7 +22,7 @@ def read_settings(path: Path, state_dir: Path | None = None) -> Settings:
     """The settings in a TOML file.
 
     The state folder is `state_dir`, else the file's key `state_dir`, else the environment's MLX_SUPERVISOR_STATE_DIR,
-    else the user's state folder. Raises SettingsError with every problem of the file.
+    else the user's state folder. Raises SettingsError with every problem found.
     """
     path = path.expanduser().absolute()
     document = _parse(path, _read(path))
@@ -45,28 +44,28 @@ def _read(path: Path) -> str:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise SettingsError([f"found {what}; allowed: a TOML file"], path)
+            raise SettingsError([f"this is {what}"], path)
         with path.open("rb") as file:
             data = file.read(FILE_LIMIT_BYTES + 1)
     except FileNotFoundError:
-        raise SettingsError(["found nothing; allowed: a TOML file (there is no such file)"], path) from None
+        raise SettingsError(["no such file"], path) from None
     except (OSError, ValueError) as error:
         raise SettingsError([f"cannot be read: {error}"], path) from None
     if len(data) > FILE_LIMIT_BYTES:
-        raise SettingsError([f"found more than {FILE_LIMIT_BYTES} bytes; allowed: at most that"], path)
+        raise SettingsError([f"larger than {FILE_LIMIT_BYTES:,} bytes"], path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        found = f"line {line}: found the byte 0x{data[error.start]:02x}; allowed: UTF-8"
-        raise SettingsError([found], path) from None
+        text = f"line {line}: byte 0x{data[error.start]:02x} is not UTF-8"
+        raise SettingsError([text], path) from None
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: 5,000 digits, deep nesting
-        raise SettingsError([f"not TOML: {error!s:.200}"], path) from None
+        raise SettingsError([f"invalid TOML: {error!s:.200}"], path) from None
 
 
 def _read_runs(table: object, base: Path, problems: validation.Problems) -> dict[str, RunSettings]:

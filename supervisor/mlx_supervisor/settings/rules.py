@@ -1,4 +1,4 @@
-"""What a settings file must not say although every type is right: contradictions, missing files."""
+"""Rules across keys, checked once every type is right: contradictions, missing files."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,6 @@ import msgspec
 from mlx_supervisor.settings import validation
 from mlx_supervisor.settings.paths import resolve
 from mlx_supervisor.settings.schema import BatchSettings, MemorySettings, RunSettings
-from mlx_supervisor.settings.sizes import check_smallest, parse_bytes
 
 ARGS_LIMIT_BYTES = 256 * 1024
 RESERVED_NAMES = frozenset({"all"})
@@ -24,36 +23,36 @@ def check_name(name: str, path: str, folded: dict[str, str], problems: validatio
         problems.add(path, f"the run name {validation.show(name)}", rule)
     if name.lower() in RESERVED_NAMES:
         problems.add(
-            path, f"the run name {validation.show(name)}", "any other name", "supervisorctl means every run by it"
+            path, f"the run name {validation.show(name)}", "any other name", "supervisorctl all means every run"
         )
     other = folded.setdefault(name.casefold(), name)
     if other != name:
-        hint = "macOS would give both one folder"
+        hint = "on macOS both would share one folder"
         problems.add(path, f"a name that differs from {other} only by case", "another name", hint)
 
 
-Complain = Callable[[str, str, str], None]
-"""key below the run, what was found, what is allowed"""
+Report = Callable[[str, str, str], None]
+"""Takes the key below the run, what was found, what is allowed."""
 
 
 def check_run(run: RunSettings, path: str, base: Path, problems: validation.Problems) -> None:
-    def complain(key: str, found: str, allowed: str) -> None:
+    def report(key: str, found: str, allowed: str) -> None:
         problems.add(validation.join_dotted(path, key), found, allowed)
 
-    _check_task(run, base, complain)
+    _check_task(run, base, report)
     _check_args(run.task.args, f"{path}.task.args", problems)
-    _check_batch(run.batch, complain)
-    _check_memory(run.memory, complain)
-    _check_drill(run, complain)
+    _check_batch(run.batch, report)
+    _check_memory(run.memory, report)
+    _check_drill(run, report)
     if not (run.checkpoint.automatic or run.checkpoint.every_steps or run.checkpoint.every_seconds):
         allowed = (
-            "every_steps or every_seconds above 0, or neither of them (then overhead decides): "
-            "a run without checkpoints cannot be resumed"
+            "every_steps or every_seconds above 0, or neither key (overhead decides); "
+            "without checkpoints a run cannot be resumed"
         )
-        complain("checkpoint", "no interval above 0", allowed)
+        report("checkpoint", "no interval above 0", allowed)
     first_s, last_s = run.restart.backoff_s, run.restart.backoff_max_s
     if first_s > last_s:
-        complain("restart.backoff_s", f"{first_s:g}", f"at most restart.backoff_max_s, {last_s:g}")
+        report("restart.backoff_s", f"{first_s:g}", f"at most restart.backoff_max_s, {last_s:g}")
 
 
 def _check_args(args: dict[str, Any], path: str, problems: validation.Problems) -> None:
@@ -66,78 +65,66 @@ def _check_args(args: dict[str, Any], path: str, problems: validation.Problems) 
 _ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
-def _check_task(run: RunSettings, base: Path, complain: Complain) -> None:
+def _check_task(run: RunSettings, base: Path, report: Report) -> None:
     task = run.task
     other = "python" if task.kind == "mlx_lm" else "mlx_lm"
     if task.kind == "mlx_lm":
-        _check_config(task.config, base, complain)
+        _check_config(task.config, base, report)
         unused = {"entry": task.entry is not None, "args": bool(task.args)}
     else:
         if task.entry is None or not _ENTRY.fullmatch(task.entry):
             found = "nothing" if task.entry is None else validation.show(task.entry)
-            complain("task.entry", found, '"package.module:function" for kind "python"')
+            report("task.entry", found, '"package.module:function" for kind "python"')
         if run.steps is None:
-            complain("steps", "nothing", 'a whole number from 1 for kind "python"')
+            report("steps", "nothing", 'a whole number from 1 for kind "python"')
         unused = {"config": task.config is not None}
     for key, present in unused.items():
         if present:
-            complain(f"task.{key}", f'a value with kind "{task.kind}"', f'none: it belongs to kind "{other}"')
+            report(f"task.{key}", f'a value with kind "{task.kind}"', f'only with kind "{other}"')
 
 
-def _check_config(config: str | None, base: Path, complain: Complain) -> None:
+def _check_config(config: str | None, base: Path, report: Report) -> None:
     allowed = 'the path of an mlx_lm configuration file for kind "mlx_lm"'
     if not config or not config.isprintable():
-        complain("task.config", "nothing" if not config else validation.show(config), allowed)
+        report("task.config", "nothing" if not config else validation.show(config), allowed)
         return
     path = resolve(config, base)
     if path is None or not path.is_file():
-        complain("task.config", f"{validation.show(config)}, no file at {path}", allowed)
+        report("task.config", f"{validation.show(config)}, no file at {path}", allowed)
 
 
-def _check_batch(batch: BatchSettings, complain: Complain) -> None:
+def _check_batch(batch: BatchSettings, report: Report) -> None:
     if batch.start is not None and batch.start < batch.minimum:
-        complain("batch.start", str(batch.start), f"at least batch.minimum, {batch.minimum}")
+        report("batch.start", str(batch.start), f"at least batch.minimum, {batch.minimum}")
     if batch.size is None:
         if batch.accumulation != 1:
-            complain("batch.accumulation", str(batch.accumulation), "1 as long as batch.size is not set")
+            report("batch.accumulation", str(batch.accumulation), "1 while batch.size is not set")
         if batch.start is not None:
-            complain("batch.start", str(batch.start), "only together with batch.size, the size to grow to")
+            report("batch.start", str(batch.start), "only together with batch.size")
         return
     if batch.minimum > batch.size:
-        complain("batch.minimum", str(batch.minimum), f"at most batch.size, {batch.size}")
+        report("batch.minimum", str(batch.minimum), f"at most batch.size, {batch.size}")
     if batch.start is not None and batch.start > batch.size:
-        complain("batch.start", str(batch.start), f"at most batch.size, {batch.size}")
+        report("batch.start", str(batch.start), f"at most batch.size, {batch.size}")
     if batch.size * batch.accumulation >= 2**31:
-        complain("batch.accumulation", str(batch.accumulation), f"size x accumulation below {2**31}")
+        report("batch.accumulation", str(batch.accumulation), f"batch.size × batch.accumulation below {2**31:,}")
 
 
-def _check_memory(memory: MemorySettings, complain: Complain) -> None:
-    for key in ("limit", "device_limit"):
-        value = getattr(memory, key)
-        try:
-            # an exbibyte of machine: only what is wrong on every machine is said here
-            check_smallest(parse_bytes(value, 2**60))
-        except ValueError as error:
-            complain(f"memory.{key}", validation.show(value), str(error))
+def _check_memory(memory: MemorySettings, report: Report) -> None:
     for key in ("clear_before_gradients", "clear_after_gradients"):
         if getattr(memory, key) and memory.policy != "always":
-            complain(f"memory.{key}", "true", 'false, or memory.policy = "always": otherwise nothing is cleared there')
-    if memory.cache_limit is not None:
-        try:
-            parse_bytes(memory.cache_limit, None)
-        except ValueError as error:
-            complain("memory.cache_limit", validation.show(memory.cache_limit), str(error))
+            report(f"memory.{key}", "true", 'false, or memory.policy = "always"')
 
 
-def _check_drill(run: RunSettings, complain: Complain) -> None:
+def _check_drill(run: RunSettings, report: Report) -> None:
     drill = run.drill
     if drill.allocate_at_step is not None and drill.allocate_mib == 0:
-        complain("drill.allocate_mib", "0", "above 0 with drill.allocate_at_step")
+        report("drill.allocate_mib", "0", "above 0 with drill.allocate_at_step")
     if drill.allocate_mib and drill.allocate_at_step is None:
-        complain("drill.allocate_at_step", "nothing", "a step with drill.allocate_mib")
+        report("drill.allocate_at_step", "nothing", "a step with drill.allocate_mib")
     if drill.leak_from_step and not drill.leak_mib_per_step:
-        complain("drill.leak_mib_per_step", "0", "above 0 with drill.leak_from_step")
+        report("drill.leak_mib_per_step", "0", "above 0 with drill.leak_from_step")
     for key in ("leak_from_step", "allocate_at_step", "crash_at_step", "hang_at_step"):
         step = getattr(drill, key)
         if step is not None and run.steps is not None and step > run.steps:
-            complain(f"drill.{key}", str(step), f"at most steps, {run.steps}: it would never happen")
+            report(f"drill.{key}", str(step), f"at most steps, {run.steps}")

@@ -1,4 +1,4 @@
-"""The keys of the settings file: frozen, validated types. Units are in the names; sizes are bytes once parsed."""
+"""The keys of the settings file and their defaults: frozen, validated types. Units are in the names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,12 +6,15 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from mlx_supervisor.settings.sizes import parse_bytes as parse_bytes
+from mlx_supervisor.settings.sizes import parse_bytes, parse_limit
+from mlx_supervisor.wire import DrillJob
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
+Bytes = Annotated[int, msgspec.Meta(extra={"parse": parse_bytes})]
+Limit = Annotated[int | float, msgspec.Meta(extra={"parse": parse_limit})]
+"""Bytes (int) or a share (float) of a total."""
 
 
 class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,7 +27,7 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Samples in memory at once, and how they may shrink and grow."""
+    """The micro-batch, and how it may shrink and grow."""
 
     size: Positive | None = None
     accumulation: Positive = 1
@@ -37,14 +40,10 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The limits, and what becomes of MLX's cache.
+    """The limits, and the treatment of MLX's cache. Shares are of the machine's or the device's memory."""
 
-    `limit`: bytes (int), a size ("18 GiB"), or a share of the machine's memory ("80%", or a float up to 1).
-    `device_limit`: likewise, of the memory that a device has of its own.
-    """
-
-    limit: int | float | str = "80%"
-    device_limit: int | float | str = "80%"
+    limit: Limit = 0.8
+    device_limit: Limit = 0.8
     policy: Literal["adaptive", "always", "never"] = "adaptive"
     confirm_samples: Positive = 2
     missing_samples: Positive = 20
@@ -60,11 +59,11 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     clear_after_gradients: bool = False
     clear_after_update: bool = True
     release_pause_s: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
-    cache_limit: int | str | None = None
+    cache_limit: Bytes | None = None
 
 
 class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a checkpoint is taken, and how many stay. Without an `every_…`, `overhead` decides (see `wire`)."""
+    """When a checkpoint is taken, and how many are kept. Without an `every_…`, `overhead` decides (see `wire`)."""
 
     overhead: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.01
     every_steps: Whole | None = None
@@ -74,12 +73,12 @@ class CheckpointSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     @property
     def automatic(self) -> bool:
-        """Whether no interval was named."""
+        """Whether no interval is set."""
         return self.every_steps is None and self.every_seconds is None
 
 
 class RestartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long to wait, and when to give up."""
+    """Waits, and when the run fails."""
 
     max_without_progress: Positive = 3
     max_memory_without_progress: Positive = 5
@@ -98,22 +97,6 @@ class RestartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     close_after_steps: Positive = 20
 
 
-class DrillSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Deliberate faults; see `wire.DrillJob`, which has the same fields."""
-
-    generations: list[Positive] = []
-    leak_mib_per_step: Seconds = 0.0
-    leak_kind: Literal["arrays", "native"] = "arrays"
-    leak_from_step: Whole = 0
-    allocate_mib: Whole = 0
-    allocate_at_step: Whole | None = None
-    crash_at_step: Whole | None = None
-    hang_at_step: Whole | None = None
-    hang_kind: Literal["python", "native"] = "python"
-    ignore_sigterm: bool = False
-    slow_start_s: Seconds = 0.0
-
-
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run."""
 
@@ -127,12 +110,12 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     memory: MemorySettings = MemorySettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     restart: RestartSettings = RestartSettings()
-    drill: DrillSettings = DrillSettings()
+    drill: DrillJob = DrillJob()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The whole file. `path` is where it was read; relative paths in it start at its folder."""
+    """The whole file, read from `path`; relative paths in it start at its folder."""
 
     path: Path
     state_dir: Path
@@ -140,7 +123,7 @@ class Settings:
 
 
 class SettingsError(ValueError):
-    """A settings file that cannot be used. `problems`: all that was found, a sentence each, at most 51."""
+    """A settings file that cannot be used. `problems`: every problem, a sentence each, at most 51."""
 
     def __init__(self, problems: list[str], path: Path | None = None) -> None:
         self.problems = problems

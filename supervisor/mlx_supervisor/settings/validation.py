@@ -1,16 +1,16 @@
 """From a TOML table to a msgspec struct, with every problem named by its key's full path.
 
-msgspec stops at the first problem and shows keys of mappings as `[...]`, so each field is converted on its own here:
-msgspec judges the value, this module says where it stands, what was found and what is allowed.
+msgspec stops at the first problem and shows keys of mappings as `[...]`. So each field is converted separately: msgspec
+checks the value, this module names the key, what was found and what is allowed.
 """
 
 import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, time
-from typing import Any, TypeGuard, TypeVar
+from typing import Annotated, Any, TypeGuard, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import inspect
@@ -25,21 +25,17 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Problems:
-    """What is wrong with a file, in the order found; at most `PROBLEMS_SHOWN` are kept, the rest are counted."""
+    """The problems of a file, in the order found; at most `PROBLEMS_SHOWN` are kept, all are counted."""
 
     def __init__(self) -> None:
         self.shown: list[str] = []
         self.count = 0
 
     def add(self, path: str, found: str, allowed: str, hint: str = "") -> None:
-        """One problem: the key's full path, what was found, what is allowed, and perhaps what was meant."""
-        self.say(f"{path}: found {found}; allowed: {allowed}{f' ({hint})' if hint else ''}")
-
-    def say(self, text: str) -> None:
-        """One problem in words of its own."""
+        """One problem: the key's full path, what was found, what is allowed, and a hint."""
         self.count += 1
         if len(self.shown) < PROBLEMS_SHOWN:
-            self.shown.append(text)
+            self.shown.append(f"{path}: found {found}; allowed: {allowed}{f' ({hint})' if hint else ''}")
 
     def listed(self) -> list[str]:
         """The problems, with the number of those left out at the end."""
@@ -100,7 +96,7 @@ def convert(table: object, kind: type[S], path: str, problems: Problems) -> S | 
 
 
 def is_table(value: object) -> TypeGuard[Mapping[str, object]]:
-    """Whether this is a TOML table (whose keys are strings always)."""
+    """Whether this is a TOML table; its keys are always strings."""
     return isinstance(value, Mapping)
 
 
@@ -111,15 +107,28 @@ def _convert_field(value: object, kind: Any, path: str, problems: Problems) -> o
         problems.add(path, show(value), allowed(inspect.type_info(kind)), "a finite number")
         return None
     try:
-        return msgspec.convert(value, kind, strict=True)
+        parse = _parser(kind)
+        return msgspec.convert(value, kind, strict=True) if parse is None else parse(value)
     except msgspec.ValidationError:
         where, what = _deepest(value, kind, path)
         problems.add(where, show(what), allowed(inspect.type_info(kind)))
-        return None
+    except ValueError as error:
+        problems.add(path, show(value), str(error))
+    return None
+
+
+def _parser(kind: Any) -> Callable[[object], object] | None:
+    """The function that a type names as `extra={"parse": …}`, here or in a union with None."""
+    for each in (kind, *get_args(kind)):
+        info = inspect.type_info(each) if get_origin(each) is Annotated else None
+        if isinstance(info, inspect.Metadata) and info.extra and "parse" in info.extra:
+            parse: Callable[[object], object] = info.extra["parse"]
+            return parse
+    return None
 
 
 def _deepest(value: object, kind: Any, path: str) -> tuple[str, object]:
-    """The element of an array that is to blame, or the value itself."""
+    """The first wrong element of an array, or the value itself."""
     info = inspect.type_info(kind)
     if isinstance(value, list) and isinstance(info, inspect.ListType):
         for index, element in enumerate(value):
@@ -131,7 +140,7 @@ def _deepest(value: object, kind: Any, path: str) -> tuple[str, object]:
 
 
 def add_unknown(path: str, key: str, kind: type[msgspec.Struct], problems: Problems) -> None:
-    """An unknown key, with the nearest one that exists, here or deeper."""
+    """An unknown key, with the nearest known key, here or deeper."""
     names = [field.encode_name for field in msgspec.structs.fields(kind)]
     deeper = {dotted.replace(".", "_"): dotted for dotted in leaves(kind) if "." in dotted}
     deeper.update({dotted.rpartition(".")[2]: dotted for dotted in deeper.values()})
@@ -146,7 +155,7 @@ def join_dotted(path: str, dotted: str) -> str:
 
 
 def leaves(kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
-    """The dotted path of every key of a struct and of those in it."""
+    """The dotted path of every key of a struct and of the structs in it."""
     found: list[str] = []
     for field in msgspec.structs.fields(kind):
         path = join_dotted(prefix, field.encode_name)
@@ -184,7 +193,7 @@ def _range(above: float | None, low: float | None, high: float | None) -> str:
 
 
 def check_plain(value: object, path: str, problems: Problems, depth: int = 0) -> None:
-    """That free-form data can travel as JSON unchanged: no dates, no NaN, whole numbers of 64 bits, bounded nesting."""
+    """Check that free-form data survives JSON: no dates, no NaN, whole numbers of 64 bits, bounded nesting."""
     if depth > NESTING_LIMIT:
         problems.add(path, "deeper nesting", f"at most {NESTING_LIMIT} levels")
     elif isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""The types of fields that messages and files share, and the error of what does not fit them."""
+"""Field types that messages and files share, and the error for data that does not fit them."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,11 +16,8 @@ PhaseName = Literal["load", "train", "eval", "checkpoint"]
 
 
 class WireError(ValueError):
-    """A frame or a file that is not what it should be. `kind`: oversized, malformed, version or type."""
+    """A frame or a file that can't be used. `kind`: oversized, malformed, version or type."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")
         self.kind = kind
-
-
-M = TypeVar("M")

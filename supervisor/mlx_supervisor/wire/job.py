@@ -1,71 +1,73 @@
-"""The worker's job: all that it is told at its start, in `job.json` of its run's folder."""
+"""The worker's job, in `job.json` of its run's folder. The settings hold the defaults; only `DrillJob` is in both."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from mlx_supervisor.wire.fields import Count, M, Positive, RunName, Seconds, WireError
+from mlx_supervisor.wire.fields import Count, Positive, RunName, Seconds, WireError
 
 JOB_LIMIT_BYTES = 1024 * 1024
 
+M = TypeVar("M")
+
 
 class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
-    """`size`: samples in memory at once; `effective`: samples of one update. None: the task's configuration decides.
+    """`size`: the micro-batch; `effective`: the effective batch. None: the task's configuration decides.
 
     `sample_log`: append the ids of every update's samples to `samples.jsonl` in the run's folder.
     """
 
-    size: Positive | None = None
-    effective: Positive | None = None
-    preserve_effective: bool = True
-    sample_log: bool = False
+    size: Positive | None
+    effective: Positive | None
+    preserve_effective: bool
+    sample_log: bool
 
 
 class MemoryJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of MLX's cache; `release_pause_s` is waited after each clearing.
+    """The treatment of MLX's cache, and the limits.
 
-    `policy` "adaptive": it may hold what the limits leave over the measured need. "always": it is cleared at the points
-    named by `clear_…`, which otherwise mean nothing. "never": MLX's own limits, and nothing else.
-    `limit_bytes`: what the supervisor allows the worker's process group; None: nobody watches.
-    `device_limit_bytes`, or else `device_limit_share` of what it has: for a device with memory of its own.
-    `gradient_checkpointing`: compute activations again in the backward pass instead of keeping them.
+    `policy` "adaptive": the cache may hold what the limits leave over the measured need. "always": it is cleared at the
+    points that the `clear_…` fields switch on, each time followed by `release_pause_s` of sleep. "never": only MLX's
+    own limits apply. `limit_bytes`: for the worker's process group; None: no limit.
+    `device_limit_bytes`, or else `device_limit_share` of the device's memory: for a device with its own memory.
+    `gradient_checkpointing`: recompute activations in the backward pass instead of keeping them.
     """
 
-    policy: Literal["adaptive", "always", "never"] = "adaptive"
-    clear_before_gradients: bool = False
-    clear_after_gradients: bool = False
-    clear_after_update: bool = True
-    release_pause_s: Seconds = 0.0
-    cache_limit_bytes: Count | None = None
-    limit_bytes: Count | None = None
-    device_limit_bytes: Count | None = None
-    device_limit_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.8
-    gradient_checkpointing: bool = False
+    policy: Literal["adaptive", "always", "never"]
+    clear_before_gradients: bool
+    clear_after_gradients: bool
+    clear_after_update: bool
+    release_pause_s: Seconds
+    cache_limit_bytes: Count | None
+    limit_bytes: Count | None
+    device_limit_bytes: Count | None
+    device_limit_share: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    gradient_checkpointing: bool
 
 
 class CheckpointJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint is taken when any interval has passed (0 switches one off); the `keep` newest stay.
+    """A checkpoint is taken when any interval has passed (0 switches one off); the newest `keep` are kept.
 
-    `overhead`: an interval that the worker derives from what a checkpoint costs and from
-    `mean_time_between_failures_s`, so that training stands still for at most that share of the time.
-    `tighter_steps`: besides, for the first `TIGHTER_TIMES` times as many updates of this life, because one before it
-    ended without having saved anything. `keep_best`: besides, the one with the lowest validation loss stays.
+    `overhead`: the largest share of the time for which checkpoints may stall training; the worker derives an interval
+    from it, from a checkpoint's cost and from `mean_time_between_failures_s`. `tighter_steps`: an additional interval
+    during the first `TIGHTER_TIMES` times as many updates, after a generation that saved nothing.
+    `keep_best`: also keep the checkpoint with the lowest validation loss.
     """
 
-    every_steps: Count = 0
-    tighter_steps: Count = 0
-    every_seconds: Seconds = 60.0
-    overhead: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    mean_time_between_failures_s: Seconds = 14_400.0
-    keep: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
-    keep_best: bool = False
+    every_steps: Count
+    tighter_steps: Count
+    every_seconds: Seconds
+    overhead: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    mean_time_between_failures_s: Seconds
+    keep: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    keep_best: bool
 
 
 class DrillJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Fire drills: deliberate faults. Steps are optimizer updates; `generations` empty means every life.
+    """Fire drills: deliberate faults; also the table `drill` of the settings. Steps are optimizer updates.
 
-    `leak_mib_per_step`: memory never released again, as MLX arrays or as native memory.
-    `allocate_mib` at `allocate_at_step`: one sudden allocation, kept.
+    `generations`: those with the drill; empty: all. `leak_mib_per_step`: memory that is never released, as MLX arrays
+    or as native memory. `allocate_mib` at `allocate_at_step`: one sudden allocation that is kept.
     `hang_kind`: "python" sleeps, "native" holds the interpreter's lock in native code.
     """
 
@@ -85,41 +87,41 @@ class DrillJob(msgspec.Struct, frozen=True, kw_only=True):
 class TaskJob(msgspec.Struct, frozen=True, kw_only=True):
     """`mlx_lm`: `config` is the YAML file. `python`: `entry` is "package.module:function", called with `args`.
 
-    `base_dir` is the folder of the settings file: relative paths start there, and it is put on `sys.path`.
+    `base_dir`: the folder of the settings file, where relative paths start; it is put on `sys.path`.
     """
 
     kind: Literal["mlx_lm", "python"]
     base_dir: str
-    config: str | None = None
-    entry: str | None = None
-    args: dict[str, Any] = {}
+    config: str | None
+    entry: str | None
+    args: dict[str, Any]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a worker is told at its start, in `job.json` of its run's folder. Paths are absolute.
+    """The content of `job.json`. Paths are absolute.
 
-    `steps` None: the task's configuration decides. `telemetry` None: nobody listens (a bare run).
-    `grace_s`: how long the worker may go on after its supervisor died, before it ends itself.
-    `deterministic`: on CUDA, only kernels that give the same bits in every run.
-    `stop_on_not_finite`: end with `EXIT_NOT_FINITE` at the first update whose loss is NaN or infinite.
+    `steps` None: the task's configuration decides. `telemetry` None: a bare run, which reports to the terminal.
+    `grace_s`: the grace period in which the worker ends itself after its supervisor died.
+    `deterministic`: on CUDA, use only kernels that give the same bits in every run.
+    `stop_on_not_finite`: exit with `EXIT_NOT_FINITE` at the first update whose loss is NaN or infinite.
     """
 
     v: Literal[1] = 1
     run: RunName
     generation: Positive
     run_dir: str
-    telemetry: str | None = None
-    seed: Count = 0
-    steps: Positive | None = None
+    telemetry: str | None
+    seed: Count
+    steps: Positive | None
     task: TaskJob
-    batch: BatchJob = BatchJob()
-    memory: MemoryJob = MemoryJob()
-    checkpoint: CheckpointJob = CheckpointJob()
-    drill: DrillJob = DrillJob()
-    grace_s: Seconds = 30.0
-    hang_timeout_s: Seconds | None = None
-    stop_on_not_finite: bool = True
-    deterministic: bool = False
+    batch: BatchJob
+    memory: MemoryJob
+    checkpoint: CheckpointJob
+    drill: DrillJob
+    grace_s: Seconds
+    hang_timeout_s: Seconds | None
+    stop_on_not_finite: bool
+    deterministic: bool
 
 
 def load_job(data: bytes) -> Job:
@@ -133,8 +135,9 @@ def dump_json(value: msgspec.Struct) -> bytes:
 
 
 def load_json(data: bytes, kind: type[M], limit_bytes: int) -> M:
+    """A JSON file's content as a `kind`. Raises WireError."""
     if len(data) > limit_bytes:
-        raise WireError("oversized", f"{len(data)} bytes, the limit is {limit_bytes}")
+        raise WireError("oversized", f"{len(data):,} bytes; allowed: at most {limit_bytes:,}")
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

@@ -12,7 +12,7 @@ from mlx_supervisor.wire.fields import Count, Digest, PhaseName, Positive, RunNa
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
-    """What every frame carries."""
+    """Fields of every message."""
 
     v: Literal[1] = 1
     run: RunName
@@ -21,7 +21,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Hello(Message, frozen=True, kw_only=True, tag="hello"):
-    """First word of a worker: who it is. Frames of a peer that has not said a valid hello are dropped."""
+    """A worker's first message, which identifies it. Frames of a peer without a valid hello are dropped."""
 
     pid: Positive
     token: Annotated[str, msgspec.Meta(max_length=128)]
@@ -29,10 +29,10 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 
 
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
-    """Model, data and checkpoint are loaded. `passed_over`: checkpoints not used, each with the reason.
+    """Model, data and checkpoint are loaded. `passed_over`: skipped checkpoints, each with the reason.
 
-    `gradient_checkpointing`: whether activations are computed again instead of kept; `can_checkpoint_gradients`:
-    whether this task could.
+    `gradient_checkpointing`: whether activations are recomputed instead of kept; `can_checkpoint_gradients`: whether
+    this task supports that.
     """
 
     step: Count
@@ -47,7 +47,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
 
 
 class Step(Message, frozen=True, kw_only=True, tag="step"):
-    """One optimizer update; memory in bytes by MLX's own counters. `dropped`: frames this worker could not send."""
+    """One optimizer update; memory in bytes by MLX's counters. `dropped`: frames that this worker could not send."""
 
     step: Count
     loss: float
@@ -66,7 +66,7 @@ class Step(Message, frozen=True, kw_only=True, tag="step"):
 
 
 class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
-    """A checkpoint became durable, or failed and the run goes on. `stall_s`: how long training stood still for it."""
+    """A checkpoint became durable, or failed and training continues. `stall_s`: how long it stalled training."""
 
     step: Count
     ok: bool
@@ -77,7 +77,7 @@ class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
 
 
 class PhaseChange(Message, frozen=True, kw_only=True, tag="phase"):
-    """Where the worker stands; sent at every change and as a sign of progress inside long phases."""
+    """The worker's phase; sent at every change, and as a heartbeat within long phases."""
 
     phase: PhaseName
     detail: ShortText = ""
@@ -91,10 +91,10 @@ class Cleared(Message, frozen=True, kw_only=True, tag="cleared"):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One thing that grew: its kind, what it is, how many there were at the baseline and are now.
+    """One kind of object that grew in number: at the baseline `count_before`, now `count_now`.
 
-    `what`: a shape and type ("float32 [8, 512, 258]"), a Python type, or a compiled function. `size_bytes`: of all
-    that there are now, 0 where it can't be told. `holder`: what refers to them, with file and line where that is known.
+    `what`: a shape and type ("float32 [8, 512, 258]"), a Python type, or a compiled function. `size_bytes`: of all of
+    them now, 0 where unknown. `holder`: what refers to them, with file and line where known.
     """
 
     kind: Literal["arrays", "objects", "compiled", "note"]
@@ -106,7 +106,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class AutopsyReport(Message, frozen=True, kw_only=True, tag="autopsy"):
-    """Answer to `autopsy`: what grew since the baseline, the largest first. `seconds`: what the search took."""
+    """Answer to `autopsy`: what grew since the baseline, the largest first. `seconds`: the duration of the search."""
 
     step: Count
     baseline_step: Count
@@ -140,24 +140,24 @@ WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Cleared | Auto
 
 
 class ClearCache(Message, frozen=True, kw_only=True, tag="clear_cache"):
-    """Clear MLX's cache, collect garbage, and answer `cleared`."""
+    """Clear MLX's cache, run Python's garbage collector, and answer `cleared`."""
 
 
 class Stop(Message, frozen=True, kw_only=True, tag="stop"):
-    """Checkpoint after the update in hand, say bye, and exit with `EXIT_STOPPED`."""
+    """Finish the update, write a checkpoint, say bye, and exit with `EXIT_STOPPED`."""
 
     reason: ShortText = ""
 
 
 class Resize(Message, frozen=True, kw_only=True, tag="resize"):
-    """From the next update, hold `batch_size` samples in memory; an update has `effective_batch`."""
+    """From the next update, use micro-batch `batch_size` and effective batch `effective_batch`."""
 
     batch_size: Positive
     effective_batch: Positive
 
 
 class Autopsy(Message, frozen=True, kw_only=True, tag="autopsy"):
-    """Look for what grew, for at most `limit_s` seconds, and answer with an `AutopsyReport`."""
+    """Search for what grew, for at most `limit_s` seconds, and answer with an `AutopsyReport`."""
 
     limit_s: Seconds = 5.0
 

@@ -1,4 +1,4 @@
-"""What passes between the two processes outside of frames: exit statuses, environment variables."""
+"""Exit statuses and environment variables of the worker."""
 
 STDERR_TAIL_LIMIT_BYTES = 16 * 1024
 EXIT_COMPLETED = 0
@@ -6,10 +6,10 @@ EXIT_FAILED = 1
 EXIT_STOPPED = 75
 """Stopped on request, checkpointed first (sysexits' EX_TEMPFAIL: try again later)."""
 EXIT_NOT_FINITE = 65
-"""The loss is no longer a finite number (sysexits' EX_DATAERR); nothing was saved of it."""
+"""The loss is NaN or infinite (sysexits' EX_DATAERR); no checkpoint holds that update."""
 EXIT_REFUSED = 78
-"""The job cannot be done as it stands; starting again changes nothing (sysexits' EX_CONFIG)."""
+"""The job can't be done, and a restart would not help (sysexits' EX_CONFIG)."""
 TOKEN_VARIABLE = "MLX_SUPERVISOR_TOKEN"  # noqa: S105 - the variable's name
 """Environment variable with the secret that the worker's hello must show; it also marks the worker's descendants."""
 LIFELINE_VARIABLE = "MLX_SUPERVISOR_LIFELINE"
-"""Environment variable with the number of a pipe's read end; end of file there means that the supervisor is gone."""
+"""Environment variable with the number of a pipe's read end; end of file there means that the supervisor died."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.core.policies import batch_policy, memory_policy, restart_policy
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
@@ -15,7 +16,7 @@ from mlx_supervisor.core.machine.machine import apply
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import AT_REST, State
 from mlx_supervisor.core.machine.stopping import KILLS_AT_MOST
-from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
+from mlx_supervisor.core.policy import MIB, RunPolicy
 
 counts = st.integers(0, 2**62)
 small = st.integers(0, 20)
@@ -30,7 +31,7 @@ TO_A_WORKER = (ac.Kill, ac.Terminate, ac.RequestStop, ac.RequestClearCache, ac.R
 policies = st.builds(
     RunPolicy,
     st.builds(
-        MemoryPolicy,
+        memory_policy,
         st.just(2200 * MIB),
         confirm_samples=st.integers(1, 3),
         missing_samples=st.integers(1, 3),
@@ -39,18 +40,18 @@ policies = st.builds(
         autopsy=st.booleans(),
     ),
     st.builds(
-        BatchPolicy,
+        batch_policy,
         st.one_of(st.none(), st.integers(4, 16)),
-        st.integers(1, 3),
-        st.booleans(),
-        st.integers(1, 4),
-        st.one_of(st.none(), st.integers(4, 16)),
-        st.integers(1, 4),
-        st.booleans(),
+        accumulation=st.integers(1, 3),
+        preserve_effective=st.booleans(),
+        minimum=st.integers(1, 4),
+        start=st.one_of(st.none(), st.integers(4, 16)),
+        grow_after_steps=st.integers(1, 4),
+        halve_on_leak=st.booleans(),
     ),
     st.builds(
-        RestartPolicy,
-        st.integers(1, 4),
+        restart_policy,
+        max_without_progress=st.integers(1, 4),
         max_memory_without_progress=st.integers(1, 4),
         max_same_error=st.integers(1, 3),
         max_reboots=st.integers(1, 3),

@@ -7,13 +7,14 @@ from tests.core.machine.golden_ladder import LADDER
 from tests.core.machine.golden_memory import MEMORY
 from tests.core.machine.golden_waiting import WAITING
 from tests.core.machine.timeline import MachineTimeline, policy, show
+from tests.core.policies import memory_policy, run_policy
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.machine import apply
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import State
-from mlx_supervisor.core.policy import MIB, MemoryPolicy, RunPolicy
+from mlx_supervisor.core.policy import MIB
 
 GOLDEN = MEMORY | LADDER | WAITING | ENDS
 
@@ -53,7 +54,7 @@ def test_every_action_can_be_shown() -> None:
 
 
 def test_a_hard_trip_kills_before_its_notice() -> None:
-    machine = Run(RunPolicy(MemoryPolicy(limit_bytes=100 * MIB)))
+    machine = Run(run_policy(memory_policy(limit_bytes=100 * MIB)))
     apply(machine, ev.Command(0.0, ev.CommandKind.START))
     apply(machine, ev.Spawned(0.1, 1, pid=7))
     apply(machine, ev.Ready(0.2, 1, step=0, target_steps=10, batch_size=1, effective_batch=1))

@@ -6,7 +6,10 @@ line before it. A line advances time by 0.1 s, or by `after`; `tick` jumps to th
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
+
+from tests.core.policies import DEFAULTS
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
@@ -14,7 +17,7 @@ from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine.machine import apply
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import State
-from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
+from mlx_supervisor.core.policy import MIB, RunPolicy
 
 Arrow = tuple[State, str, State]
 
@@ -24,8 +27,8 @@ def policy(**changes: Any) -> RunPolicy:
     changed: dict[str, Any] = {"limit_bytes": 2200 * MIB, "size": 8, "close_after_steps": 10, "grow_after_steps": 20}
     changed |= {"autopsy": False, "jitter": 0.0} | changes
     parts: list[Any] = []
-    for part in (MemoryPolicy, BatchPolicy, RestartPolicy):
-        parts.append(part(**{k: changed.pop(k) for k in list(changed) if k in part.__dataclass_fields__}))
+    for part in (DEFAULTS.memory, DEFAULTS.batch, DEFAULTS.restart):
+        parts.append(replace(part, **{k: changed.pop(k) for k in list(changed) if hasattr(part, k)}))
     assert not changed, f"no such setting: {sorted(changed)}"
     return RunPolicy(*parts)
 

@@ -2,17 +2,18 @@
 
 import pytest
 from tests.core.memory.traces import founding, healthy
+from tests.core.policies import memory_policy
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.memory.breaker import Breaker, BreakerState, Trip
-from mlx_supervisor.core.policy import MIB, MemoryPolicy
+from mlx_supervisor.core.policy import MIB
 
 LIMIT_MIB = 2200
 
 
 def _breaker(limit_mib: float = LIMIT_MIB, close_after_steps: int = 20) -> Breaker:
-    breaker = Breaker(MemoryPolicy(int(limit_mib * MIB)), close_after_steps)
+    breaker = Breaker(memory_policy(int(limit_mib * MIB)), close_after_steps)
     breaker.begin_generation()
     return breaker
 
@@ -135,7 +136,7 @@ def test_clearing_is_asked_for_early_enough_to_checkpoint_if_it_does_not_help() 
     ]
     room_mib, trip = trips[0]
     assert trip.relievable
-    wait_steps = MemoryPolicy(1).relief_wait_s / 0.3
+    wait_steps = memory_policy(1).relief_wait_s / 0.3
     assert room_mib / 20 >= wait_steps + 2
 
 

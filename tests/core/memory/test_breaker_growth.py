@@ -2,19 +2,19 @@
 
 import pytest
 from tests.core.memory.traces import MB, report, sample
+from tests.core.policies import memory_policy, run_policy
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.memory.breaker import Breaker
 from mlx_supervisor.core.memory.growth import Growth
-from mlx_supervisor.core.policy import MemoryPolicy, RunPolicy
 from mlx_supervisor.daemon.step_line import step_line
 
 LIMIT_MB = 100_000
 
 
 def _breaker(limit_mb: float = LIMIT_MB) -> Breaker:
-    breaker = Breaker(MemoryPolicy(int(limit_mb * MB)), 20)
+    breaker = Breaker(memory_policy(int(limit_mb * MB)), 20)
     breaker.begin_generation()
     return breaker
 
@@ -204,7 +204,7 @@ def test_growth_in_the_warm_up_is_a_leak_only_when_the_limit_is_near() -> None:
 
 
 def test_the_step_line_shows_the_growth_and_says_when_it_knows_nothing() -> None:
-    machine = Run(RunPolicy(MemoryPolicy(int(LIMIT_MB * MB))))
+    machine = Run(run_policy(memory_policy(int(LIMIT_MB * MB))))
     assert "leak=? MiB/step" in step_line(machine, report(1))
     _fed(machine.breaker, range(300))
     assert "leak=0.0 MiB/step" in step_line(machine, report(300))

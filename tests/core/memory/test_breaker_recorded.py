@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from tests.core.memory.traces import MB, report, sample
+from tests.core.policies import memory_policy
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.memory.breaker import Breaker
-from mlx_supervisor.core.policy import MemoryPolicy
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("null-*.json.gz"))
 KIB_MB = 1024 / MB
@@ -31,7 +31,7 @@ def _played(
     """Texts of trips, and steps with a verdict, in the first `steps`."""
     recorded = _recorded(path)
     limit = recorded["limit_bytes"] if not leak_mb else 10**12
-    breaker, trips, verdicts = Breaker(MemoryPolicy(limit), 20), [], []
+    breaker, trips, verdicts = Breaker(memory_policy(limit), 20), [], []
     breaker.begin_generation()
     phases = list(recorded["phases"])
     rows = zip(*(recorded["columns"][name][:steps] for name in _COLUMNS), strict=True)

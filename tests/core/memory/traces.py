@@ -5,9 +5,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.core.policies import memory_policy
+
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.memory.breaker import Breaker, Trip
-from mlx_supervisor.core.policy import MemoryPolicy
 
 MB = 1e6
 STEP_S = 0.3
@@ -101,7 +102,7 @@ class Replay:
 
 def replay(trace: Trace, limit_mb: float, *, to_the_trip: bool = True, step_s: float = STEP_S) -> Replay:
     """Feed a breaker with it. `to_the_trip`: no further; else trips are passed over, and verdicts are what matters."""
-    breaker, seen = Breaker(MemoryPolicy(int(limit_mb * MB)), 20), Replay()
+    breaker, seen = Breaker(memory_policy(int(limit_mb * MB)), 20), Replay()
     breaker.begin_generation()
     for step, footprint in enumerate(trace.footprint):
         excursion = trace.excursions.get(step)

@@ -2,13 +2,13 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.core.policies import batch_policy
 
-from mlx_supervisor.core.policy import BatchPolicy
 from mlx_supervisor.core.restart.batch import BatchPlan
 
 
 def test_halving_stops_at_the_minimum() -> None:
-    plan = BatchPlan(BatchPolicy(size=12, minimum=2))
+    plan = BatchPlan(batch_policy(size=12, minimum=2))
     sizes = [plan.size for _ in range(5) if plan.halve(for_pressure=True)]
     assert sizes == [6, 3, 2]
     assert plan.at_minimum
@@ -16,17 +16,17 @@ def test_halving_stops_at_the_minimum() -> None:
 
 
 def test_a_leak_does_not_forbid_the_size() -> None:
-    plan = BatchPlan(BatchPolicy(size=8, grow_after_steps=3))
+    plan = BatchPlan(batch_policy(size=8, grow_after_steps=3))
     plan.halve(for_pressure=False)
     assert [plan.good_step() for _ in range(7)] == [None, None, 8, None, None, None, None]
 
 
 def test_a_size_reduced_for_a_leak_is_known_as_such_until_it_has_grown_back() -> None:
-    plan = BatchPlan(BatchPolicy(size=8, grow_after_steps=1))
+    plan = BatchPlan(batch_policy(size=8, grow_after_steps=1))
     assert not plan.reduced_for_leak
     plan.halve(for_pressure=False)
     assert plan.reduced_for_leak
-    again = BatchPlan(BatchPolicy(size=8), plan.size, plan.tripped, plan.leak_from)
+    again = BatchPlan(batch_policy(size=8), plan.size, plan.tripped, plan.leak_from)
     assert again.reduced_for_leak
     plan.halve(for_pressure=False)
     assert plan.good_step() == 4
@@ -36,13 +36,13 @@ def test_a_size_reduced_for_a_leak_is_known_as_such_until_it_has_grown_back() ->
 
 
 def test_a_size_reduced_for_pressure_is_not_reduced_for_a_leak() -> None:
-    plan = BatchPlan(BatchPolicy(size=8))
+    plan = BatchPlan(batch_policy(size=8))
     plan.halve(for_pressure=True)
     assert not plan.reduced_for_leak
 
 
 def test_good_steps_are_counted_afresh_after_a_trip() -> None:
-    plan = BatchPlan(BatchPolicy(size=8, grow_after_steps=3))
+    plan = BatchPlan(batch_policy(size=8, grow_after_steps=3))
     plan.halve(for_pressure=False)
     plan.good_step()
     plan.good_step()
@@ -51,13 +51,21 @@ def test_good_steps_are_counted_afresh_after_a_trip() -> None:
 
 
 def test_restored_sizes_are_bounded_by_present_settings() -> None:
-    assert BatchPlan(BatchPolicy(size=8), 32).size == 8
-    assert BatchPlan(BatchPolicy(size=8, minimum=4), 2).size == 4
+    assert BatchPlan(batch_policy(size=8), 32).size == 8
+    assert BatchPlan(batch_policy(size=8, minimum=4), 2).size == 4
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 8), st.booleans(), st.lists(st.booleans(), max_size=60))
 def test_every_plan(size: int, accumulation: int, minimum: int, preserve: bool, trips: list[bool]) -> None:
-    plan = BatchPlan(BatchPolicy(size, accumulation, preserve, min(minimum, size), grow_after_steps=2))
+    plan = BatchPlan(
+        batch_policy(
+            size,
+            accumulation=accumulation,
+            preserve_effective=preserve,
+            minimum=min(minimum, size),
+            grow_after_steps=2,
+        )
+    )
     for trip in trips:
         if trip:
             plan.halve(for_pressure=True)

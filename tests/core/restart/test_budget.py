@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.core.policies import restart_policy
 
 from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause
 from mlx_supervisor.core.history import RunHistory
@@ -15,7 +16,7 @@ from mlx_supervisor.core.restart.budget import REFUSED_STARTS_AT_MOST, RestartBu
 
 def steady(**changes: float) -> RestartPolicy:
     """Without jitter."""
-    return RestartPolicy(**{"jitter": 0.0} | changes)  # type: ignore[arg-type]
+    return restart_policy(**{"jitter": 0.0} | changes)
 
 
 def waits(budget: RestartBudget, lived_s: float = 0.0) -> Iterator[float]:
@@ -33,7 +34,7 @@ def waits(budget: RestartBudget, lived_s: float = 0.0) -> Iterator[float]:
     (Cause.RESOURCE_LIMIT, "restart.max_memory_without_progress"),
 ])  # fmt: skip
 def test_the_run_fails_after_so_many_generations_without_progress(cause: Cause, key: str) -> None:
-    budget = RestartBudget(RestartPolicy(max_without_progress=3, max_memory_without_progress=3))
+    budget = RestartBudget(restart_policy(max_without_progress=3, max_memory_without_progress=3))
     assert [budget.generation_ended(cause, progress=False) for _ in range(2)] == [None, None]
     last = budget.generation_ended(cause, progress=False)
     assert last is not None
@@ -42,7 +43,7 @@ def test_the_run_fails_after_so_many_generations_without_progress(cause: Cause, 
 
 
 def test_memory_and_crashes_are_counted_apart() -> None:
-    budget = RestartBudget(RestartPolicy(max_without_progress=2, max_memory_without_progress=2))
+    budget = RestartBudget(restart_policy(max_without_progress=2, max_memory_without_progress=2))
     assert budget.generation_ended(Cause.CRASH, progress=False) is None
     assert budget.generation_ended(Cause.PRESSURE, progress=False) is None
     assert budget.generation_ended(Cause.CRASH, progress=False) is not None
@@ -50,7 +51,7 @@ def test_memory_and_crashes_are_counted_apart() -> None:
 
 @pytest.mark.parametrize("cause", [Cause.CRASH, Cause.PRESSURE])
 def test_progress_starts_every_count_again(cause: Cause) -> None:
-    budget = RestartBudget(RestartPolicy(max_without_progress=2, max_memory_without_progress=2, max_reboots=2))
+    budget = RestartBudget(restart_policy(max_without_progress=2, max_memory_without_progress=2, max_reboots=2))
     for _ in range(50):
         assert budget.generation_ended(cause, progress=False) is None
         assert budget.rebooted(progress=False) is None
@@ -58,7 +59,7 @@ def test_progress_starts_every_count_again(cause: Cause) -> None:
 
 
 def test_a_generation_followed_by_one_in_less_need_is_not_counted() -> None:
-    budget = RestartBudget(RestartPolicy(max_memory_without_progress=2))
+    budget = RestartBudget(restart_policy(max_memory_without_progress=2))
     assert budget.generation_ended(Cause.PRESSURE, progress=False) is None
     assert budget.generation_ended(Cause.PRESSURE, progress=False, eased=True) is None
     assert budget.generation_ended(Cause.PRESSURE, progress=False) is not None
@@ -91,14 +92,14 @@ def test_counts_and_waits_survive_the_supervisor() -> None:
 def test_a_cause_that_was_dealt_with_needs_no_wait() -> None:
     for cause in Cause:
         at_once = cause is Cause.REQUESTED or cause in MEMORY_CAUSES
-        budget = RestartBudget(RestartPolicy())
+        budget = RestartBudget(restart_policy())
         assert (budget.delay_s(cause, progress=False, eased=True) == 0) is at_once
         assert (budget.delay_s(cause, progress=False, eased=False) == 0) is (cause is Cause.REQUESTED)
 
 
 def test_a_generation_with_a_new_checkpoint_is_followed_at_once() -> None:
     """However often the run was killed before: waiting would only cost time."""
-    budget = RestartBudget(RestartPolicy(max_without_progress=100))
+    budget = RestartBudget(restart_policy(max_without_progress=100))
     for _ in range(20):
         budget.generation_ended(Cause.CRASH, progress=False)
     for cause in Cause:
@@ -107,16 +108,16 @@ def test_a_generation_with_a_new_checkpoint_is_followed_at_once() -> None:
 
 @given(st.floats(0, 1), st.integers(0, 2**31), st.integers(0, 10**6))
 def test_jitter_only_lengthens_a_wait_and_is_deterministic(jitter: float, seed: int, generation: int) -> None:
-    budget = RestartBudget(RestartPolicy(jitter=jitter), RunHistory(generation=generation), seed)
+    budget = RestartBudget(restart_policy(jitter=jitter), RunHistory(generation=generation), seed)
     waited = budget.delay_s(Cause.CRASH, progress=False, eased=False)
     assert 1.0 <= waited <= 1.0 + jitter
-    again = RestartBudget(RestartPolicy(jitter=jitter), RunHistory(generation=generation), seed)
+    again = RestartBudget(restart_policy(jitter=jitter), RunHistory(generation=generation), seed)
     assert again.delay_s(Cause.CRASH, progress=False, eased=False) == waited
 
 
 def test_runs_that_died_together_start_apart() -> None:
     pairs = [(generation, seed) for generation in range(1, 11) for seed in range(100)]
-    budgets = [RestartBudget(RestartPolicy(jitter=1.0), RunHistory(generation=g), seed) for g, seed in pairs]
+    budgets = [RestartBudget(restart_policy(jitter=1.0), RunHistory(generation=g), seed) for g, seed in pairs]
     delays_s = sorted(budget.delay_s(Cause.CRASH, progress=False, eased=False) for budget in budgets)
     assert 1 <= delays_s[0] <= delays_s[-1] < 2
     assert all(later > sooner for sooner, later in pairwise(delays_s))
@@ -134,7 +135,7 @@ def test_failed_starts_are_bounded_and_reset_by_a_start() -> None:
 
 
 def test_machine_restarts_without_progress_are_bounded() -> None:
-    budget = RestartBudget(RestartPolicy(max_reboots=2))
+    budget = RestartBudget(restart_policy(max_reboots=2))
     assert budget.rebooted(progress=False) is None
     assert budget.rebooted(progress=True) is None
     assert budget.rebooted(progress=False) is None
@@ -144,9 +145,9 @@ def test_machine_restarts_without_progress_are_bounded() -> None:
 
 
 def test_other_causes_are_never_the_same_error() -> None:
-    budget = RestartBudget(RestartPolicy(max_same_error=2))
+    budget = RestartBudget(restart_policy(max_same_error=2))
     assert not any(budget.repeated(Cause.KILLED, "", 5) for _ in range(9))
 
 
 def test_one_error_is_enough_if_the_settings_say_so() -> None:
-    assert RestartBudget(RestartPolicy(max_same_error=1)).repeated(Cause.CRASH, "ValueError", 5)
+    assert RestartBudget(restart_policy(max_same_error=1)).repeated(Cause.CRASH, "ValueError", 5)

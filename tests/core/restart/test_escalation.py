@@ -1,12 +1,14 @@
 """A rung counts as help only where the run has not stood on it before."""
 
+from tests.core.policies import batch_policy, memory_policy, run_policy
+
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.history import RunHistory
-from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RunPolicy
+from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.restart.batch import BatchPlan
 from mlx_supervisor.core.restart.escalation import climb
 
-POLICY = RunPolicy(MemoryPolicy(limit_bytes=100 * MIB), BatchPolicy(size=8, grow_after_steps=1))
+POLICY = run_policy(memory_policy(limit_bytes=100 * MIB), batch_policy(size=8, grow_after_steps=1))
 
 
 def test_a_batch_that_grows_back_and_is_halved_again_eases_nothing() -> None:

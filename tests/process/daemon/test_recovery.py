@@ -34,8 +34,8 @@ def test_no_number_of_a_generation_is_used_twice(
 ) -> None:
     """The history may be older than the last start: a disk was full, or locked."""
     journal = _journal(tmp_path)
-    journal.open_generation("run", 5, 7, 1.0, "token", "boot", None, None, 1.0)
-    journal.open_generation("another", 9, 7, 1.0, "token", "boot", None, None, 1.0)
+    journal.open_generation(OpenGeneration("run", 5, 7, 1.0, "token", "boot", None, None, 1.0))
+    journal.open_generation(OpenGeneration("another", 9, 7, 1.0, "token", "boot", None, None, 1.0))
     if closed:
         journal.close_generation("run", 5, {"ended": "signal 9"})
     if history is not None:
@@ -136,10 +136,10 @@ def test_starts_are_blocked_while_an_unkillable_worker_runs(tmp_path: Path, monk
 def test_a_generation_that_cannot_be_killed_stays_open_for_the_next_supervisor(tmp_path: Path) -> None:
     journal = _journal(tmp_path)
     recorder = Recorder("run", journal, RunLog(tmp_path))
-    journal.open_generation("run", 5, 7, 1.0, "token", "boot", None, None, 1.0)
+    journal.open_generation(OpenGeneration("run", 5, 7, 1.0, "token", "boot", None, None, 1.0))
     recorder.close_generation(act.CloseGeneration(5, {"ended": "not killable"}, alive=True))
     assert [orphan.generation for orphan in journal.open_generations()] == [5]
-    assert [record["ended"] for record in recorder.lives()] == ["not killable"]
+    assert [record["ended"] for record in recorder.generations()] == ["not killable"]
     recorder.close_generation(act.CloseGeneration(5, {"ended": "not killable"}))
     assert journal.open_generations() == []
     journal.close()

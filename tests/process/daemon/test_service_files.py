@@ -109,9 +109,9 @@ def test_the_unit_restarts_a_crashed_daemon_and_leaves_time_for_checkpoints() ->
 
 def longest_stop_s() -> float:
     """Stop grace, SIGTERM's grace, and the wait after SIGKILL, at their defaults."""
-    from mlx_supervisor.core.policy import RestartPolicy
+    from tests.core.policies import DEFAULTS
 
-    policy = RestartPolicy()
+    policy = DEFAULTS.restart
     return policy.stop_grace_s + policy.term_grace_s + policy.kill_wait_s
 
 

@@ -26,6 +26,7 @@ from mlx_supervisor.daemon.run import SupervisedRun
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.journal.database import JournalError
+from mlx_supervisor.journal.journal import OpenGeneration
 from mlx_supervisor.process import child
 from mlx_supervisor.process.launch import WORKER_VARIABLE
 from mlx_supervisor.sampling.worker_sampler import WorkerSampler
@@ -211,7 +212,8 @@ def test_the_orphan_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_
         token = f"{time.monotonic_ns():032x}"
         process = subprocess.Popen(HOLD, start_new_session=True, env=os.environ | {TOKEN_VARIABLE: token})
         created_s = psutil.Process(process.pid).create_time()
-        running.shared.journal.open_generation("lost", 1, process.pid, created_s, token, boot_id(), 1, 1, time.time())
+        opened = OpenGeneration("lost", 1, process.pid, created_s, token, boot_id(), 1, 1, time.time())
+        running.shared.journal.open_generation(opened)
         return process
 
     async def scenario() -> None:

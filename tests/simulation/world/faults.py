@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from mlx_supervisor.core.policy import MIB, BatchPolicy, MemoryPolicy, RestartPolicy, RunPolicy
+from tests.core.policies import batch_policy, memory_policy, restart_policy, run_policy
+
+from mlx_supervisor.core.policy import MIB, RunPolicy
 
 LIMIT_MIB = 2200
 MACHINE_MIB = 4096
@@ -183,10 +185,16 @@ def drawn_policy(chance: Random) -> RunPolicy:
     size = of((8, 8, 8, 6, 4, 1, None))
     minimum = 1 if size in (None, 1) else of((1, 1, 1, 2))
     start = None if size in (None, 1) else of((None, None, 2))
-    batch = BatchPolicy(
-        size, of((1, 1, 2)), of((True, True, False)), minimum, start, of((15, 40, 200)), of((True, False))
+    batch = batch_policy(
+        size,
+        accumulation=of((1, 1, 2)),
+        preserve_effective=of((True, True, False)),
+        minimum=minimum,
+        start=start,
+        grow_after_steps=of((15, 40, 200)),
+        halve_on_leak=of((True, False)),
     )
-    memory = MemoryPolicy(
+    memory = memory_policy(
         LIMIT_MIB * MIB,
         confirm_samples=of((1, 2, 2, 3)),
         missing_samples=of((4, 8, 20)),
@@ -195,7 +203,7 @@ def drawn_policy(chance: Random) -> RunPolicy:
         autopsy=of((True, False)),
         autopsy_limit_s=of((0.5, 5.0)),
     )
-    restart = RestartPolicy(
+    restart = restart_policy(
         max_without_progress=of((2, 3, 6)),
         max_memory_without_progress=of((2, 5)),
         max_same_error=of((1, 2, 3)),
@@ -211,13 +219,13 @@ def drawn_policy(chance: Random) -> RunPolicy:
         hang_timeout_s=of((None, 15.0, 15.0, 30.0)),
         close_after_steps=of((5, 20)),
     )
-    return RunPolicy(memory, batch, restart)
+    return run_policy(memory, batch, restart)
 
 
 def steady_policy(chance: Random, limit_mib: int = LIMIT_MIB) -> RunPolicy:
     """One policy for tests that look at a single fault."""
-    return RunPolicy(
-        MemoryPolicy(limit_mib * MIB, missing_samples=8),
-        BatchPolicy(8, grow_after_steps=chance.choice((40, 200))),
-        RestartPolicy(max_without_progress=6, hang_timeout_s=30.0, close_after_steps=20),
+    return run_policy(
+        memory_policy(limit_mib * MIB, missing_samples=8),
+        batch_policy(8, grow_after_steps=chance.choice((40, 200))),
+        restart_policy(max_without_progress=6, hang_timeout_s=30.0, close_after_steps=20),
     )

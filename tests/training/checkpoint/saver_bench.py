@@ -9,8 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
-import msgspec
-from tests.training import toy_task
+from tests.training import jobs, toy_task
 
 from mlx_supervisor import wire
 from mlx_worker.checkpoint import durable_files, training_state
@@ -47,10 +46,8 @@ class Bench:
         self.threads: set[int] = set()
         self.memory = SimpleNamespace(has_room=lambda more_bytes: True)
         self.keep = checkpoint.pop("keep", 2)
-        checkpoint = {"every_seconds": 0} | checkpoint
         task = {"kind": "python", "base_dir": str(folder)}
-        fields = {"run": "run", "generation": 1, "run_dir": str(folder), "task": task, "checkpoint": checkpoint}
-        self.job = msgspec.convert(fields, wire.Job)
+        self.job = jobs.job(run_dir=str(folder), task=task, checkpoint=checkpoint)
         self.folder = folder
         self.saver = self.begin()
 

@@ -14,8 +14,8 @@ import mlx.nn as nn
 import pytest
 from tests.training import toy_task
 from tests.training.checkpoint.saver_bench import PATIENCE_S, TASK, Bench
+from tests.training.jobs import memory_job
 
-from mlx_supervisor import wire
 from mlx_worker.checkpoint import background_writer as writer_module
 from mlx_worker.checkpoint import saver as saver_module
 from mlx_worker.checkpoint import snapshot, training_state
@@ -272,7 +272,7 @@ def test_training_pauses_where_memory_is_short(tmp_path: Path) -> None:
 
 
 def test_room_is_what_the_limit_leaves_beside_the_height_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = CachePolicy(wire.MemoryJob(policy="never", limit_bytes=1000))
+    memory = CachePolicy(memory_job(policy="never", limit_bytes=1000))
     monkeypatch.setattr(memory, "device", SimpleNamespace(own_bytes=None, wired_bytes=None, enforces=False))
     # 300 active, 200 cached, 450 at the height, 700 resident: 200 are of others; 650 at the height without the cache
     monkeypatch.setattr(memory, "read", lambda: Counters(300, 200, 450, 700))
@@ -281,7 +281,7 @@ def test_room_is_what_the_limit_leaves_beside_the_height_of_an_update(monkeypatc
     monkeypatch.setattr(memory, "device", SimpleNamespace(own_bytes=2000, wired_bytes=None, enforces=True))
     assert memory.has_room(990), "80 % of the device's own, whatever the process holds elsewhere"
     assert not memory.has_room(991)
-    unlimited = CachePolicy(wire.MemoryJob(policy="never"))
+    unlimited = CachePolicy(memory_job(policy="never"))
     assert unlimited.has_room(2**60)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import yaml
+from tests.training import jobs
 
 from mlx_supervisor import wire
 
@@ -61,9 +62,8 @@ def run_worker(llama_dir, config, run_dir, **job):
 
     link = RecordingLink()
     run_dir.mkdir(exist_ok=True)
-    task = wire.TaskJob(kind="mlx_lm", base_dir=str(llama_dir), config=str(config))
-    job = {"generation": 1, "checkpoint": wire.CheckpointJob(every_seconds=0), **job}
-    ending = loop.run(wire.Job(run="worker", run_dir=str(run_dir), seed=7, task=task, **job), link, StopFlag())
+    task = {"kind": "mlx_lm", "base_dir": str(llama_dir), "config": str(config)}
+    ending = loop.run(jobs.job(run="worker", run_dir=str(run_dir), seed=7, task=task, **job), link, StopFlag())
     assert ending.completed
     return link
 

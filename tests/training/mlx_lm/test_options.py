@@ -10,7 +10,6 @@ import mlx.core as mx
 import pytest
 from tests.training.mlx_lm.mlx_lm_runs import adapters, run_worker, write
 
-from mlx_supervisor import wire
 from mlx_worker.errors import RefusedError
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "mlx-lm.md"
@@ -53,7 +52,7 @@ def test_the_test_set_is_evaluated_at_the_end(llama_dir, tmp_path, capsys, monke
     for name in ("train", "test"):
         (data / f"{name}.jsonl").write_text((llama_dir / "chat" / "train.jsonl").read_text())
     config = write(tmp_path, "worker", data=str(data), test=True, test_batches=-1, iters=2)
-    run_worker(llama_dir, config, tmp_path / "run", batch=wire.BatchJob(size=3, effective=4))
+    run_worker(llama_dir, config, tmp_path / "run", batch={"size": 3, "effective": 4})
     found = re.findall(r"^Test loss .*", capsys.readouterr().out, re.MULTILINE)
     values = {"model": str(llama_dir / "model"), "data": str(data), "adapter_path": str(tmp_path / "adapters-worker")}
     values |= {"test": True, "test_batches": -1, "max_seq_length": 64, "mask_prompt": True}
@@ -121,7 +120,7 @@ def test_an_evaluation_goes_by_the_memory_policy(llama_dir, tmp_path, monkeypatc
     thresholds = []
     monkeypatch.setattr(trainer, "_clear_cache", thresholds.append)
     config = write(tmp_path, "evaluated", iters=1, val_batches=2)
-    run_worker(llama_dir, config, tmp_path / "run", memory=wire.MemoryJob(policy=policy))
+    run_worker(llama_dir, config, tmp_path / "run", memory={"policy": policy})
     assert thresholds
     assert all((threshold == 0) is clears for threshold in thresholds)
 

@@ -84,7 +84,7 @@ def interpreted():
 def test_losses_and_validation_are_the_same_whatever_fits_in_memory(llama_dir, tmp_path):
     config = mlx_lm_runs.write(tmp_path, "all", batch_size=24, iters=3, val_batches=1)
     whole = mlx_lm_runs.run_worker(llama_dir, config, tmp_path / "whole")
-    halved = mlx_lm_runs.run_worker(llama_dir, config, tmp_path / "halved", batch=wire.BatchJob(size=5, effective=24))
+    halved = mlx_lm_runs.run_worker(llama_dir, config, tmp_path / "halved", batch={"size": 5, "effective": 24})
     assert [step.accumulation for step in halved.steps] == [5, 5, 5]
     assert halved.losses == pytest.approx(whole.losses, abs=1e-5)
     assert [step.tokens for step in halved.steps] == [step.tokens for step in whole.steps]

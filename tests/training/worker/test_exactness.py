@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.training.mlx_lm.mlx_lm_runs import FakeSupervisor
+from tests.training import jobs
+from tests.training.mlx_lm.mlx_lm_runs import RecordingLink
 
 from mlx_supervisor import wire
 
@@ -105,12 +106,11 @@ def in_process(folder, *, steps, generation=1, size=EFFECTIVE, **args):
     from mlx_worker.supervision.stop import StopFlag
     from mlx_worker.training import loop
 
-    supervisor = FakeSupervisor()
-    task = wire.TaskJob(kind="python", base_dir=str(Path(__file__).parents[1]), entry="toy_task:build", args=args)
-    batch, checkpoint = wire.BatchJob(size=size, sample_log=True), wire.CheckpointJob(every_seconds=0)
-    fields = {"run": "run", "run_dir": str(folder), "seed": 7, "task": task, "batch": batch, "checkpoint": checkpoint}
-    loop.run(wire.Job(**fields, generation=generation, steps=steps), supervisor, StopFlag())
-    return supervisor
+    link = RecordingLink()
+    task = {"base_dir": str(Path(__file__).parents[1]), "entry": "toy_task:build", "args": args}
+    fields = {"run_dir": str(folder), "seed": 7, "task": task, "batch": {"size": size, "sample_log": True}}
+    loop.run(jobs.job(**fields, generation=generation, steps=steps), link, StopFlag())
+    return link
 
 
 def ids(folder):

@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
 from tests.training import toy_task
+from tests.training.jobs import memory_job
 
 from mlx_supervisor import wire
 from mlx_worker.memory import cache_policy as memory_module
@@ -85,7 +86,7 @@ def test_a_relief_keeps_the_cache_small_for_a_while(supervisor):
 def test_adaptive_bounds_the_cache_by_the_limit(monkeypatch):
     limits = []
     monkeypatch.setattr(memory_module.mx, "set_cache_limit", limits.append)
-    memory = CachePolicy(wire.MemoryJob(limit_bytes=GIB))
+    memory = CachePolicy(memory_job(limit_bytes=GIB))
     array = mx.zeros((1024, 1024))
     mx.eval(array)
     counters = memory.note_update()
@@ -94,7 +95,7 @@ def test_adaptive_bounds_the_cache_by_the_limit(monkeypatch):
     assert counters.peak_bytes >= array.nbytes
     memory.relieve()
     assert limits[1] == limits[0] // 2
-    own = CachePolicy(wire.MemoryJob(limit_bytes=GIB, cache_limit_bytes=5))
+    own = CachePolicy(memory_job(limit_bytes=GIB, cache_limit_bytes=5))
     own.note_update()
     assert limits[2:] == [5, 5], "the user's own limit is the most"
 
@@ -103,7 +104,7 @@ def test_adaptive_bounds_the_cache_by_the_limit(monkeypatch):
 def test_other_policies_leave_the_limits_alone(monkeypatch, policy):
     limits = []
     monkeypatch.setattr(memory_module.mx, "set_cache_limit", limits.append)
-    memory = CachePolicy(wire.MemoryJob(limit_bytes=GIB, policy=policy))
+    memory = CachePolicy(memory_job(limit_bytes=GIB, policy=policy))
     memory.note_update()
     memory.relieve()
     assert limits == []
@@ -115,7 +116,7 @@ def test_too_little_room_clears_the_cache_and_ends_the_overlap(monkeypatch):
     cleared = []
     monkeypatch.setattr(memory_module.mx, "clear_cache", lambda: cleared.append(True))
     monkeypatch.setattr(memory_module.mx, "get_cache_memory", lambda: 1000)
-    memory = CachePolicy(wire.MemoryJob(limit_bytes=2**20))  # this process alone is larger
+    memory = CachePolicy(memory_job(limit_bytes=2**20))  # this process alone is larger
     assert not memory.waits
     array = mx.zeros((1024,))
     mx.eval(array)
@@ -131,7 +132,7 @@ def test_an_evaluation_that_needs_more_than_training_gets_the_caches_room(monkey
     cleared = []
     monkeypatch.setattr(memory_module.mx, "set_cache_limit", lambda limit: None)
     monkeypatch.setattr(memory_module.mx, "clear_cache", lambda: cleared.append(True))
-    memory = CachePolicy(wire.MemoryJob(limit_bytes=1000, policy=policy))
+    memory = CachePolicy(memory_job(limit_bytes=1000, policy=policy))
     monkeypatch.setattr(memory, "read", lambda: memory_module.Counters(500, 400, 600, 930))
     memory.note_evaluated()
     assert cleared == []

@@ -1,4 +1,4 @@
-"""The worker's end of the telemetry socket. It never blocks training: what cannot be sent is dropped and counted."""
+"""The worker's end of the telemetry socket. It never blocks training: unsent messages are dropped and counted."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from mlx_supervisor import wire
 SEND_QUEUE_FRAMES = 1000
 RECEIVE_QUEUE_FRAMES = 100
 LINGER_MS = 500
-"""At close, how long unsent frames may still go out."""
+"""How long unsent frames are kept for sending after the close."""
 PRINT_INTERVAL_S = 1.0
 _TEXT_LIMITS = {"reason": 4096, "error": 4096, "detail": 512, "checkpoint": 512, "versions": 512}
 _LIST_LIMIT = 16
@@ -18,16 +18,16 @@ _ITEM_LIMIT_BYTES = 512
 
 
 class Link:
-    """Sends messages with a growing `seq`, and collects commands. To be used by the main thread only.
+    """Sends messages with a growing `seq` and receives commands. Use it from the main thread only.
 
-    Without an endpoint (a bare run) it prints a step now and then, and swallows the rest. `dropped` counts frames that
-    could not be sent, `garbage` frames that were no command. `last_step` and `last_loss` are of the last step sent.
+    Without an endpoint (a bare run) it prints about a step a second and discards other messages. `dropped` counts
+    unsent frames, `malformed` received frames that are no command. `last_step`, `last_loss`: of the last step sent.
     """
 
     def __init__(self, run: str, generation: int, endpoint: str | None) -> None:
         self._run, self._generation, self._seq = run, generation, 0
         self.dropped = 0
-        self.garbage = 0
+        self.malformed = 0
         self.last_step = 0
         self.last_loss: float | None = None
         self.current_phase: wire.PhaseName = "load"
@@ -48,17 +48,17 @@ class Link:
         self._socket.connect(endpoint)
 
     def hello(self) -> None:
-        """Say who this is. The token comes from the environment."""
+        """Identify this worker. The token comes from the environment."""
         versions = ", ".join(f"{name} {version_of(name)}" for name in ("mlx", "mlx-lm", "mlx-supervisor"))
         self.send(wire.Hello, pid=os.getpid(), token=os.environ.get(wire.TOKEN_VARIABLE, "")[:128], versions=versions)
 
     def phase(self, name: wire.PhaseName, detail: str = "") -> None:
-        """Report the phase that the worker is in."""
+        """Report the worker's phase."""
         self.current_phase = name
         self.send(wire.PhaseChange, phase=name, detail=detail)
 
     def send(self, kind: type[wire.Message], **fields: Any) -> None:
-        """Send, or drop and count. Texts are cut to what the wire allows."""
+        """Send, or drop and count. Texts are shortened to the wire's limits."""
         if kind is wire.Step:
             self.last_step, self.last_loss = fields["step"], fields["loss"]
         if self._socket is None:
@@ -66,7 +66,7 @@ class Link:
             return
         import zmq
 
-        message = kind(run=self._run, generation=self._generation, seq=self._seq, **_cut(fields))
+        message = kind(run=self._run, generation=self._generation, seq=self._seq, **_shortened(fields))
         self._seq += 1
         try:
             self._socket.send(wire.encode(message), zmq.NOBLOCK)
@@ -74,7 +74,7 @@ class Link:
             self.dropped += 1
 
     def _print(self, kind: type[wire.Message], fields: dict[str, Any]) -> None:
-        """A bare run has nobody to report to but the terminal: a step a second is enough there."""
+        """Print a step, at most one a second."""
         now_s = time.monotonic()
         if kind is wire.Step and now_s - self._printed_s >= PRINT_INTERVAL_S:
             self._printed_s = now_s
@@ -82,7 +82,7 @@ class Link:
             print(f"step {fields['step']} loss={fields['loss']:.4f} resident={mib:,.0f} MiB", flush=True)
 
     def receive(self) -> list[wire.SupervisorMessage]:
-        """The commands that have come, of this run and generation; at most as many as the queue holds."""
+        """The commands received for this run and generation; at most as many as the queue holds."""
         commands: list[wire.SupervisorMessage] = []
         if self._socket is None:
             return commands
@@ -95,7 +95,7 @@ class Link:
                 break
             command = self._decode(frames)
             if command is None:
-                self.garbage += 1
+                self.malformed += 1
             else:
                 commands.append(command)
         return commands
@@ -107,25 +107,29 @@ class Link:
             command = wire.decode_supervisor(frames[0])
         except wire.WireError:
             return None
-        ours = command.run == self._run and command.generation == self._generation
-        return command if ours else None
+        expected = command.run == self._run and command.generation == self._generation
+        return command if expected else None
 
     def close(self) -> None:
-        """Give what is still queued half a second, then close."""
+        """Send queued frames for at most half a second, then close."""
         if self._socket is not None:
             self._socket.close()
             self._context.term()
             self._socket = None
 
 
-def _cut(fields: dict[str, Any]) -> dict[str, Any]:
+def _shortened(fields: dict[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         if isinstance(value, str) and name in _TEXT_LIMITS:
-            fields[name] = value[: _TEXT_LIMITS[name]]
+            fields[name] = value[: _TEXT_LIMITS[name]].encode(errors="replace").decode()
         elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-            # In bytes: 32 items of 512 characters of four bytes each would be over the frame's limit.
-            fields[name] = [item.encode()[:_ITEM_LIMIT_BYTES].decode(errors="ignore") for item in value[:_LIST_LIMIT]]
+            fields[name] = [_item(text) for text in value[:_LIST_LIMIT]]
     return fields
+
+
+def _item(text: str) -> str:
+    """Its first 512 bytes: 32 items of 512 four-byte characters would exceed the frame's limit."""
+    return text.encode(errors="replace")[:_ITEM_LIMIT_BYTES].decode(errors="ignore")
 
 
 def version_of(package: str) -> str:
