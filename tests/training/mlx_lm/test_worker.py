@@ -5,6 +5,7 @@ import signal
 import mlx.core as mx
 import pytest
 import yaml
+from tests.training import jobs
 from tests.training.mlx_lm import mlx_lm_runs
 
 from mlx_supervisor import wire
@@ -242,9 +243,9 @@ def test_not_a_model_folder(tmp_path, name, expected):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")
     load_config(tmp_path, f"model: {name}")
-    task = wire.TaskJob(kind="mlx_lm", base_dir=str(tmp_path), config="c.yaml")
+    job = jobs.job(run_dir=str(tmp_path), task={"kind": "mlx_lm", "base_dir": str(tmp_path), "config": "c.yaml"})
     with pytest.raises(RefusedError) as caught:
-        build(wire.Job(run="r", generation=1, run_dir=str(tmp_path), task=task))
+        build(job)
     assert str(caught.value).startswith(f"{tmp_path / 'c.yaml'}: model: ")
     assert expected in str(caught.value)
 
