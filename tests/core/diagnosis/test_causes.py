@@ -334,7 +334,7 @@ def test_only_crashes_have_a_key() -> None:
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("python-disk", "room on the disk"), ("python-module", "install"), ("metal-no-device", "logged in")],
+    [("python-disk", "free space on the disk"), ("python-module", "install"), ("metal-no-device", "logged in")],
 )
 def test_some_errors_of_the_user_come_with_advice(name: str, advice: str) -> None:
     found = of(errors=errors_of(name)) if name in RAISED else of(recorded(name))

@@ -1,1 +1,1 @@
-"""Names the cause of every death."""
+"""Finds the cause of every death of a worker."""

@@ -1,4 +1,4 @@
-"""Why a worker died, named before anything is decided from it. docs/causes.md lists them all."""
+"""The causes of a worker's death, and how one is found. docs/causes.md explains each."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mlx_supervisor.core.events import Raised
 
 
 class Cause(StrEnum):
-    """Only the memory causes halve the batch. The values are in journals: they stay as they are."""
+    """Every cause of a death. The values are in journals and must not change."""
 
     COMPLETED = "completed"
     REQUESTED = "requested"
@@ -35,30 +35,31 @@ class Cause(StrEnum):
 
 
 MEMORY_CAUSES = frozenset({Cause.PRESSURE, Cause.LEAK, Cause.OOM_KILL, Cause.DEVICE_OOM, Cause.OUT_OF_MEMORY})
+"""Only these halve the micro-batch."""
 
 EXIT_NOT_FINITE_CODE = 65
-"""`wire.EXIT_NOT_FINITE`, which the core may not import; a test holds them equal."""
+"""Equal to `wire.EXIT_NOT_FINITE`, which the core must not import; a test compares them."""
 TEXT_CHARS = 300
 SIGABRT, SIGKILL, SIGSEGV = 6, 9, 11
 POLITE_SIGNALS = frozenset({1, 2, 15})
-"""SIGHUP, SIGINT, SIGTERM: somebody asked for the end, before the worker could answer in its own way."""
+"""SIGHUP, SIGINT, SIGTERM: a request to stop, before the worker handled signals itself."""
 BAD_ACCESS_SIGNALS = frozenset({SIGSEGV, 7, 10})
 """SIGSEGV, and SIGBUS by its number on Linux and on macOS."""
 SHELL_SIGNAL_CODES = range(128 + 1, 128 + 32)
-"""A shell between us and the worker passes its child's signal on as such an exit code."""
+"""A shell between supervisor and worker turns the worker's signal into such an exit code."""
 SIGNAL_NAMES = {
     1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 5: "SIGTRAP", 6: "SIGABRT", 8: "SIGFPE", 9: "SIGKILL",
     11: "SIGSEGV", 13: "SIGPIPE", 14: "SIGALRM", 15: "SIGTERM", 24: "SIGXCPU", 25: "SIGXFSZ",
 }  # fmt: skip
-"""Those that have the same number on Linux and on macOS."""
+"""Signals with the same number on Linux and macOS."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Why a worker died, for people and for what is decided from it.
+    """Why a worker died.
 
-    `text`: a sentence, or the last lines of the traceback; at most 300 characters. `advice`: what helps, "" if nothing
-    is known. `error_key`: equal in two lives that died of the same error of the user's code; "" for other causes.
+    `text`: what happened, at most 300 characters: a sentence, or the error with its place. `advice`: what helps, "" if
+    unknown. `error_key`: equal in two generations that crashed with the same error; "" for other causes.
     """
 
     cause: Cause
@@ -74,7 +75,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """How the message of an error begins, in errors of these types (any type when empty), and what that means."""
+    """The cause of errors of these types whose message begins like this."""
 
     kinds: frozenset[str]
     message: re.Pattern[str]
@@ -83,23 +84,23 @@ class _Mark:
 
 
 _RUNTIME = frozenset({"RuntimeError", "runtime_error"})
-"""What MLX raises in Python, and what it is in C++ where nothing catches it."""
+"""MLX's errors: in Python, and in C++ where nothing catches them."""
 _OS = frozenset({"OSError", "BlockingIOError", "SafetensorError", "RuntimeError"})
 _METAL = r"\[METAL\] Command buffer execution failed: .{0,200}?"
 _CUDA = r"(?:CUDA error: |(?:cuda|cu|cublas|cublasLt|cudnn|nccl)[A-Z]\w{0,100}.{0,1000}? failed(?: with code)?: )"
 
-SMALLER = "a smaller batch or shorter sequences; close what else uses the GPU"
+SMALLER = "use a smaller batch or shorter sequences, or close other programs that use the GPU"
 DISPLAY = (
-    "not the batch: let the display sleep (pmset displaysleepnow) or close what draws on it; "
-    "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment helped others"
+    "not the batch: let the display sleep (pmset displaysleepnow) or close programs that draw on it; setting "
+    "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment has helped others"
 )
 SHORTER_WORK = (
-    "not the batch: smaller MLX_MAX_OPS_PER_BUFFER and MLX_MAX_MB_PER_BUFFER in the environment make each piece of "
-    "work on the GPU shorter; a Mac without a display wants a dummy plug"
+    "not the batch: set smaller MLX_MAX_OPS_PER_BUFFER and MLX_MAX_MB_PER_BUFFER in the environment, so that each "
+    "command buffer takes less time; plug a display emulator into a Mac without a display"
 )
-VICTIM = "another program's error took this one's work along; nothing of the run's own is wrong"
-DRIVER = "if it comes again: read the driver's log (dmesg, Console), restart the machine, then suspect the hardware"
-DISK = "make room on the disk that the task writes to"
+VICTIM = "an error of another program on the GPU aborted this run's work; the run itself is not at fault"
+DRIVER = "if it happens again: read the driver's log (dmesg, Console), restart the machine, then check the hardware"
+DISK = "free space on the disk that the task writes to"
 
 _MARKS = tuple(
     _Mark(kinds, re.compile(pattern), cause, advice)
@@ -134,29 +135,29 @@ _MARKS = tuple(
         (_OS, r"\[Errno 12\]", Cause.OUT_OF_MEMORY, ""),
         (frozenset({"KeyboardInterrupt"}), r"", Cause.INTERRUPTED, ""),
         (_OS, r"\[Errno (?:28|122|69)\]|.{0,200}No space left on device", Cause.CRASH, DISK),
-        (_OS, r"\[Errno 24\]", Cause.CRASH, "too many files are open: the task forgets to close them, or ulimit -n"),
+        (_OS, r"\[Errno 24\]", Cause.CRASH, "too many open files: close them in the task, or raise ulimit -n"),
         (
             frozenset({"ModuleNotFoundError"}),
             r"",
             Cause.CRASH,
-            "install it where the worker runs, or run in the environment that has it",
+            "install the module in the worker's environment, or run in an environment that has it",
         ),
         (
             _RUNTIME,
             r"\[metal::load_device\] No Metal device",
             Cause.CRASH,
-            "macOS gives the GPU only to a session of a user who is logged in at the screen",
+            "macOS offers the GPU only in a session of a user who is logged in at the screen: start the run there",
         ),
     )
 )  # fmt: skip
-"""Texts of MLX, Metal, CUDA and Python, as the fixtures in tests/core/diagnosis/stderr have them."""
+"""Messages of MLX, Metal, CUDA and Python. tests/core/diagnosis has an example of each, with its source."""
 
 ADVICE = {
-    Cause.OOM_KILL: "set memory.limit below what the machine or its control group can give: the breaker acts first",
+    Cause.OOM_KILL: "set memory.limit below what the machine or its control group has, so that the breaker acts first",
     Cause.PRESSURE: SMALLER,
-    Cause.OUT_OF_MEMORY: "a smaller batch; look for what the task keeps in the machine's memory",
-    Cause.RESOURCE_LIMIT: "too many buffers, not too many bytes: pad the sequences to a few lengths",
-    Cause.NOT_FINITE: "a lower learning rate, a longer warm-up or clipped gradients; look at that update's samples",
+    Cause.OUT_OF_MEMORY: "use a smaller batch, or find what the task keeps in main memory",
+    Cause.RESOURCE_LIMIT: "too many buffers, not too many bytes: pad sequences to a few fixed lengths",
+    Cause.NOT_FINITE: "use a lower learning rate, longer warm-up or clipped gradients; check the samples of that update",
 }
 LOST_CHILD = re.compile(
     r"(?:concurrent\.futures\.process\.)?BrokenProcessPool|EOFError|ConnectionResetError|BrokenPipeError|"
@@ -174,11 +175,11 @@ def diagnose(
     near_limit: bool,
     errors: tuple[Raised, ...] = (),
 ) -> Diagnosis:
-    """Name the cause of a generation's end that the supervisor did not bring about.
+    """The cause of a death that the supervisor did not bring about.
 
-    `oom_killed`: whether the kernel reports a kill for memory meanwhile; None where it can't tell. `near_limit`:
-    whether the last sample was near the limit. `errors`: of the worker's bye, the one that ended it first. Without
-    them, and after a signal, `stderr_tail` counts.
+    `oom_killed`: whether the kernel counted a kill for memory during this generation; None if unknown. `near_limit`:
+    whether the last sample was near `memory.limit`. `errors`: the bye's, the one that ended the worker first.
+    `stderr_tail` counts only without them, or after a signal.
     """
     if exit_code in SHELL_SIGNAL_CODES and signal is None:
         assert exit_code is not None
@@ -216,7 +217,10 @@ def _killed(oom_killed: bool | None, near_limit: bool) -> Diagnosis:
 
 
 def _by_error(chain: tuple[Raised, ...]) -> Diagnosis:
-    """The cause that any error of the chain has; else a crash. `chain`: the error that ended the worker first."""
+    """The cause of the first error in the chain that has a known one; else a crash.
+
+    `chain`: the error that ended the worker, then those that led to it.
+    """
     found = next(((each, mark) for each in chain if (mark := _mark(each)) is not None), None)
     if found is not None and found[1].cause is not Cause.CRASH:
         each, mark = found
@@ -265,7 +269,7 @@ _CHANGING = re.compile(r"0x[0-9a-fA-F]+|/tmp/\S+|\b[0-9a-fA-F]{8,}\b|\d+")
 
 
 def _key(raised: Raised) -> str:
-    """What two generations that die of the same error have in common."""
+    """Equal in two generations that died of the same error."""
     place = f"{raised.file}:{raised.line}" if raised.file else ""
     return f"{raised.name} at {place}: {_CHANGING.sub('#', raised.message)}"[: 2 * TEXT_CHARS]
 
