@@ -124,7 +124,7 @@ class Worker:
             time.sleep(max(began_s + held / rate - time.monotonic(), 0))
 
     def misbehave(self) -> None:
-        """At the step named by `at_step`, in the first `lives` lives."""
+        """At the step named by `at_step`, in the first `lives` generations."""
         if self.mode in deaths.WAYS:
             deaths.WAYS[self.mode](self)
         if self.mode == "crash":

@@ -228,6 +228,8 @@ def test_errors_that_did_not_end_the_process_do_not_count(heading: str) -> None:
 def test_an_error_of_a_thread_counts_where_there_is_no_other() -> None:
     text = "Exception in thread Thread-2 (_generate):\n" + traceback("RuntimeError: " + MARKS[2])
     assert of(text).cause is Cause.RESOURCE_LIMIT
+    another = "Exception in thread Thread-1 (load):\n" + traceback("KeyError: 'a'")
+    assert of(another + text).cause is Cause.RESOURCE_LIMIT, "the last"
 
 
 @pytest.mark.parametrize("name", [name for name in RAISED if "syntax" not in name])

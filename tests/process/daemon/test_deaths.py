@@ -46,13 +46,13 @@ def check(folder: Path, done: harness.Foreground, cause: str, batches: list[int]
     """Summary, journal and output report the same; only steps since the checkpoint are repeated."""
     summary = done.summary()
     assert summary["outcome"] == "completed", summary["reason"]
-    lives = summary["generations"]
-    assert [life["cause"] for life in lives] == [cause, "completed"]
-    assert [life["batch_size"] for life in lives] == batches
-    assert lives[1]["first_step"] == 11, "from the newest checkpoint"
+    generations = summary["generations"]
+    assert [each["cause"] for each in generations] == [cause, "completed"]
+    assert [each["batch_size"] for each in generations] == batches
+    assert generations[1]["first_step"] == 11, "from the newest checkpoint"
     assert [record["cause"] for record in records(folder)] == [cause, "completed"]
     for word in words:
-        assert word in lives[0]["error"]
+        assert word in generations[0]["error"]
         assert word in done.stderr
     assert cause in done.stderr
     assert summary["trips"] == (1 if batches == HALVED else 0)
@@ -103,7 +103,7 @@ def simulated(
     return die(folder, mode, **args)
 
 
-def test_without_a_control_group_the_kill_is_simulated_and_the_reason_told(
+def test_without_a_control_group_the_kill_is_simulated_and_the_reason_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlx_supervisor.host.cgroup.find", lambda: None)
@@ -214,8 +214,8 @@ def test_the_same_error_again_and_again_is_the_end(tmp_path: Path) -> None:
     summary = done.summary()
     assert (done.process.returncode, summary["outcome"]) == (1, "failed")
     assert "KeyError: 'label' (deaths.py:" in summary["reason"]
-    assert [life["cause"] for life in summary["generations"]] == ["crash"] * 2
-    assert {life["batch_size"] for life in summary["generations"]} == {8}
+    assert [each["cause"] for each in summary["generations"]] == ["crash"] * 2
+    assert {each["batch_size"] for each in summary["generations"]} == {8}
     assert json.loads((tmp_path / "state/runs/run/summary.json").read_text())["reason"] == summary["reason"]
 
 
@@ -257,12 +257,12 @@ def test_the_machine_restarted(tmp_path: Path) -> None:
     )
     summary = done.summary()
     assert summary["outcome"] == "completed"
-    assert [life["cause"] for life in summary["generations"]] == ["the machine restarted", "completed"]
-    assert [life["batch_size"] for life in summary["generations"]] == KEPT
+    assert [each["cause"] for each in summary["generations"]] == ["the machine restarted", "completed"]
+    assert [each["batch_size"] for each in summary["generations"]] == KEPT
 
 
 def test_the_supervisor_died_with_its_worker(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"delay_s": 0.01}, steps=60, batch={"size": 8})
     summary = power_cut(tmp_path, settings, lambda: None).summary()
-    assert [life["cause"] for life in summary["generations"]] == ["the supervisor died", "completed"]
-    assert [life["batch_size"] for life in summary["generations"]] == KEPT
+    assert [each["cause"] for each in summary["generations"]] == ["the supervisor died", "completed"]
+    assert [each["batch_size"] for each in summary["generations"]] == KEPT

@@ -157,7 +157,7 @@ ADVICE = {
     Cause.PRESSURE: SMALLER,
     Cause.OUT_OF_MEMORY: "use a smaller batch, or find what the task keeps in main memory",
     Cause.RESOURCE_LIMIT: "too many buffers, not too many bytes: pad sequences to a few fixed lengths",
-    Cause.NOT_FINITE: "use a lower learning rate, longer warm-up or clipped gradients; check the samples of that update",
+    Cause.NOT_FINITE: "use a lower learning rate, longer warm-up or clipped gradients; check that update's samples",
 }
 LOST_CHILD = re.compile(
     r"(?:concurrent\.futures\.process\.)?BrokenProcessPool|EOFError|ConnectionResetError|BrokenPipeError|"
@@ -190,7 +190,7 @@ def diagnose(
         return _diagnosis(Cause.INTERRUPTED, f"another process sent it {SIGNAL_NAMES[signal]}")
     if exit_code is None and signal is None:
         return _diagnosis(Cause.KILLED, "it ended, and its exit status is unknown")
-    end = StderrEnd() if errors and signal is None else read_end(stderr_tail)
+    end = read_end(stderr_tail)
     if exit_code == EXIT_NOT_FINITE_CODE:
         said = errors[0].message if errors else end.last.removeprefix("failed: ")
         return _diagnosis(Cause.NOT_FINITE, said or "the loss is not a finite number")
