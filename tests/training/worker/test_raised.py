@@ -120,7 +120,7 @@ def test_an_error_from_a_child_process():
     assert [each.kind for each in found] == ["ValueError", "multiprocessing.pool.RemoteTraceback"]
 
 
-def test_a_chain_that_bites_its_tail_ends():
+def test_a_cyclic_chain_ends():
     first, second = ValueError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
     assert messages(first) == ["first", "second"]
@@ -181,8 +181,8 @@ def test_too_deep_a_recursion():
     assert (found[0].kind, found[0].function) == ("RecursionError", "deeper")
 
 
-def test_the_bye_of_a_worker_has_the_chain(desk):
-    worker = desk.run(desk.job(entry="odd_tasks:failing", steps=3))
+def test_the_bye_of_a_worker_has_the_chain(supervisor):
+    worker = supervisor.run(supervisor.job(entry="odd_tasks:failing", steps=3))
     assert worker.process.returncode == wire.EXIT_FAILED
     kinds = [each.kind for each in worker.bye.errors]
     assert kinds == ["odd_tasks.OddError", "KeyError"]
