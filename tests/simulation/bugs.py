@@ -1,7 +1,6 @@
-"""Bugs planted into the machine on purpose: a simulator that does not find them would prove nothing.
+"""Bugs planted on purpose: a simulator that does not find them would prove nothing.
 
-Each is the real machine but for one thing, done where its interface is widest (events in, actions out) so that it
-goes on fitting the machine as that changes.
+Each is the real machine with one change at its interface (events in, actions out), so that it survives refactoring.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tests.simulation.seeds import Failure, play_seed
-from tests.simulation.world.machine import Machine
+from tests.simulation.world.machine import SimulatedRun
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
@@ -22,8 +21,8 @@ from mlx_supervisor.core.policy import RunPolicy
 SEEDS_AT_MOST = 1_000
 
 
-class KeepsGeneration(Machine):
-    """Forgets to raise the generation's number after it has taken over."""
+class KeepsGeneration(SimulatedRun):
+    """Does not increase the generation after a recovery."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         actions = super().apply(event)
@@ -32,8 +31,8 @@ class KeepsGeneration(Machine):
         return actions
 
 
-class HalvesOnCrash(Machine):
-    """Takes a crash of the user's code for want of memory."""
+class HalvesOnCrash(SimulatedRun):
+    """Treats a crash of the user's code as a memory death."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.Exited) and event.exit_code == 1 and event.generation == self.history.generation:
@@ -41,8 +40,8 @@ class HalvesOnCrash(Machine):
         return super().apply(event)
 
 
-class StartsTooSoon(Machine):
-    """After the first SIGKILL it does not wait for the old group's end."""
+class StartsTooSoon(SimulatedRun):
+    """Does not wait for the old process group to end after SIGKILL."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         deadline_s = self.next_deadline()
@@ -51,8 +50,8 @@ class StartsTooSoon(Machine):
         return super().apply(event)
 
 
-class CountsTwice(Machine):
-    """Counts a trip again when the worker it has tripped is killed."""
+class CountsTwice(SimulatedRun):
+    """Counts a trip again when the tripped worker is killed."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         trips = self.history.trips
@@ -63,15 +62,15 @@ class CountsTwice(Machine):
         return actions
 
 
-class ForgetsDeadline(Machine):
-    """Waits for a draining worker for ever."""
+class ForgetsDeadline(SimulatedRun):
+    """Waits forever for a draining worker."""
 
     def next_deadline(self) -> float | None:
         return None if self.state is State.DRAINING else super().next_deadline()
 
 
-class MissingIsZero(Machine):
-    """Reads a sample that could not be had as zero."""
+class MissingIsZero(SimulatedRun):
+    """Treats a missing sample as zero."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.SampleMissing):
@@ -79,16 +78,16 @@ class MissingIsZero(Machine):
         return super().apply(event)
 
 
-class LosesStep(Machine):
-    """Forgets on restoring what is durable."""
+class LosesStep(SimulatedRun):
+    """Loses the durable step when it restores the history."""
 
     def __init__(self, policy: RunPolicy, history: RunHistory | None = None, seed: int = 0) -> None:
         super().__init__(policy, history, seed)
         self.history.durable_step = 0
 
 
-class RetriesRefused(Machine):
-    """Starts a worker again that has refused its job."""
+class RetriesRefused(SimulatedRun):
+    """Restarts a worker that refused its job."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.Exited) and event.exit_code == 78:
@@ -96,8 +95,8 @@ class RetriesRefused(Machine):
         return super().apply(event)
 
 
-class DropsKill(Machine):
-    """Decides on a hard trip, and does not kill."""
+class DropsKill(SimulatedRun):
+    """Does not kill after a hard trip."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         before = self.state, self.deadline_s
@@ -108,16 +107,16 @@ class DropsKill(Machine):
         return actions
 
 
-class NamesNoCause(Machine):
-    """Ends a life without recording why, when it was killed."""
+class NamesNoCause(SimulatedRun):
+    """Does not record the end of a killed generation."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         killed = isinstance(event, ev.Exited) and event.signal == 9
         return [each for each in super().apply(event) if not (killed and isinstance(each, ac.CloseGeneration))]
 
 
-class NeverGivesUp(Machine):
-    """Forgets with every death how many lives were for nothing."""
+class NeverGivesUp(SimulatedRun):
+    """Resets the restart budget at every death."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.Exited):
@@ -125,8 +124,8 @@ class NeverGivesUp(Machine):
         return super().apply(event)
 
 
-class BelievesExit0(Machine):
-    """Takes exit status 0 for a run that is done."""
+class BelievesExit0(SimulatedRun):
+    """Treats exit status 0 as completion."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.Exited) and event.exit_code == 0:
@@ -134,8 +133,8 @@ class BelievesExit0(Machine):
         return super().apply(event)
 
 
-class HearsTheDead(Machine):
-    """Takes frames of older lives for the present one's."""
+class AcceptsOldFrames(SimulatedRun):
+    """Accepts frames of older generations."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.WorkerEvent) and not isinstance(event, ev.Recovered):
@@ -143,16 +142,16 @@ class HearsTheDead(Machine):
         return super().apply(event)
 
 
-class GrowsBack(Machine):
-    """Forgets which sizes have tripped."""
+class GrowsBack(SimulatedRun):
+    """Forgets the sizes that tripped."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         self.batch.tripped = frozenset()
         return super().apply(event)
 
 
-class StartsWhatIsStopped(Machine):
-    """Restarts a worker that somebody has stopped for good."""
+class StartsWhatIsStopped(SimulatedRun):
+    """Restarts a run that was stopped."""
 
     def apply(self, event: ev.Event) -> list[ac.Action]:
         if isinstance(event, ev.Exited) and self.ending is not None:
@@ -160,7 +159,7 @@ class StartsWhatIsStopped(Machine):
         return super().apply(event)
 
 
-BUGS: dict[str, type[Machine]] = {
+BUGS: dict[str, type[SimulatedRun]] = {
     each.__name__: each
     for each in (
         KeepsGeneration,
@@ -175,7 +174,7 @@ BUGS: dict[str, type[Machine]] = {
         NamesNoCause,
         NeverGivesUp,
         BelievesExit0,
-        HearsTheDead,
+        AcceptsOldFrames,
         GrowsBack,
         StartsWhatIsStopped,
     )
@@ -183,7 +182,7 @@ BUGS: dict[str, type[Machine]] = {
 
 
 def seed_that_finds(name: str, seeds: Iterable[int]) -> Failure | None:
-    """The first violation that the machine with this bug commits and the real one does not."""
+    """The first violation with this bug that the real machine does not have."""
     for seed in seeds:
         _, failure = play_seed(seed, BUGS[name])
         if failure is not None and play_seed(seed)[1] is None:

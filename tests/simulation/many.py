@@ -1,4 +1,4 @@
-"""Many seeds over all cores, and what they have shown, for people."""
+"""Plays many seeds over all cores and prints the results."""
 
 import multiprocessing
 import sys
@@ -16,15 +16,15 @@ PROGRESS_S = 30.0
 
 def play(seeds: range, processes: int, every: bool) -> int:
     """Many seeds; ends at the first violation, unless `every`."""
-    began_s = told_s = time.monotonic()
+    began_s = reported_s = time.monotonic()
     total, failures = Tally(), []
     for tally, failed in _results(seeds, processes):
         total.add(tally)
         failures += failed
         if failures and not every:
             break
-        if time.monotonic() - told_s > PROGRESS_S:
-            told_s = time.monotonic()
+        if time.monotonic() - reported_s > PROGRESS_S:
+            reported_s = time.monotonic()
             print(f"… {total.seeds:,} of {len(seeds):,} seeds, {total.events:,} events", flush=True)
     for line in total.lines():
         print(line)
@@ -60,7 +60,7 @@ def play_chunk(seeds: range) -> tuple[Tally, list[Failure]]:
 
 
 def print_failures(failures: list[Failure]) -> None:
-    """Of each rule the shortest, and how to see it."""
+    """For each rule the shortest violation, and how to replay it."""
     by_rule: dict[str, list[Failure]] = {}
     for each in sorted(failures, key=lambda one: (one.world, one.event)):
         by_rule.setdefault(each.rule, []).append(each)

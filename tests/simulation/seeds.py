@@ -1,4 +1,4 @@
-"""From a seed to what became of it: run after run in drawn worlds, until there were enough events."""
+"""Plays a seed: one run after another in random worlds, until there were enough events."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from random import Random
 
 from tests.simulation.checks.invariant import InvariantError
 from tests.simulation.checks.tally import Tally
-from tests.simulation.checks.timeline import Timeline
-from tests.simulation.world.machine import Machine
+from tests.simulation.checks.timeline import EventTimeline
+from tests.simulation.world.machine import SimulatedRun
 from tests.simulation.world.world import World
 
 EVENTS_AT_LEAST = 1_000
 TROUBLED_EVENTS = (150, 400, 1_000)
-"""How many events of a world come before it is well again."""
+"""Events of a world before its faults end."""
 
 
 @dataclass
@@ -40,8 +40,8 @@ def seeds_of(text: str) -> range:
 
 def play_seed(
     seed: int,
-    machine_type: type[Machine] = Machine,
-    timeline: Callable[[World], Timeline | None] = lambda _: None,
+    machine_type: type[SimulatedRun] = SimulatedRun,
+    timeline: Callable[[World], EventTimeline | None] = lambda _: None,
 ) -> tuple[Tally, Failure | None]:
     """All of a seed's worlds; ends at the first violation."""
     chance, tally = Random(seed), Tally(seeds=1)

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 from tests.simulation.checks.tally import Tally
-from tests.simulation.checks.timeline import Timeline
+from tests.simulation.checks.timeline import EventTimeline
 from tests.simulation.many import play_chunk
 from tests.simulation.seeds import EVENTS_AT_LEAST, play_seed, seeds_of
 from tests.simulation.world.faults import LIMIT_MIB, Faults, steady_policy
@@ -14,7 +14,7 @@ CHUNK = 40
 
 
 def steady(seed: int, faults: Faults, target_steps: int = 400, limit_mib: int = LIMIT_MIB) -> World:
-    """One run under one fault, to its end, under a supervisor that forgives itself what it slept over."""
+    """One run to its end, with one fault and a supervisor that hears late events before missed deadlines."""
     chance = Random(seed)
     policy = steady_policy(chance, limit_mib)
     return World(chance, faults=faults, policy=policy, target_steps=target_steps, sample_s=0.1, forgives=1.0).play(
@@ -27,7 +27,7 @@ def test_seeds(first: int) -> None:
     tally, failures = play_chunk(range(first, first + CHUNK))
     assert not failures, f"replay with `make simulate SEED={failures[0].seed}`: {failures[0]}"
     assert tally.fewest_events >= EVENTS_AT_LEAST
-    # a simulation in which nothing goes wrong would prove nothing
+    # a simulation without faults would prove nothing
     assert tally.spawns > 6 * CHUNK
     assert tally.supervisors > CHUNK / 4
     assert tally.outcomes["completed"] == tally.worlds or tally.outcomes["completed"] > tally.worlds
@@ -37,10 +37,10 @@ def test_seeds(first: int) -> None:
 
 def test_a_seed_replays_exactly() -> None:
     def lines(seed: int) -> list[str]:
-        kept: list[Timeline] = []
+        kept: list[EventTimeline] = []
 
-        def record(_: World) -> Timeline:
-            kept.append(Timeline(every=True))
+        def record(_: World) -> EventTimeline:
+            kept.append(EventTimeline(every=True))
             return kept[-1]
 
         play_seed(seed, timeline=record)
@@ -71,34 +71,34 @@ def test_tallies_add_up() -> None:
 
 @pytest.mark.parametrize("leak_mib", [5, 20, 50, 100])
 def test_a_steady_leak_costs_no_step(leak_mib: float) -> None:
-    """Each trip comes early enough for a checkpoint: nothing is ever done twice. 100 MiB a step: 30 steps of room."""
+    """Each trip comes early enough for a checkpoint: no step is replayed. 100 MiB/step: 30 steps of room."""
     for seed in range(3):
         world = steady(
             seed, Faults(base_mib=100.0, per_sample_mib=20.0, leak_mib=leak_mib, noise_mib=10.0), limit_mib=3300
         )
-        past = world.shell.machine.history
+        past = world.supervisor.machine.history
         assert past.outcome == "completed"
         assert past.replayed_steps == 0
         assert past.trips >= (1 if leak_mib * 400 > 3300 else 0)
 
 
-def test_a_hundred_days_of_leaking_end() -> None:
-    """Restarts without number, as long as each gets somewhere."""
+def test_a_run_that_always_leaks_completes() -> None:
+    """Restarts are unlimited while each makes progress."""
     world = steady(3, Faults(leak_mib=50.0), target_steps=6000)
-    assert world.shell.machine.history.outcome == "completed"
+    assert world.supervisor.machine.history.outcome == "completed"
     assert world.watch.tally.spawns > 100
     assert set(world.watch.tally.outcomes) == {"completed"}
 
 
-def test_a_world_in_which_nothing_goes_wrong_costs_no_restart() -> None:
+def test_without_faults_there_is_no_restart() -> None:
     world = steady(1, Faults(), target_steps=3000)
     assert world.watch.tally.causes == {"completed": world.watch.tally.spawns}
-    assert world.shell.machine.history.trips == 0
+    assert world.supervisor.machine.history.trips == 0
 
 
 @pytest.mark.parametrize("faults", [Faults(sleeps_after_s=100.0), Faults(stalls_after_s=60.0)])
 def test_sleep_and_stalls_are_no_hangs(faults: Faults) -> None:
-    """Deadlines that were slept over are heard of together with what came meanwhile."""
+    """Events that arrived during sleep are handled before missed deadlines."""
     for seed in range(5):
         assert set(steady(seed, faults).watch.tally.causes) == {"completed"}
 

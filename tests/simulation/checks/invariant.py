@@ -1,10 +1,10 @@
-"""What the checks raise."""
+"""The error that the checks raise."""
 
 from collections.abc import Callable
 
 
 class InvariantError(AssertionError):
-    """`rule`: which of the things that must always hold did not."""
+    """`rule`: the invariant that was violated."""
 
     def __init__(self, rule: str, text: str) -> None:
         super().__init__(f"{rule}: {text}")
@@ -12,6 +12,6 @@ class InvariantError(AssertionError):
 
 
 def check(holds: object, rule: str, text: str | Callable[[], str]) -> None:
-    """Raise an InvariantError unless `holds`; a `text` that costs something is given as a function."""
+    """Raise an InvariantError unless `holds`; an expensive `text` is given as a function."""
     if not holds:
         raise InvariantError(rule, text if isinstance(text, str) else text())

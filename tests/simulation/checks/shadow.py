@@ -1,29 +1,29 @@
-"""What the machine must know by what it was told: kept beside it, saved and restored with its history."""
+"""What the machine must know from its events: tracked beside it, saved and restored with its history."""
 
 from dataclasses import dataclass, replace
 
 
 @dataclass
 class Shadow:
-    """`wish`: the last thing that somebody asked for ("run", "stop", "suspend"; "" before the first).
+    """`request`: the last request ("run", "stop", "suspend"; "" before the first).
 
-    `cooling`: the machine restarted under the run, which has not started since.
-    `tripped`: sizes that a life ended at for want of memory; `durable`: the newest acknowledged step it was told of.
+    `cooling`: the machine restarted during the run, which has not started since. `tripped`: sizes at which memory
+    ended a generation; `durable`: the newest acknowledged step reported.
     """
 
     durable: int = 0
     tripped: frozenset[int] = frozenset()
-    wish: str = ""
+    request: str = ""
     cooling: bool = False
 
     def copy(self) -> "Shadow":
-        """As it is now."""
+        """A copy of the present state."""
         return replace(self)
 
 
 @dataclass
-class LifeWatch:
-    """One life of a worker as the checks see it."""
+class GenerationWatch:
+    """One generation as the checks see it."""
 
     generation: int = 0
     trips_before: int = 0

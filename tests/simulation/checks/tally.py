@@ -1,4 +1,4 @@
-"""What many worlds have seen: events, outcomes, causes, and which arrows of the table were taken."""
+"""Totals over many worlds: events, outcomes, causes, and the arrows of the table taken."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ Arrow = tuple[State, str, State]
 
 @dataclass
 class Tally:
-    """Sums over worlds; several of them can be added up."""
+    """Sums over worlds; tallies can be added up."""
 
     seeds: int = 0
     worlds: int = 0
@@ -30,7 +30,7 @@ class Tally:
     actions: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Tally") -> None:
-        """Count in what another has seen."""
+        """Add another tally."""
         fewest = [each.fewest_events for each in (self, other) if each.fewest_events]
         for each in fields(self):
             mine, its = getattr(self, each.name), getattr(other, each.name)
@@ -41,7 +41,7 @@ class Tally:
         self.fewest_events = min(fewest, default=0)
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """The tally as text."""
         yield (
             f"{self.seeds:,} seeds, {self.worlds:,} runs, {self.events:,} events (the fewest of a seed: "
             f"{self.fewest_events:,}), {self.spawns:,} workers, {self.supervisors:,} supervisors killed, "
@@ -50,21 +50,21 @@ class Tally:
         yield "outcomes:  " + _listed(self.outcomes)
         yield "actions:   " + _listed(self.actions)
         yield "states:    " + _listed(self._states())
-        yield "causes named, and what had ended the worker in truth (ordered: we killed it):"
+        yield "causes recorded, and the true deaths (ordered: killed by the supervisor):"
         for cause, number in self.causes.most_common():
             truths = Counter({truth: n for (truth, named), n in self.deaths.items() if named == cause})
             yield f"  {number:>9,}  {cause:<34} {_listed(truths)}"
-        yield "  never named: " + (", ".join(unseen) if (unseen := self.causes_unseen()) else "none")
+        yield "  never recorded: " + (", ".join(unseen) if (unseen := self.causes_unseen()) else "none")
         arrows, pairs = set(every_arrow()), set(every_pair())
         yield f"arrows of the table taken: {len(arrows & set(self.arrows))} of {len(arrows)}"
-        yield f"events heard in a state that hears them: {len(pairs & set(self.handled))} of {len(pairs)}"
+        yield f"events handled in a state that handles them: {len(pairs & set(self.handled))} of {len(pairs)}"
         for state, event, to in sorted(arrows - set(self.arrows)):
             yield f"  never taken: {state} --{event}--> {to}"
         for state, event in sorted(pairs - set(self.handled)):
-            yield f"  never heard: {event} in {state}"
+            yield f"  never handled: {event} in {state}"
 
     def causes_unseen(self) -> list[str]:
-        """Causes that no life ended by."""
+        """Causes that no generation had."""
         return [cause.value for cause in Cause if cause.value not in self.causes]
 
     def _states(self) -> Counter[str]:
@@ -75,7 +75,7 @@ class Tally:
 
 
 def every_arrow() -> Iterator[Arrow]:
-    """All ways from one state to another that the table allows."""
+    """All transitions that the table allows."""
     for state, rules in TABLE.items():
         for event, (_, targets) in rules.items():
             for target in targets:
@@ -83,7 +83,7 @@ def every_arrow() -> Iterator[Arrow]:
 
 
 def every_pair() -> Iterator[tuple[State, str]]:
-    """All events that mean anything in a state."""
+    """All events handled in each state."""
     for state, rules in TABLE.items():
         for event in rules:
             yield state, event.__name__

@@ -1,4 +1,4 @@
-"""A world's events and what the machine made of them, a line each, for people."""
+"""A world's events and the machine's answers, one line each."""
 
 from collections import deque
 from dataclasses import fields
@@ -11,33 +11,33 @@ LINES_AT_MOST = 200_000
 _LOUD = (ev.Sample, ev.StepReport)
 
 
-class Timeline:
-    """`note` everything; `lines` are bounded, the oldest give way."""
+class EventTimeline:
+    """`lines` are bounded: the oldest are dropped."""
 
     def __init__(self, every: bool = False) -> None:
         self.lines: deque[str] = deque(maxlen=LINES_AT_MOST)
         self._every = every
-        self._passed_over = 0
+        self._skipped = 0
 
     def note(self, number: int, event: ev.Event, before: str, after: str, actions: list[ac.Action]) -> None:
-        """Samples and steps that change nothing are counted only."""
+        """Add an event and its answer; samples and steps without effect are only counted."""
         if before == after and not actions and isinstance(event, _LOUD) and not self._every:
-            self._passed_over += 1
+            self._skipped += 1
             return
-        if self._passed_over:
-            self.lines.append(f"{'':>16} … {self._passed_over} samples and steps")
-            self._passed_over = 0
+        if self._skipped:
+            self.lines.append(f"{'':>16} … {self._skipped} samples and steps")
+            self._skipped = 0
         way = before if before == after else f"{before} -> {after}"
         self.lines.append(f"{number:>6} {event.at_s:>9.2f} {shown(event)}  [{way}]")
         self.lines += [f"{'':>18}{shown(action)}" for action in actions]
 
-    def say(self, text: str) -> None:
-        """Something that the machine isn't told."""
+    def add_text(self, text: str) -> None:
+        """Add something that is no event of the machine."""
         self.lines.append(f"{'':>6} {'':>9} ({text})")
 
 
 def shown(thing: ev.Event | ac.Action) -> str:
-    """In one line: a notice by its text, anything else by its fields that are not the defaults."""
+    """In one line: a notice's text, or the fields that differ from their defaults."""
     name = type(thing).__name__
     if isinstance(thing, ac.Notice):
         return f"says {thing.kind}: {thing.text}"

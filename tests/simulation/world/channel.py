@@ -1,4 +1,4 @@
-"""The way from the worker to its supervisor: frames are late, lost, in another order, twice, or from older lives."""
+"""From worker to supervisor: frames arrive late, out of order, twice, from older generations, or not."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ if TYPE_CHECKING:
 LATE_S = 8.0
 
 
-class Channel:
+class SimulatedChannel:
     """Each frame draws its own delay, so that late ones are overtaken.
 
-    An "ancient" one bears another generation: of an older life, or one that never was; not the next life's, which no
-    worker can know.
+    An "ancient" frame has another generation: an older one, or one that never existed, but never the next one.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def delay_s(self) -> float | None:
-        """Of the next frame; None: it is lost."""
+        """Delay of the next frame; None: it is lost."""
         world, faults = self._world, self._world.faults
         if faults.lost and world.chance.random() < faults.lost:
             return None
@@ -33,7 +32,7 @@ class Channel:
         return 0.01 * world.chance.random()
 
     def send(self, delay_s: float, event: ev.WorkerEvent) -> None:
-        """Have it delivered after `delay_s`."""
+        """Deliver the frame after `delay_s`."""
         world, faults = self._world, self._world.faults
         world.clock.later(delay_s, world.deliver, event)
         if faults.twice and world.chance.random() < faults.twice:

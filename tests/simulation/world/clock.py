@@ -1,4 +1,4 @@
-"""Virtual time, and what is to happen when."""
+"""Virtual time, and the schedule of the world."""
 
 import heapq
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 Happening = tuple[float, int, Callable[..., object], tuple[Any, ...]]
 
 
-class Clock:
+class SimulatedClock:
     """Seconds of a monotonic clock. Nothing waits: time jumps to whatever comes next."""
 
     def __init__(self, now_s: float = 1000.0) -> None:
@@ -18,25 +18,25 @@ class Clock:
         self._numbers = count()
 
     def later(self, delay_s: float, happen: Callable[..., object], *arguments: object) -> None:
-        """Have `happen(*arguments)` called; what is due at the same time happens in the order of being asked for."""
+        """Call `happen(*arguments)` later; calls due at the same time run in the order of scheduling."""
         heapq.heappush(self._queue, (self.now_s + delay_s, next(self._numbers), happen, arguments))
 
     @property
     def next_s(self) -> float:
-        """When the next thing is due; infinity when nothing is."""
+        """When the next call is due; infinity without any."""
         return self._queue[0][0] if self._queue else float("inf")
 
     def step(self) -> None:
-        """Let the next thing happen."""
+        """Run the next call."""
         at_s, _, happen, arguments = heapq.heappop(self._queue)
         if at_s > self.now_s:
             self.now_s = at_s
         happen(*arguments)
 
     def jump(self, to_s: float, chance: Random | None = None) -> None:
-        """All processes stood still meanwhile: what was due goes on as if no time had passed.
+        """All processes were suspended: calls that were due continue as if no time had passed.
 
-        `chance`: what was due within the next second comes in any order (a machine that wakes up).
+        `chance`: calls due within the next second come in random order (a machine that wakes up).
         """
         moved = to_s - self.now_s
         queue = [(at_s + moved, number, happen, arguments) for at_s, number, happen, arguments in self._queue]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.simulation.world.world import World
 
 LOW_SHARE, HIGH_SHARE = 0.75, 0.9
-"""Between these shares of the limit either is right."""
+"""Between these shares of the limit either cause is right."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What goes wrong in a world, and what the machine is allowed to do there: both drawn from a seed."""
+"""The faults of a world and the policy of its run, both drawn from a seed."""
 
 from dataclasses import dataclass, replace
 from random import Random
@@ -48,13 +48,13 @@ class Faults:
     crash_at_step: int = 0
     not_finite_at_step: int = 0
     refuses: bool = False
-    disobeys: bool = False
+    wrong_batch: bool = False
     # how it resists
     ignores_stop: bool = False
     ignores_term: bool = False
     dies_slowly_s: float = 0.0
     unkillable: float = 0.0
-    # what is heard of it
+    # its messages and samples
     lost: float = 0.0
     late: float = 0.0
     twice: float = 0.0
@@ -67,7 +67,7 @@ class Faults:
     memory_lingers_s: float = 0.0
     sleeps_after_s: float = 0.0
     stalls_after_s: float = 0.0
-    # people, the disk, and what the supervisor asks for in vain
+    # commands, the disk, and failing requests
     commands_after_s: float = 0.0
     spawn_fails: float = 0.0
     spawn_fails_for_good: float = 0.0
@@ -79,7 +79,7 @@ class Faults:
 
     @property
     def death(self) -> float:
-        """Chance per step of any death."""
+        """Probability per step of any death."""
         return float(sum(getattr(self, name) for name in DEATHS))
 
 
@@ -154,7 +154,7 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"reboots": 0.02, "journal_fails": 0.5},
     {"base_mib": 2400.0},
     {"refuses": True},
-    {"disobeys": True},
+    {"wrong_batch": True},
     {"missing": 1.0, "load_s": 8.0},
     {"leak_mib": 30.0, "cache_mib": 900.0, "commands_after_s": 5.0},
     {"leak_mib": 30.0, "cache_mib": 900.0, "killed": 0.05},
@@ -167,7 +167,7 @@ KINDS: tuple[dict[str, Any], ...] = (
 
 
 def drawn_faults(chance: Random) -> Faults:
-    """One to four kinds of trouble at a time."""
+    """One to four kinds of faults together."""
     chosen: dict[str, Any] = {"save_every": chance.choice((5, 12, 25))}
     for kind in chance.sample(KINDS, chance.choice((1, 2, 2, 3, 4))):
         chosen |= kind
@@ -175,12 +175,12 @@ def drawn_faults(chance: Random) -> Faults:
 
 
 def benign(faults: Faults) -> Faults:
-    """The world is well again."""
+    """No faults, but the same checkpoint interval."""
     return replace(Faults(), save_every=faults.save_every)
 
 
 def drawn_policy(chance: Random) -> RunPolicy:
-    """Sizes, limits and times of every sort that the settings allow."""
+    """A random policy within what the settings allow."""
     of = chance.choice
     size = of((8, 8, 8, 6, 4, 1, None))
     minimum = 1 if size in (None, 1) else of((1, 1, 1, 2))
@@ -223,7 +223,7 @@ def drawn_policy(chance: Random) -> RunPolicy:
 
 
 def steady_policy(chance: Random, limit_mib: int = LIMIT_MIB) -> RunPolicy:
-    """One policy for tests that look at a single fault."""
+    """One policy for tests of a single fault."""
     return run_policy(
         memory_policy(limit_mib * MIB, missing_samples=8),
         batch_policy(8, grow_after_steps=chance.choice((40, 200))),

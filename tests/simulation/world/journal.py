@@ -1,4 +1,4 @@
-"""The journal as the daemon uses it: what is durable when, and what a dead supervisor leaves."""
+"""The journal as the daemon uses it: what is durable when, and what survives a supervisor crash."""
 
 import json
 from collections import deque
@@ -9,12 +9,12 @@ from typing import Any
 from mlx_supervisor.core import events as ev
 
 ROWS_UNCOMMITTED = 3
-"""Steps noted in the journal but not yet committed: a death loses up to so many."""
+"""Steps in the journal not yet committed: a crash loses up to this many."""
 
 
 @dataclass
-class Left:
-    """A generation that was opened and whose end nobody has recorded."""
+class OpenGeneration:
+    """A generation without a recorded end."""
 
     generation: int
     boot: int
@@ -29,13 +29,13 @@ class Left:
     fresh: deque[ev.StepReport] = field(default_factory=deque)
 
     def note(self, step: ev.StepReport) -> None:
-        """A step's row: committed when a few more have come."""
+        """Add a step's row: committed after a few more."""
         self.fresh.append(step)
         if len(self.fresh) > ROWS_UNCOMMITTED:
             self._commit(self.fresh.popleft())
 
     def lose(self, kept: int) -> None:
-        """The supervisor died: of the rows on their way only `kept` came to the disk."""
+        """The supervisor died: only `kept` of the pending rows were written."""
         for step in list(self.fresh)[:kept]:
             self._commit(step)
         self.fresh.clear()
@@ -47,7 +47,7 @@ class Left:
         self.train_s += step.seconds
 
     def recovered(self, now_s: float, boot: int) -> ev.Recovered:
-        """What the next supervisor tells its machine of this life."""
+        """The recovery event of the next supervisor."""
         return ev.Recovered(
             now_s,
             self.generation,
@@ -62,18 +62,18 @@ class Left:
         )
 
 
-class Journal:
-    """What is durable, and what is on its way.
+class SimulatedJournal:
+    """What is durable, and what is pending.
 
-    `newest`: the highest generation opened, closed ones too. `shadow` is saved along with each history: what the
-    checks may hold the next machine to.
+    `newest`: the highest generation opened. `shadow` is saved with each history: the checks expect that much of the
+    next machine.
     """
 
     def __init__(self) -> None:
         self.history: str | None = None
         self.shadow: object = None
         self.newest = 0
-        self.generations: dict[int, Left] = {}
+        self.generations: dict[int, OpenGeneration] = {}
         self._number = 0
         self._pending: tuple[int, str, object] | None = None
 
@@ -83,7 +83,7 @@ class Journal:
         self.history, self.shadow = json.dumps(snapshot), shadow
 
     def save_later(self, snapshot: Mapping[str, Any], shadow: object) -> bool:
-        """In a thread: while one is on its way, further ones give way. True when this one is on its way now."""
+        """Write in a thread, unless a write is pending. Returns whether this one is pending now."""
         self._number += 1
         if self._pending is not None:
             return False
@@ -91,13 +91,13 @@ class Journal:
         return True
 
     def commit(self) -> None:
-        """The thread writes, if nothing newer has come."""
+        """The thread writes, unless something newer was saved."""
         if self._pending is not None and self._pending[0] == self._number:
             _, self.history, self.shadow = self._pending
         self._pending = None
 
     def lose(self, written: bool, kept_rows: int) -> None:
-        """The supervisor died: what was on its way was `written`, or not."""
+        """The supervisor died: the pending history was `written`, or not."""
         if written:
             self.commit()
         self._pending = None
@@ -107,12 +107,12 @@ class Journal:
     def begin(self, generation: int, boot: int, now_s: float, batch_size: int | None) -> None:
         """Open a generation, before its worker exists."""
         self.newest = max(self.newest, generation)
-        self.generations[generation] = Left(generation, boot, now_s, batch_size, last_s=now_s)
+        self.generations[generation] = OpenGeneration(generation, boot, now_s, batch_size, last_s=now_s)
 
     def close(self, generation: int) -> None:
-        """The end of a generation is recorded."""
+        """Record the end of a generation."""
         self.generations.pop(generation, None)
 
-    def open(self) -> list[Left]:
-        """Generations whose end nobody has recorded."""
+    def open(self) -> list[OpenGeneration]:
+        """Generations without a recorded end."""
         return list(self.generations.values())

@@ -1,4 +1,4 @@
-"""How much a machine holds."""
+"""The number of objects in a machine."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,9 +6,9 @@ _PLAIN = (str, int, float, bool, type, type(None))
 
 
 def weight(thing: object) -> int:
-    """Elements of `thing`'s own containers and attributes, objects of the project's classes looked into."""
+    """Elements of `thing`'s attributes and their containers, and of objects of the supervisor's classes in them."""
     seen: set[int] = set()
-    waiting: list[object] = [thing]
+    waiting: list[object] = [*vars(thing).values()]
     found = 0
     while waiting:
         one = waiting.pop()

@@ -1,4 +1,4 @@
-"""One worker process: it loads, trains, evaluates, saves, leaks, hangs, and dies in its own ways."""
+"""One worker process: it loads, trains, evaluates, saves, leaks, hangs and dies."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from mlx_supervisor.core.actions import Spawn
 from mlx_supervisor.core.policy import MIB
 
 if TYPE_CHECKING:
-    from tests.simulation.world.shell import Shell
+    from tests.simulation.world.supervisor import SimulatedSupervisor
     from tests.simulation.world.world import World
 
-OWN_BATCH = 4
-"""What a worker chooses that is told no size."""
+DEFAULT_BATCH = 4
+"""The micro-batch of a worker without a requested one."""
 STEP_S = (0.2, 0.4)
 EVALUATION_S = 3.0
 GRACE_S = 30.0
-"""How long a worker goes on after its supervisor died (the default of `Job.grace_s`)."""
-STUBBORN_S = (5.0, 300.0)
+"""How long a worker continues after its supervisor died (the default of `Job.grace_s`)."""
+UNKILLABLE_DELAY_S = (5.0, 300.0)
 """How late SIGKILL takes effect on a process that hangs in the kernel."""
 CHECKPOINTED_SHARE = 0.45
-"""What gradient checkpointing leaves of a sample's memory."""
+"""Share of a sample's memory that remains with gradient checkpointing."""
 
 
-class Worker:
-    """Alive until the kernel has ended it. What it says goes through the world's channel to its supervisor."""
+class SimulatedWorker:
+    """Alive until the kernel ends it. Its messages go through the world's channel to its supervisor."""
 
-    def __init__(self, world: World, parent: Shell, spawn: Spawn, effective: int | None) -> None:
+    def __init__(self, world: World, parent: SimulatedSupervisor, spawn: Spawn, effective: int | None) -> None:
         self.world, self.parent, self.spawn = world, parent, spawn
         self.generation = spawn.generation
-        self.batch = OWN_BATCH if world.faults.disobeys else spawn.batch_size or OWN_BATCH
+        self.batch = DEFAULT_BATCH if world.faults.wrong_batch else spawn.batch_size or DEFAULT_BATCH
         self.effective = effective or self.batch
         self.refused = spawn.batch_size not in (None, self.batch)
         self.gradients_checkpointed = spawn.gradient_checkpointing
@@ -40,18 +40,18 @@ class Worker:
         self.step = self.saved = 0
         self.alive = True
         self.ready = self.hung = self.stopping = self.termed = self.leaving = self.writing = False
-        self.doomed = False
-        self.stubborn = world.often(world.faults.unkillable)
+        self.kill_pending = False
+        self.unkillable = world.happens(world.faults.unkillable)
         self.death: Death | None = None
         self.leaked_mib = self.cache_mib = self.extra_mib = 0.0
         self._load()
 
-    # ---- from its birth to its first step
+    # ---- start
 
     def _load(self) -> None:
         faults, chance = self.world.faults, self.world.chance
         load_s = faults.load_s * chance.uniform(0.3, 1.2)
-        self.say(ev.PhaseChange, ev.Phase.LOAD, "model")
+        self.send(ev.PhaseChange, ev.Phase.LOAD, "model")
         self.world.clock.later(load_s, self._loaded)
 
     def _loaded(self) -> None:
@@ -60,9 +60,9 @@ class Worker:
             return
         if world.faults.refuses:
             self.refused = True
-            self.say(ev.Bye, ev.Outcome.REFUSED, "no such model", 0, None, None)
+            self.send(ev.Bye, ev.Outcome.REFUSED, "no such model", 0, None, None)
             self._die("refused")
-        elif world.often(world.faults.load_dies):
+        elif world.happens(world.faults.load_dies):
             self._die(world.chance.choice(("crash", "killed", "oom_kill", "exit_0")))
         elif world.faults.never_ready:
             world.clock.later(10.0, self._loaded)
@@ -70,7 +70,7 @@ class Worker:
             self.ready = True
             self.step = self.saved = world.host.disk.newest
             world.watch.resumed(self)
-            self.say(
+            self.send(
                 ev.Ready,
                 self.step,
                 world.target_steps,
@@ -93,12 +93,12 @@ class Worker:
         if self.step >= world.target_steps:
             self._leave()
             return
-        if self._fated():
+        if self._ends_at_this_step():
             return
         self.step += 1
         self.leaked_mib += faults.leak_mib
         self.cache_mib += 0.1 * (faults.cache_mib - self.cache_mib)
-        self.extra_mib = world.chance.uniform(0, 900) if world.often(faults.spike) else 0.0
+        self.extra_mib = world.chance.uniform(0, 900) if world.happens(faults.spike) else 0.0
         step_s = world.chance.uniform(*STEP_S)
         self._report(step_s)
         if self.step - self.saved >= self.save_every and not self.writing:
@@ -126,19 +126,19 @@ class Worker:
 
     def _evaluate(self, extra_mib: float) -> None:
         self.extra_mib = extra_mib
-        self.say(ev.PhaseChange, ev.Phase.EVAL, "0/10")
+        self.send(ev.PhaseChange, ev.Phase.EVAL, "0/10")
         self.world.clock.later(self.world.chance.uniform(0.2, 1.0) * EVALUATION_S, self._evaluated)
 
     def _evaluated(self) -> None:
         if self.alive and not self.hung and not self._leaves():
             self.extra_mib = 0.0
-            self.say(ev.PhaseChange, ev.Phase.TRAIN)
+            self.send(ev.PhaseChange, ev.Phase.TRAIN)
             self._step()
 
     # ---- memory, in MiB
 
     def held_mib(self) -> float:
-        """What is not cache."""
+        """Memory without the cache."""
         faults = self.world.faults
         if not self.ready:
             return faults.base_mib
@@ -146,7 +146,7 @@ class Worker:
         return faults.base_mib + each * self.batch + self.leaked_mib
 
     def mib(self) -> float:
-        """The footprint now."""
+        """The current footprint."""
         noise = self.world.chance.gauss(0.0, self.world.faults.noise_mib)
         return max(self.held_mib() + self.cache_mib + self.extra_mib + noise, 1.0)
 
@@ -160,7 +160,7 @@ class Worker:
     def _written(self, step: int, save_s: float) -> None:
         if not self.alive:
             return
-        if self.world.often(self.world.faults.save_fails):
+        if self.world.happens(self.world.faults.save_fails):
             self._saved(step, save_s, "No space left on device")
         else:
             self.world.host.disk.put(step)
@@ -173,11 +173,11 @@ class Worker:
 
     def _saved(self, step: int, save_s: float, error: str) -> None:
         self.writing = False
-        self.say(ev.CheckpointReport, step, not error, save_s, 0.02, 5 * MIB, error)
+        self.send(ev.CheckpointReport, step, not error, save_s, 0.02, 5 * MIB, error)
         if self.leaving:
             self._leave_now(failed=bool(error) and step == self.step)
 
-    # ---- its end
+    # ---- end
 
     def _leaves(self) -> bool:
         if self.termed or (self.stopping and not self.world.faults.ignores_stop):
@@ -191,7 +191,7 @@ class Worker:
                 self._leave_now()
 
     def _leave_now(self, failed: bool = False) -> None:
-        """A last checkpoint, a last word, and out."""
+        """Save a last checkpoint, send a last message and exit."""
         disk, done = self.world.host.disk, self.step >= self.world.target_steps
         if not failed and disk.acknowledged < self.step:
             self._save()
@@ -199,17 +199,17 @@ class Worker:
             self._die("disk_full")
         else:
             outcome = ev.Outcome.COMPLETED if done else ev.Outcome.STOPPED
-            self.say(ev.Bye, outcome, "", self.step, 1.0, "ab" * 32 if done else None)
+            self.send(ev.Bye, outcome, "", self.step, 1.0, "ab" * 32 if done else None)
             self._die("completed" if done else "stopped")
 
-    def _fated(self) -> bool:
-        """Whether this step is its last, or never ends."""
+    def _ends_at_this_step(self) -> bool:
+        """Whether the worker dies or hangs at this step."""
         world, faults = self.world, self.world.faults
         if self.step + 1 == faults.crash_at_step:
             return self._die("crash")
         if self.step + 1 == faults.not_finite_at_step:
             return self._die("not_finite")
-        if not world.often(world.death_share):
+        if not world.happens(world.death_share):
             return False
         kind = world.drawn_death()
         if kind == "hang":
@@ -223,26 +223,26 @@ class Worker:
     def _die(self, kind: str) -> bool:
         death = death_of(kind, self.world)
         if death.errors:
-            self.say(ev.Bye, ev.Outcome.FAILED, "", self.step, 1.0, None, death.errors)
+            self.send(ev.Bye, ev.Outcome.FAILED, "", self.step, 1.0, None, death.errors)
         self._exit(death)
         return True
 
     def _exit(self, death: Death) -> None:
         if self.alive:
             self.alive, self.death = False, death
-            self.world.gone(self)
+            self.world.worker_ended(self)
 
     def signal(self, number: int) -> None:
-        """From the kernel: SIGTERM can be ignored, SIGKILL can be late."""
+        """A signal: SIGTERM may be ignored, SIGKILL may be late."""
         world, faults = self.world, self.world.faults
         if not self.alive:
             return
         if number == 9:
             delay_s = faults.dies_slowly_s * world.chance.random()
-            if self.stubborn:
-                delay_s = world.chance.uniform(*STUBBORN_S)
+            if self.unkillable:
+                delay_s = world.chance.uniform(*UNKILLABLE_DELAY_S)
                 self.hung = True
-            self.doomed = True
+            self.kill_pending = True
             world.clock.later(delay_s, self._exit, Death("ordered", None, 9))
         elif self.hung or faults.ignores_term or self.leaving:
             return
@@ -252,50 +252,50 @@ class Worker:
             self._exit(Death("interrupted", None, 15))
 
     def orphaned(self) -> None:
-        """The supervisor died: a checkpoint, and out; after the grace in any case."""
+        """The supervisor died: save and exit, at the latest after the grace period."""
         self.termed = True
         self.world.clock.later(GRACE_S, self._end_itself)
 
     def _end_itself(self) -> None:
-        if self.alive and not self.stubborn:
+        if self.alive and not self.unkillable:
             self._exit(Death("orphan", None, 9))
 
     def heal(self) -> None:
-        """The kernel can end it again, and does so if it was told to."""
-        self.stubborn = False
-        if self.doomed:
+        """The kernel can kill it again, and does so if a kill is pending."""
+        self.unkillable = False
+        if self.kill_pending:
             self._exit(Death("ordered", None, 9))
 
     def lose_power(self) -> None:
-        """At once, and nobody sees it."""
+        """End at once, unseen."""
         self.alive = False
 
-    # ---- what it is asked
+    # ---- requests
 
     def clear(self) -> None:
-        """Between two updates; the footprint follows later."""
+        """Clear the caches between two updates; the footprint follows later."""
         if self.alive and self.ready and not self.hung:
-            self.say(ev.Cleared, int(self.held_mib() * MIB), 0)
+            self.send(ev.Cleared, int(self.held_mib() * MIB), 0)
             self.world.clock.later(self.world.chance.uniform(0, 2), self._cleared)
 
     def _cleared(self) -> None:
         self.cache_mib = 0.0
 
     def autopsy(self) -> None:
-        """It takes a while; a hung worker never answers."""
+        """Answer after a while; a hung worker never does."""
         if self.alive and self.ready and not self.hung:
             self.world.clock.later(self.world.chance.uniform(0.01, 3), self._autopsied)
 
     def _autopsied(self) -> None:
         if self.alive and not self.hung:
-            self.say(ev.Autopsied, self.step, ("arrays: float32 [8, 512]: 2 then, 90 now",), 0.5)
+            self.send(ev.Autopsied, self.step, ("arrays: float32 [8, 512]: 2 → 90",), 0.5)
 
     def resize(self, batch: int, effective: int) -> None:
         """From the next update on."""
         self.batch, self.effective = batch, effective
 
-    def say(self, kind: type[ev.WorkerEvent], *words: object) -> None:
-        """A frame to the supervisor."""
+    def send(self, kind: type[ev.WorkerEvent], *words: object) -> None:
+        """Send a frame to the supervisor."""
         delay_s = self.world.channel.delay_s()
         if delay_s is not None:
             at_s = self.world.clock.now_s + delay_s

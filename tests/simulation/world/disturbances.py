@@ -1,4 +1,4 @@
-"""What happens to the computer and its people while a run goes on: sleep, stalls, other programs, wishes."""
+"""Disturbances of the computer during a run: sleep, stalls, other programs, commands."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ COMMANDS = (
 )
 
 
-class Weather:
-    """Each kind comes again and again, at random, with a mean time between."""
+class Disturbances:
+    """Each kind recurs at random, with a mean time between."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -33,19 +33,19 @@ class Weather:
         self._resting_mib = world.host.others_mib
 
     def begin(self) -> None:
-        """Set the first of each kind."""
+        """Schedule the first of each kind."""
         faults = self._world.faults
         for kind, mean_s in (
             (self._sleep, faults.sleeps_after_s),
             (self._stall, faults.stalls_after_s),
-            (self._wish, faults.commands_after_s),
+            (self._command, faults.commands_after_s),
             (self._others, OTHERS_S if faults.others_mib else 0.0),
         ):
             if mean_s:
                 self._again(kind, mean_s)
 
     def clear_up(self) -> None:
-        """The machine's memory is free again, and nobody comes between."""
+        """Free the machine's memory; no disturbances follow."""
         self._host.others_mib = self._resting_mib
         self._host.lingering_mib = 0.0
 
@@ -53,7 +53,7 @@ class Weather:
         self._world.clock.later(self._world.chance.expovariate(1 / mean_s), self._happen, kind, mean_s)
 
     def _happen(self, kind: Callable[[], None], mean_s: float) -> None:
-        if not self._world.well:
+        if not self._world.healed:
             kind()
             self._again(kind, mean_s)
 
@@ -64,19 +64,19 @@ class Weather:
         world.clock.jump(world.clock.now_s + seconds, world.chance)
 
     def _stall(self) -> None:
-        if self._world.shell.alive:
+        if self._world.supervisor.alive:
             seconds = self._world.chance.uniform(*STALL_S)
             self._world.note(f"the supervisor is stuck for {seconds:.0f} s")
-            self._world.shell.stall(seconds)
+            self._world.supervisor.stall(seconds)
 
-    def _wish(self) -> None:
+    def _command(self) -> None:
         self._world.command(self._world.chance.choice(COMMANDS))
 
     def _others(self) -> None:
         self._host.others_mib = self._resting_mib + self._world.chance.uniform(0, self._world.faults.others_mib)
 
     def freed(self, mib: float) -> None:
-        """A worker is gone. Its memory comes back at once, later, or not before the machine restarts."""
+        """A worker ended. Its memory is freed at once, later, or at the next reboot."""
         lingers_s = self._world.faults.memory_lingers_s
         if lingers_s:
             self._host.lingering_mib += mib
@@ -87,6 +87,6 @@ class Weather:
             self._host.lingering_mib = max(self._host.lingering_mib - mib, 0.0)
 
     def reboot(self) -> None:
-        """Nothing of the machine's memory outlives it."""
+        """A reboot frees all memory."""
         self._host.boot += 1
         self._host.lingering_mib = 0.0

@@ -1,4 +1,4 @@
-"""What stands around the machine: one supervisor's life, as `supervised_run` and `daemon` live it."""
+"""One supervisor around the machine, as `daemon/run.py` and `daemon/daemon.py` are in reality."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tests.simulation.checks.watch import AUTOSTART
-from tests.simulation.world.worker import Worker
+from tests.simulation.world.worker import SimulatedWorker
 
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
@@ -17,20 +17,20 @@ from mlx_supervisor.core.machine.states import AT_REST, State
 from mlx_supervisor.core.policy import MIB
 
 if TYPE_CHECKING:
-    from tests.simulation.world.journal import Left
+    from tests.simulation.world.journal import OpenGeneration
     from tests.simulation.world.world import World
 
 LATE_S = 1.0
-"""A deadline noticed so late was slept over: then what came meanwhile is heard first, once, for as long."""
+"""A deadline noticed this late was missed in sleep: then pending events come first, once, for as long."""
 IDLE_SAMPLE_S = 2.0
 SILENCE_S = 5.0
-REMAINS_S = 5.0
+UNKILLABLE_S = 5.0
 SAMPLER_SPELL_S = 15.0
-FIRST_LOOK_S, LOOK_S = 0.05, 1.0
+FIRST_POLL_S, POLL_S = 0.05, 1.0
 
 
-class Shell:
-    """Events are dealt with one at a time, in order; an action that fails becomes a later event."""
+class SimulatedSupervisor:
+    """Handles events one at a time, in order; a failed action becomes a later event."""
 
     def __init__(self, world: World) -> None:
         self.world, self.journal = world, world.journal
@@ -42,8 +42,8 @@ class Shell:
         world.watch.note_arrows(self.machine)
         self.alive = True
         self.recovering = self.hurried = self.suspending = False
-        self.child: Worker | None = None
-        self.forgives = world.often(world.forgives)
+        self.child: SimulatedWorker | None = None
+        self.forgives = world.happens(world.forgives)
         self._events: deque[ev.Event] = deque()
         self._working = False
         self._busy_s = self._catch_up_s = 0.0
@@ -51,19 +51,19 @@ class Shell:
         self._heard_s = 0.0
         self._waiting = False
 
-    # ---- its beginning and its end
+    # ---- start and end
 
     def begin(self) -> None:
-        """Take over what a dead supervisor left, then start what is wanted."""
-        lefts = self.journal.open()
-        if not lefts:
-            self._start_wanted()
+        """Recover from the crash of a supervisor, then resume the run if it was running."""
+        orphans = self.journal.open()
+        if not orphans:
+            self._resume()
             return
         self.recovering = True
         restart = self.world.policy.restart
-        self._end_left(lefts, self.world.clock.now_s + restart.stop_grace_s + restart.term_grace_s)
+        self._end_orphans(orphans, self.world.clock.now_s + restart.stop_grace_s + restart.term_grace_s)
 
-    def _end_left(self, lefts: list[Left], deadline_s: float) -> None:
+    def _end_orphans(self, orphans: list[OpenGeneration], deadline_s: float) -> None:
         if not self.alive:
             return
         world, now_s = self.world, self.world.clock.now_s
@@ -71,30 +71,30 @@ class Shell:
             if self.hurried or now_s >= deadline_s:
                 for worker in world.workers:
                     worker.signal(9)
-            if self.hurried and now_s >= deadline_s + REMAINS_S:
-                # somebody does not want to wait for a process that can't be killed: nothing starts beside it
+            if self.hurried and now_s >= deadline_s + UNKILLABLE_S:
+                # the wait for an unkillable process was cut short: starts are blocked
                 self.machine.refuse_starts(world.workers[0].generation)
                 self.recovering = self.hurried = False
-                self._start_wanted()
-            world.clock.later(LOOK_S, self._end_left, lefts, deadline_s)
+                self._resume()
+            world.clock.later(POLL_S, self._end_orphans, orphans, deadline_s)
             return
-        newest = max(lefts, key=lambda left: left.generation)
-        for left in lefts:
+        newest = max(orphans, key=lambda left: left.generation)
+        for left in orphans:
             if left is not newest:
                 self.journal.close(left.generation)
-        world.watch.taken_over(newest)
+        world.watch.recovered_generation(newest)
         waited_for = self.recovering
         self.recovering = self.hurried = False
         self.post(newest.recovered(now_s, world.host.boot))
         if self.alive and waited_for:
-            self._start_wanted()
+            self._resume()
 
-    def _start_wanted(self) -> None:
+    def _resume(self) -> None:
         if self.machine.state in AT_REST and self.machine.history.wanted:
             self.command(ev.CommandKind.START, AUTOSTART)
 
     def die(self) -> None:
-        """Whatever was on its way is lost; the worker notices."""
+        """Pending events are lost; the worker notices."""
         self.alive = False
         self._events.clear()
         self.journal.lose(self.world.chance.random() < 0.5, self.world.chance.randrange(4))
@@ -104,18 +104,18 @@ class Shell:
     # ---- people
 
     def command(self, kind: ev.CommandKind, reason: str = "by hand") -> None:
-        """While it is recovering only KILL does something: it ends the wait."""
+        """During recovery only KILL has an effect: it ends the wait."""
         if self.recovering:
             self.hurried |= kind is ev.CommandKind.KILL
         else:
             if self.machine.state in AT_REST:
-                self._look()
+                self._poll_memory()
             if not self.alive:  # killed at that event
                 return
             self.post(ev.Command(self.world.clock.now_s, kind, reason))
 
     def suspend(self) -> None:
-        """The daemon shuts down; another one will go on."""
+        """The daemon shuts down; another one resumes."""
         self.suspending = True
         if not self.recovering and self.machine.state not in AT_REST and not self.machine.stopping:
             self.command(ev.CommandKind.SUSPEND)
@@ -129,11 +129,11 @@ class Shell:
     # ---- events
 
     def stall(self, seconds: float) -> None:
-        """Stopped, or stuck: nothing is heard and no deadline noticed for a while."""
+        """Be stuck: no event and no deadline is handled for a while."""
         self._busy_s = self.world.clock.now_s + seconds
 
     def receive(self, event: ev.Event) -> None:
-        """From a source. What a stuck supervisor finds on waking bears the time of its reading; samples their own."""
+        """From a source. Late events get the time of their reading, except samples."""
         now_s = self.world.clock.now_s
         if not self.alive:
             return
@@ -145,7 +145,7 @@ class Shell:
         self.post(event)
 
     def post(self, event: ev.Event) -> None:
-        """Give the machine an event, and do what it wants."""
+        """Give the machine an event and perform its actions."""
         self._events.append(event)
         if self._working:
             return
@@ -177,13 +177,13 @@ class Shell:
                 left.note(event)
         if not self._waiting and self.machine.state is State.WAITING:
             self._waiting = True
-            world.clock.later(FIRST_LOOK_S, self._look_again, 2 * FIRST_LOOK_S)
+            world.clock.later(FIRST_POLL_S, self._poll_while_waiting, 2 * FIRST_POLL_S)
 
     # ---- deadlines
 
     @property
     def tick_s(self) -> float:
-        """When the next deadline will be noticed; infinity when there is none."""
+        """When the next deadline will be noticed; infinity without one."""
         deadline_s = self.machine.next_deadline() if self.alive else None
         return float("inf") if deadline_s is None else max(deadline_s, self._busy_s, self._catch_up_s)
 
@@ -195,7 +195,7 @@ class Shell:
             self._forgiven_s, self._catch_up_s = deadline_s, now_s + LATE_S
             return
         if self.machine.state is State.BACKOFF:
-            self._look()
+            self._poll_memory()
         if self.alive:
             self.post(ev.Tick(now_s))
 
@@ -221,7 +221,7 @@ class Shell:
                 self._request(action)
 
     def _journal_fails(self, name: str) -> bool:
-        if fails := self.world.often(self.world.faults.journal_fails):
+        if fails := self.world.happens(self.world.faults.journal_fails):
             self._failed(name, "database is locked")
         return fails
 
@@ -242,9 +242,9 @@ class Shell:
 
     def _request(self, action: ac.Action) -> None:
         world, worker = self.world, self.child
-        if worker is None or not worker.alive or world.often(world.faults.request_fails):
+        if worker is None or not worker.alive or world.happens(world.faults.request_fails):
             self._failed(type(action).__name__, "the worker is not connected", passing=False)
-        elif world.often(world.faults.lost):
+        elif world.happens(world.faults.lost):
             return
         elif isinstance(action, ac.RequestStop):
             worker.stopping = True
@@ -253,7 +253,7 @@ class Shell:
         elif isinstance(action, ac.RequestAutopsy):
             worker.autopsy()
         else:
-            assert isinstance(action, ac.RequestResize), f"nobody does {action}"
+            assert isinstance(action, ac.RequestResize), f"unknown action {action}"
             worker.resize(action.batch_size, action.effective_batch)
 
     def _open(self, action: ac.Spawn) -> None:
@@ -263,27 +263,27 @@ class Shell:
     def _spawn(self, action: ac.Spawn) -> None:
         world, faults = self.world, self.world.faults
         self._open(action)
-        if world.often(faults.spawn_fails_for_good):
+        if world.happens(faults.spawn_fails_for_good):
             self._failed("spawn", "[Errno 2] No such file or directory", passing=False)
-        elif world.often(faults.spawn_fails):
+        elif world.happens(faults.spawn_fails):
             self._failed("spawn", "[Errno 11] Resource temporarily unavailable")
         else:
             world.watch.spawned(action)
-            self.child = Worker(world, self, action, action.effective_batch)
+            self.child = SimulatedWorker(world, self, action, action.effective_batch)
             world.workers.append(self.child)
             self._events.append(ev.Spawned(world.clock.now_s, action.generation, 7))
             self._heard_s = world.clock.now_s
             world.clock.later(world.sample_s, self._sample, self.child)
 
-    def exited(self, worker: Worker) -> None:
-        """The leader was reaped, and nothing of its group is left."""
+    def exited(self, worker: SimulatedWorker) -> None:
+        """The worker was reaped, and its process group is empty."""
         if not self.alive or self.child is not worker:
             return
         self.child = None
         death = worker.death
         assert death is not None
         self.world.last_dead = worker
-        self._look()
+        self._poll_memory()
         self.receive(
             ev.Exited(
                 self.world.clock.now_s,
@@ -297,48 +297,48 @@ class Shell:
 
     # ---- memory
 
-    def _sample(self, worker: Worker) -> None:
+    def _sample(self, worker: SimulatedWorker) -> None:
         if not self.alive or self.child is not worker or not worker.alive:
             return
         world, faults, now_s = self.world, self.world.faults, self.world.clock.now_s
         interval_s = IDLE_SAMPLE_S if worker.hung or not worker.ready or worker.leaving else world.sample_s
         if now_s < self._busy_s:
             pass
-        elif faults.blind_spell and world.often(faults.blind_spell):
+        elif faults.blind_spell and world.happens(faults.blind_spell):
             interval_s = SAMPLER_SPELL_S * world.chance.random()
             self._missed(worker, interval_s)
-        elif faults.missing and world.often(faults.missing):
+        elif faults.missing and world.happens(faults.missing):
             self.post(ev.SampleMissing(now_s, worker.generation, "busy"))
         else:
             footprint_mib = worker.mib()
             available = int(world.host.available_mib(footprint_mib) * MIB)
             sample = ev.Sample(now_s, worker.generation, int(footprint_mib * MIB), available, 1)
-            if faults.late_sample and world.often(faults.late_sample):
+            if faults.late_sample and world.happens(faults.late_sample):
                 world.clock.later(world.chance.uniform(0, 4), self.receive, sample)
             else:
                 self.post(sample)
         world.clock.later(interval_s, self._sample, worker)
 
-    def _missed(self, worker: Worker, spell_s: float) -> None:
-        """The sampler is stuck: once a second of its silence is told."""
+    def _missed(self, worker: SimulatedWorker, spell_s: float) -> None:
+        """The sampler is stuck: each second of its silence is reported."""
         seconds = SILENCE_S
         while seconds < spell_s:
             missing = ev.SampleMissing(self.world.clock.now_s + seconds, worker.generation, "silent")
-            self.world.clock.later(seconds, self._tell_missed, worker, missing)
+            self.world.clock.later(seconds, self._deliver_missed, worker, missing)
             seconds += 1.0
 
-    def _tell_missed(self, worker: Worker, missing: ev.SampleMissing) -> None:
+    def _deliver_missed(self, worker: SimulatedWorker, missing: ev.SampleMissing) -> None:
         if self.child is worker and worker.alive:
             self.receive(missing)
 
-    def _look(self) -> None:
+    def _poll_memory(self) -> None:
         """Read the machine's memory, for a run without a worker."""
         available = int(self.world.host.available_mib(0.0) * MIB)
         self.post(ev.MachineSample(self.world.clock.now_s, available, self.world.host.pressure))
 
-    def _look_again(self, interval_s: float) -> None:
+    def _poll_while_waiting(self, interval_s: float) -> None:
         self._waiting = self.alive and self.machine.state is State.WAITING
         if self._waiting:
             if self.world.clock.now_s >= self._busy_s:
-                self._look()
-            self.world.clock.later(interval_s, self._look_again, min(2 * interval_s, LOOK_S))
+                self._poll_memory()
+            self.world.clock.later(interval_s, self._poll_while_waiting, min(2 * interval_s, POLL_S))
