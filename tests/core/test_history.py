@@ -1,4 +1,4 @@
-"""What outlives worker and supervisor: it comes back as it was, or not at all."""
+"""The history is restored unchanged, or refused."""
 
 import json
 from dataclasses import fields
@@ -43,7 +43,7 @@ def test_a_snapshot_is_a_copy() -> None:
     assert snapshot["tripped_sizes"] == restored.tripped_sizes == [8]
 
 
-def test_keys_of_other_versions_are_passed_over() -> None:
+def test_unknown_keys_are_ignored() -> None:
     assert RunHistory.restore({"generation": 3, "colour": "blue"}) == RunHistory(generation=3)
 
 
@@ -63,14 +63,14 @@ def test_every_field_is_checked() -> None:
             RunHistory.restore({each.name: object()})
 
 
-def test_shares_of_nothing_are_unknown() -> None:
+def test_shares_without_data_are_none() -> None:
     assert RunHistory().goodput is None
     assert RunHistory().checkpoint_stall_fraction is None
     assert RunHistory(useful_s=6, active_s=10).goodput == pytest.approx(0.6)
     assert RunHistory(train_s=9, stall_s=1).checkpoint_stall_fraction == pytest.approx(0.1)
 
 
-def test_the_mean_time_between_failures_is_what_was_seen() -> None:
+def test_the_mean_time_between_failures() -> None:
     assert RunHistory().mean_time_between_failures_s == DEFAULT_MTBF_S
     assert RunHistory(active_s=60.0).mean_time_between_failures_s == DEFAULT_MTBF_S
     assert RunHistory(active_s=10 * DEFAULT_MTBF_S).mean_time_between_failures_s == 10 * DEFAULT_MTBF_S
@@ -87,26 +87,26 @@ def _trained(history: RunHistory, steps: range) -> None:
         history.add_active(1.0)
 
 
-def test_what_a_dead_supervisor_had_saved_is_not_counted_again() -> None:
+def test_what_a_dead_supervisor_saved_is_counted_once() -> None:
     """Steps 51 to 80, saved with the checkpoint at 70; ten of them had been done before."""
     history = RunHistory(highest_step=60, useful_s=30.0, train_s=30.0, active_s=60.0)
     history.begin_generation()
     _trained(history, range(51, 71))
     restored = RunHistory.restore(json.loads(json.dumps(history.snapshot())))
-    for _ in range(2):  # a supervisor that dies as it takes over is followed by one that does the same
+    for _ in range(2):  # a supervisor that dies during recovery is followed by another recovery
         restored.add_lost_generation(_lost(51, 80, 15.0, 33.0))
         assert (restored.highest_step, restored.replayed_steps) == (80, 10)
         assert (restored.train_s, restored.useful_s, restored.active_s) == (45.0, 40.0, 93.0)
 
 
-def test_a_lost_life_that_nothing_was_saved_of_is_counted_whole() -> None:
+def test_a_lost_generation_without_saved_steps_is_counted_in_full() -> None:
     history = RunHistory(highest_step=60)
     history.add_lost_generation(_lost(51, 80, 15.0, 33.0))
     assert (history.highest_step, history.replayed_steps, history.train_s, history.useful_s) == (80, 10, 15.0, 10.0)
     assert history.active_s == 33.0
 
 
-def test_a_journal_that_knows_less_than_the_history_takes_nothing_back() -> None:
+def test_a_journal_behind_the_history_changes_nothing() -> None:
     history = RunHistory()
     history.begin_generation()
     _trained(history, range(1, 21))

@@ -28,16 +28,16 @@ ENDS = {
         bye completed               -> running
         exit 0                      -> completed: close completed, save, finish completed
     """),
-    "done before it was ready": (policy(), """
+    "complete before it was ready": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         bye completed               -> starting
         exit 0                      -> completed: close completed, save, finish completed
     """),
-    "a status of 0 before the last step is no completion": (policy(), RUNNING + """
+    "exit status 0 before the last step is no completion": (policy(), RUNNING + """
         exit 0                      -> backoff: close crash, save
             | The worker ended (exit code 0): crash (exited with status 0 before the last step); next start in 1 s.
     """),
-    "a status of 0 at the last step, which is not saved, is no completion": (policy(), """
+    "exit status 0 without a checkpoint of the last step is no completion": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=3              -> running
         steps 3                     -> running
@@ -46,11 +46,11 @@ ENDS = {
         exit 0                      -> backoff: close crash, save
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
     """),
-    "a last word without a status of 0 is no completion": (policy(), RUNNING + """
+    "a completed message without exit status 0 is no completion": (policy(), RUNNING + """
         bye completed               -> running
         exit 1                      -> backoff: close crash, save
     """),
-    "crashes wait longer each time, and the end comes": (policy(max_same_error=9), """
+    "crashes wait longer each time, then the run fails": (policy(max_same_error=9), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         exit 1 RuntimeError         -> backoff: close crash, save
@@ -65,7 +65,7 @@ ENDS = {
             | Failed at step 0: 3 consecutive generations without a new checkpoint (restart.max_without_progress);
             | last error: RuntimeError.
     """),
-    "progress wipes the slate": (policy(), """
+    "progress resets the counts": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         exit 1                      -> backoff: close crash, save
@@ -76,9 +76,9 @@ ENDS = {
         ready                       -> running
         steps 4                     -> running
         saved                       -> running: save
-        exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8  # it got on: at once
+        exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8  # progress: at once
         ready                       -> running
-        saved 4                     -> running: save  # again, not beyond
+        saved 4                     -> running: save  # the same step again
         exit 1                      -> backoff: close crash, save
         tick                        -> starting: save, spawn 5 batch 8 of 8
         exit 1                      -> backoff: close crash, save
@@ -87,11 +87,11 @@ ENDS = {
         start                       -> starting: save, spawn 7 batch 8 of 8
         exit 1                      -> backoff: close crash, save
     """),
-    "a checkpoint that failed is no progress, and the run goes on": (policy(max_without_progress=1), RUNNING + """
+    "a failed checkpoint is no progress, but no reason to stop": (policy(max_without_progress=1), RUNNING + """
         saved error=full            -> running
         exit 1                      -> fatal: close crash, save, finish failed
     """),
-    "lives that save nothing save sooner": (policy(backoff_s=0.0, max_without_progress=9), """
+    "generations without a checkpoint get a shorter interval": (policy(backoff_s=0.0, max_without_progress=9), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 9                     -> running
@@ -101,7 +101,7 @@ ENDS = {
         exit 1                      -> starting: close crash, save, spawn 3 batch 8 of 8 save 2
         exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8 save 2
     """),
-    "longer lives that save widen it again": (policy(backoff_s=0.0), """
+    "longer generations with checkpoints widen the interval": (policy(backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 3                     -> running
@@ -115,7 +115,7 @@ ENDS = {
         saved                       -> running: save
         exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8 save 25
     """),
-    "killed from outside keeps the batch": (policy(), RUNNING + """
+    "killed externally keeps the batch": (policy(), RUNNING + """
         saved                       -> running: save
         exit signal=9 oom=no        -> starting: close killed externally, save, spawn 2 batch 8 of 8
         exit signal=15              -> backoff: close stopped externally, save
@@ -126,7 +126,7 @@ ENDS = {
             | The worker ended (exit code 75): stopped externally (the worker was stopped, but not by the supervisor);
             | next start in 2 s.
     """),
-    "refused: at once": (policy(), """
+    "refused: the run fails at once": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         bye refused no such model   -> starting
         exit 78                     -> fatal: close refused its job, save, finish failed
@@ -136,21 +136,21 @@ ENDS = {
         exit 78                     -> fatal: close refused its job, save, finish failed
             | Failed at step 3: the worker refused its job without a reason.
     """),
-    "another batch than ordered is our bug: no endless loop": (policy(), """
+    "another batch than requested is a bug: no endless loop": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready batch=4               -> killing: kill
             | Bug: the worker uses micro-batch 4, but 8 was requested.
         exit signal=9               -> fatal: close refused its job, save, finish failed
             | Failed at step 0: the worker uses micro-batch 4, but 8 was requested.
     """),
-    "another batch than ordered, said by a step": (policy(), """
+    "another batch than requested, reported by a step": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         steps 1 batch=4             -> killing: kill
         exit signal=9               -> fatal: close refused its job, save, finish failed
     """),
     "hang: stacks, SIGTERM, SIGKILL": (policy(hang_timeout_s=30.0), RUNNING + """
         early after=29              -> running
-        sample 500                  -> running   # alive is not getting anywhere
+        sample 500                  -> running   # being alive is no progress
         tick                        -> terminating: dump, term
             | Hang: no progress for 30 s. Dumping the worker's stacks to its stderr, then sending SIGTERM.
         tick                        -> killing: kill
@@ -158,19 +158,19 @@ ENDS = {
         exit signal=9               -> backoff: close hang, save
             | The worker ended (signal 9): hang (no progress for 30 s); next start in 1 s.
     """),
-    "hang that heeds SIGTERM and saves": (policy(hang_timeout_s=30.0, backoff_s=0.0), RUNNING + """
+    "a hanging worker that obeys SIGTERM and saves": (policy(hang_timeout_s=30.0, backoff_s=0.0), RUNNING + """
         tick                        -> terminating: dump, term
         saved                       -> terminating: save
         exit 75                     -> starting: close hang, save, spawn 2 batch 8 of 8
             | The worker ended (exit code 75): hang (no progress for 30 s); restarting.
     """),
-    "hangs for ever": (policy(hang_timeout_s=30.0, max_without_progress=1), RUNNING + """
+    "hangs until the run fails": (policy(hang_timeout_s=30.0, max_without_progress=1), RUNNING + """
         tick                        -> terminating: dump, term
         exit 75                     -> fatal: close hang, save, finish failed
             | Failed at step 3: 1 consecutive generations without a new checkpoint (restart.max_without_progress);
             | last error: no progress for 30 s.
     """),
-    "a long evaluation is no hang, a checkpoint beside it changes nothing": (policy(), RUNNING + """
+    "a long evaluation is no hang, even with a checkpoint meanwhile": (policy(), RUNNING + """
         phase eval                  -> running
         saved after=200             -> running: save
         early after=500             -> running
@@ -185,7 +185,7 @@ ENDS = {
         exit signal=15              -> backoff: close not ready in time, save
             | The worker ended (signal 15): not ready in time (not ready after 10m00s); next start in 1 s.
     """),
-    "a worker that nobody could stop is found gone": (policy(), RUNNING + """
+    "a worker that survived SIGKILL has exited": (policy(), RUNNING + """
         kill                        -> killing: kill
             | Kill requested; killing the worker.
         tick                        -> killing: kill
@@ -197,7 +197,7 @@ ENDS = {
             | Recovered generation 1: the supervisor died.
         start                       -> starting: save, spawn 2 batch 8 of 8
     """),
-    "a program that is not there": (policy(), """
+    "a missing program": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         fails other                 -> starting
         fails spawn                 -> backoff: close could not be started, save
@@ -209,13 +209,13 @@ ENDS = {
             | Failed at step 0: 3 consecutive generations without a new checkpoint (restart.max_without_progress);
             | last error: no such file.
     """),
-    "a program that is not there, without waiting": (policy(backoff_s=0.0), """
+    "a missing program, without backoff": (policy(backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         fails spawn                 -> starting: close could not be started, save, spawn 2 batch 8 of 8
         spawned                     -> starting
-        fails spawn                 -> starting   # it was there: a second one must not be started
+        fails spawn                 -> starting   # it was running: no second start
     """),
-    "a disk that is full for a while is waited for, and not held against the run": (policy(max_without_progress=1), """
+    "a full disk delays the start, and is not counted against the run": (policy(max_without_progress=1), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         fails spawn passing         -> backoff: close could not be started
             | Failed to start the worker: no such file; next attempt in 1 s.
@@ -225,14 +225,14 @@ ENDS = {
         spawned                     -> starting
         ready                       -> running
     """),
-    "a worker that says completed too early is not believed": (policy(), RUNNING + """
+    "a completed message before the last step is ignored": (policy(), RUNNING + """
         steps 3                     -> running
         saved                       -> running: save
         bye completed step=3        -> running
         exit 0                      -> starting: close crash, save, spawn 2 batch 8 of 8
             | The worker ended (exit code 0): crash (exited with status 0 before the last step); restarting.
     """),
-    "a checkpoint that was under way gives a stop more time, once": (policy(), RUNNING + """
+    "a checkpoint during a stop extends the grace period once": (policy(), RUNNING + """
         stop                        -> draining: ask stop
             | Stop requested; the worker saves a checkpoint and exits.
         saved                       -> draining: save
@@ -240,7 +240,7 @@ ENDS = {
         saved                       -> draining: save
         tick                        -> terminating: term
     """),
-    "nobody can stop it": (policy(), RUNNING + """
+    "a worker that survives SIGKILL": (policy(), RUNNING + """
         stop                        -> draining: ask stop
         tick                        -> terminating: term
         tick                        -> killing: kill
@@ -249,14 +249,14 @@ ENDS = {
         kill                        -> killing
         tick                        -> killing: kill
         tick                        -> fatal: close requested but alive, save, finish failed
-        start                       -> fatal   # it is still there
+        start                       -> fatal   # it is still running
             | Start refused: a process of generation 1 survived SIGKILL and is still running.
         exit signal=9               -> fatal: close requested
             | Generation 1, which survived SIGKILL, has exited; starts are allowed again.
         exit signal=9               -> fatal
         start                       -> starting: save, spawn 2 batch 8 of 8
     """),
-    "memory can't be seen": (policy(), RUNNING + """
+    "memory samples fail": (policy(), RUNNING + """
         saved                       -> running: save
         missing 19                  -> running
         sample 500                  -> running
@@ -278,11 +278,11 @@ ENDS = {
             | Failed at step 3: 3 consecutive generations without a new checkpoint (restart.max_without_progress);
             | last error: 20 consecutive memory samples failed (no such file).
     """),
-    "drains to a give-up": (policy(max_without_progress=1), RUNNING + """
+    "memory samples fail until the run fails": (policy(max_without_progress=1), RUNNING + """
         missing 20                  -> draining: ask stop
         exit 75                     -> fatal: close memory could not be measured, save, finish failed
     """),
-    "stop: saved first": (policy(), RUNNING + f"""
+    "stop: a checkpoint first": (policy(), RUNNING + f"""
         stop                        -> draining: ask stop
         start                       -> draining
         stop                        -> draining
@@ -293,18 +293,18 @@ ENDS = {
         kill                        -> stopped
         restart                     -> starting: save, spawn 2 batch 8 of 8
     """),
-    "an interrupt, and another one": (policy(), RUNNING + f"""
+    "a second interrupt kills": (policy(), RUNNING + f"""
         stop                        -> draining: ask stop
         kill                        -> killing: kill
         exit signal=9               -> {STOPPED}
             | Stopped at step 3: kill requested.
     """),
-    "stop, then start again before it is over": (policy(), RUNNING + """
+    "start during a stop restarts": (policy(), RUNNING + """
         stop                        -> draining: ask stop
         start                       -> draining
         exit 75                     -> starting: close requested, save, spawn 2 batch 8 of 8 save 1
     """),
-    "stop, but it was done": (policy(), """
+    "stop, but it was complete": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=3              -> running
         steps 3                     -> running
@@ -312,7 +312,7 @@ ENDS = {
         stop                        -> draining: ask stop
         exit 0                      -> completed: close completed, save, finish completed
         """),
-    "killed, but it was done": (policy(), """
+    "killed, but it was complete": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=3              -> running
         steps 3                     -> running
@@ -320,7 +320,7 @@ ENDS = {
         kill                        -> killing: kill
         exit 0                      -> completed: close completed, save, finish completed
         """),
-    "terminated, but it was done": (policy(), """
+    "terminated, but it was complete": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=3              -> running
         steps 3                     -> running
@@ -334,7 +334,7 @@ ENDS = {
         restart                     -> terminating: term
         exit 75                     -> starting: close requested, save, spawn 3 batch 8 of 8 save 1
     """),
-    "over the limit while it stops: the person's wish stays the cause": (
+    "over the limit during a stop: the request stays the cause": (
         policy(),
         RUNNING
         + f"""
@@ -343,7 +343,7 @@ ENDS = {
         exit signal=9               -> {STOPPED}
     """,
     ),
-    "a restart that a person asked for wipes the slate": (
+    "a requested restart resets the counts": (
         policy(max_without_progress=2),
         RUNNING
         + """
@@ -413,7 +413,7 @@ ENDS = {
         exit 1                      -> backoff: close crash, save
         start                       -> starting: save, spawn 3 batch 8 of 8 save 1
     """),
-    "the request to stop can't be sent": (policy(), RUNNING + f"""
+    "the stop request can't be sent": (policy(), RUNNING + f"""
         stop                        -> draining: ask stop
         fails SaveHistory           -> draining   # a full disk is not the worker's fault
         fails RequestStop           -> terminating: term
@@ -432,15 +432,15 @@ ENDS = {
         recovered step=7            -> stopped: close the supervisor died, save
         start                       -> starting: save, spawn 1 batch 8 of 8
     """),
-    "a machine that dies of this run": (policy(max_reboots=1, max_without_progress=1), """
+    "the machine restarts because of the run": (policy(max_reboots=1, max_without_progress=1), """
         recovered host              -> fatal: close the machine restarted, save, finish failed
     """),
-    "a machine that died after a run": (policy(max_reboots=1, max_without_progress=1), """
+    "the machine restarts after a failed run": (policy(max_reboots=1, max_without_progress=1), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         exit 1                      -> fatal: close crash, save, finish failed
         recovered host              -> fatal: close the machine restarted, save, finish failed
     """),
-    "a machine that died after a complete run": (policy(max_reboots=1, max_without_progress=1), """
+    "the machine restarts after a complete run": (policy(max_reboots=1, max_without_progress=1), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         bye completed               -> starting
         exit 0                      -> completed: close completed, save, finish completed

@@ -1,4 +1,4 @@
-"""Golden timelines of the ladder: what each cause of a death changes about the next life, and when it is the end."""
+"""Golden timelines of the escalation ladder: what each cause changes, and when the run fails."""
 
 from tests.core.machine.golden_memory import FULL
 from tests.core.machine.timeline import policy
@@ -51,7 +51,7 @@ LADDER = {
         saved                       -> draining: save
         exit 75                     -> starting: close memory leak, save, spawn 3 batch 4 of 8
     """),
-    "a leak that leaves no time to save halves on, and turns on gradient checkpointing before the end": (
+    "a leak without new checkpoints keeps halving, then turns on gradient checkpointing": (
         policy(size=4, max_memory_without_progress=1, backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 4 of 4
         ready can=yes               -> running
@@ -76,7 +76,7 @@ LADDER = {
         steps 40 mib=500 grow=50    -> draining: ask stop
         exit 75                     -> fatal: close memory leak, save, finish failed
     """),
-    "a leak, and no halving wanted": (policy(halve_on_leak=False), """
+    "a leak with halving turned off": (policy(halve_on_leak=False), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
@@ -86,7 +86,7 @@ LADDER = {
             | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps);
             | micro-batch kept at 8: a restart cures the leak (batch.halve_on_leak is off); restarting.
     """),
-    "pressure at a size that a leak had halved still halves": (policy(), """
+    "pressure after a leak's halving still halves": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
@@ -97,7 +97,7 @@ LADDER = {
         saved                       -> draining: save
         exit 75                     -> starting: close memory pressure, save, spawn 3 batch 2 of 8
     """),
-    "the caches are not cleared first where that is not wanted": (policy(clear_first=False), """
+    "no clearing of the caches if turned off": (policy(clear_first=False), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> draining: ask stop
@@ -136,7 +136,7 @@ LADDER = {
         ready can=yes               -> running
         {FULL}                      -> backoff: close device out of memory, save
     """),
-    "a task that can't checkpoint gradients is not asked to": (policy(size=1), f"""
+    "a task without gradient checkpointing": (policy(size=1), f"""
         start                       -> starting: save, spawn 1 batch 1 of 1
         ready                       -> running
         {FULL}                      -> backoff: close device out of memory, save
@@ -175,7 +175,7 @@ LADDER = {
             | ended by memory (restart.max_memory_without_progress);
             | last error: RuntimeError: [metal::malloc] Resource limit (499000) exceeded.;
     """),
-    "the same error at the same step will come every time": (policy(), """
+    "the same error at the same step fails the run": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 4                     -> running
@@ -189,7 +189,7 @@ LADDER = {
             | Failed at step 4: the same error 2 times in a row after step 4 (restart.max_same_error):
             | ValueError: bad.
     """),
-    "the same error, though its steps and its first word were lost": (policy(), """
+    "the same error, with steps and the ready message lost": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 4                     -> running
@@ -200,7 +200,7 @@ LADDER = {
         bye failed step=4           -> starting
         exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
     """),
-    "the same error before the first step, but further on": (policy(), """
+    "the same error before the first step, at a later checkpoint": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         exit 1 ValueError: bad      -> backoff: close crash, save
@@ -208,7 +208,7 @@ LADDER = {
         ready step=5                -> running
         exit 1 ValueError: bad      -> starting: close crash, save, spawn 3 batch 8 of 8
     """),
-    "the same error after a person asked to try again": (policy(max_without_progress=9, backoff_s=0.0), """
+    "the same error after a requested restart": (policy(max_without_progress=9, backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         exit 1 ValueError: bad      -> starting: close crash, save, spawn 2 batch 8 of 8
         restart                     -> terminating: term
@@ -218,7 +218,7 @@ LADDER = {
         exit 1 ValueError: bad      -> starting: close crash, save, spawn 4 batch 8 of 8
         exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
     """),
-    "the same error elsewhere, or another one here, is another": (policy(max_without_progress=9, backoff_s=0.0), """
+    "the same error at another step, or another error": (policy(max_without_progress=9, backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 4                     -> running
@@ -242,7 +242,7 @@ LADDER = {
         exit 1 KeyError: 5          -> fatal: close crash, save, finish failed
             | Failed at step 5: the same error 2 times in a row after step 5 (restart.max_same_error): KeyError: 5.
     """),
-    "a loss that is not finite: once more, then the end": (policy(max_same_error=9), """
+    "a loss that is not finite: one retry, then the run fails": (policy(max_same_error=9), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 4                     -> running
@@ -267,7 +267,7 @@ LADDER = {
         saved                       -> running: save
         exit 65 nan                 -> starting: close the loss is not a finite number, save, spawn 3 batch 8 of 8
     """),
-    "a leak is looked into once it is sure, and once a life": (policy(autopsy=True), """
+    "a confirmed leak gets one autopsy per generation": (policy(autopsy=True), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 11 grow=50            -> running
@@ -284,17 +284,17 @@ LADDER = {
         autopsied                   -> running
             | Autopsy at step 47: found no growth in 0.1 s.
     """),
-    "a trip without a leak is looked into as it drains, asked for before it stops listening": (policy(autopsy=True), """
+    "a trip without a leak gets an autopsy, requested before the stop": (policy(autopsy=True), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180           -> draining: ask autopsy, ask stop
     """),
-    "no time to look into it": (policy(autopsy=True, stop_grace_s=9.0), """
+    "no time for an autopsy": (policy(autopsy=True, stop_grace_s=9.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180           -> draining: ask stop
     """),
-    "looked into while the caches are cleared": (policy(autopsy=True), """
+    "an autopsy while the caches are cleared": (policy(autopsy=True), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear, ask autopsy

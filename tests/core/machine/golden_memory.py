@@ -1,4 +1,4 @@
-"""Golden timelines of memory: trips, relief, halving, growth, limits that can't be kept."""
+"""Golden timelines of memory: trips, relief, halving, growth, limits that are too low."""
 
 from tests.core.machine.timeline import policy
 
@@ -15,7 +15,7 @@ OVER_LIMIT = """
     exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8
 """
 MEMORY = {
-    "a leak stops the worker in time and goes on with half the batch": (policy(), """
+    "a leak stops the worker in time and restarts it with half the batch": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         spawned                     -> starting
         ready                       -> running
@@ -40,7 +40,7 @@ MEMORY = {
         exit 0                      -> completed: close completed, save, finish completed
             | Completed at step 1000: all steps done.
     """),
-    "a soft trip leaves time for the checkpoint that it was told takes long": (policy(), """
+    "a soft trip leaves time for a slow checkpoint": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 1                     -> running
@@ -48,7 +48,7 @@ MEMORY = {
         steps 20 grow=50            -> running
         steps 6 grow=50             -> draining: ask stop
     """),
-    "clearing the caches makes room and the life goes on": (policy(), """
+    "clearing the caches is enough": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
@@ -61,7 +61,7 @@ MEMORY = {
             | Clearing the caches was enough: footprint 1,300 MiB.
         steps 30 mib=1300 cache=0   -> running
     """),
-    "clearing the caches does not help": (policy(), """
+    "clearing the caches is not enough": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
@@ -76,7 +76,7 @@ MEMORY = {
             | memory pressure (memory with usual spikes is at 2,180 MiB, near the limit of 2,200 MiB);
             | micro-batch halved, 8 → 4 (batch.minimum = 1); restarting.
     """),
-    "the answer to the clearing is lost": (policy(), """
+    "the answer to the request to clear is lost": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
@@ -104,7 +104,7 @@ MEMORY = {
         exit 1                      -> fatal: close crash, save, finish failed
             | Failed at step 9: 2 consecutive generations without a new checkpoint (restart.max_without_progress);
     """),
-    "a crash while the caches are cleared waits like any other": (policy(), """
+    "a crash while the caches are cleared waits too": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
@@ -112,7 +112,7 @@ MEMORY = {
             | The worker ended (exit code 1):
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 4
     """),
-    "the end while the caches are cleared": (policy(), """
+    "completion while the caches are cleared": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=9              -> running
         steps 9 mib=2180 cache=900  -> relieving: ask clear
@@ -154,7 +154,7 @@ MEMORY = {
             | The worker ended (signal 9):
             | micro-batch halved, 4 → 2 (batch.minimum = 1);
     """),
-    "the device is out of memory before the model is loaded: not our limit's doing": (policy(size=2), f"""
+    "the device is out of memory before the model is loaded: not because of the limit": (policy(size=2), f"""
         start                       -> starting: save, spawn 1 batch 2 of 2
         {FULL}                      -> starting: close device out of memory, save, spawn 2 batch 1 of 2
             | The worker ended (exit code 1):
@@ -165,21 +165,21 @@ MEMORY = {
             | device out of memory (RuntimeError: [malloc] Unable to allocate 9 bytes.);
             | micro-batch kept at 1 (batch.minimum = 1);
     """),
-    "a limit that the model itself breaks": (policy(), """
+    "a limit below the model's size": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         sample 2300 2               -> killing: kill
-        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8  # its word was lost?
+        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8  # ready lost?
         sample 2300 2               -> killing: kill
         exit signal=9               -> fatal: close memory pressure, save, finish failed
             | Failed at step 0: the limit of 2,200 MiB is too low for this run:
             | it used 2,300 MiB before the model was loaded; raise memory.limit or choose a smaller model.
     """),
-    "a limit that the model itself breaks, at the smallest batch": (policy(size=1), """
+    "a limit below the model's size, at the smallest batch": (policy(size=1), """
         start                       -> starting: save, spawn 1 batch 1 of 1
         sample 2300 2               -> killing: kill
         exit signal=9               -> fatal: close memory pressure, save, finish failed
     """),
-    "a limit that the first step breaks at every size": (policy(), """
+    "a limit below the first step's need at every size": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         sample 2300 2               -> killing: kill
@@ -196,7 +196,7 @@ MEMORY = {
             | Failed at step 0: the limit of 2,200 MiB is too low for this run:
             | it used 2,300 MiB before the first step at micro-batch 1; raise memory.limit or choose a smaller model.
     """),
-    "never again onto a size that tripped for pressure": (policy(), """
+    "no growth to a size that tripped for pressure": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180           -> draining: ask stop
@@ -209,7 +209,7 @@ MEMORY = {
         ready                       -> running
         steps 300 mib=500           -> running
     """),
-    "a smaller start doubles up to what was asked": (policy(start=2, size=12), """
+    "a smaller start doubles up to the requested size": (policy(start=2, size=12), """
         start                       -> starting: save, spawn 1 batch 2 of 12
         ready                       -> running
         steps 20                    -> running: save, resize 4 of 12
@@ -217,7 +217,7 @@ MEMORY = {
         steps 20                    -> running: save, resize 12 of 12
         steps 60                    -> running
     """),
-    "without preserve_effective an update shrinks too": (policy(preserve_effective=False, accumulation=2), """
+    "without preserve_effective the effective batch shrinks too": (policy(preserve_effective=False, accumulation=2), """
         start                       -> starting: save, spawn 1 batch 8 of 16
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
@@ -235,7 +235,7 @@ MEMORY = {
         ready                       -> running
         steps 30 mib=500            -> running: save, resize 6 of 12
     """),
-    "a leak at the smallest batch restarts for as long as it gets anywhere": (
+    "a leak at the smallest batch restarts as long as it makes progress": (
         policy(size=1, max_memory_without_progress=3), """
         start                       -> starting: save, spawn 1 batch 1 of 1
         ready                       -> running
@@ -271,12 +271,12 @@ MEMORY = {
             | ended by memory (restart.max_memory_without_progress);
             | last error: memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 6 steps.
     """),
-    "near the limit at the smallest batch, but steady: left alone": (policy(size=1), """
+    "near the limit at the smallest batch, but steady: no trip": (policy(size=1), """
         start                       -> starting: save, spawn 1 batch 1 of 1
         ready                       -> running
         steps 2000 mib=2190         -> running
     """),
-    "grown towards the limit at the smallest batch: a fresh process stands lower": (policy(size=1), """
+    "grown to the limit at the smallest batch: a new process needs less": (policy(size=1), """
         start                       -> starting: save, spawn 1 batch 1 of 1
         ready                       -> running
         steps 20 mib=1500           -> running
@@ -290,7 +290,7 @@ MEMORY = {
         steps 60 grow=20            -> running
     """,
     ),
-    "telemetry lost the worker's first word": (policy(), """
+    "the ready message is lost": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         steps 1                     -> running
             | Ready (inferred from step 1; the ready message was lost).

@@ -10,21 +10,21 @@ NEEDS_2000 = """
         ready                       -> running
         steps 3 mib=2000            -> running
 """
-"""A run that has 9000 MiB before its first start and uses 2000: 1800 have to be there again."""
+"""9000 MiB available before the first start, 2000 used: 1800 are required."""
 
 WAITING = {
-    "memory that comes back at once costs nothing": (policy(backoff_s=0.0), NEEDS_2000 + """
+    "memory that is freed at once costs no wait": (policy(backoff_s=0.0), NEEDS_2000 + """
         machine 1800                -> running
         exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1
     """),
-    "memory that was not looked at is not waited for": (policy(backoff_s=0.0), """
+    "without a reading there is no wait": (policy(backoff_s=0.0), """
         machine 9000                -> stopped
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 3 mib=2000            -> running
         exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1
     """),
-    "memory that comes back late": (policy(backoff_s=0.0), NEEDS_2000 + """
+    "memory that is freed late": (policy(backoff_s=0.0), NEEDS_2000 + """
         machine 1700                -> running
         exit 1                      -> waiting: close crash, save
             | Waiting for memory: 1,700 MiB available, 1,800 MiB required; at most 10m00s (restart.wait_for_memory_s).
@@ -33,7 +33,7 @@ WAITING = {
         machine 1800                -> starting: save, spawn 2 batch 8 of 8 save 1
             | Memory is available again (1,800 MiB available, memory pressure normal): starting.
     """),
-    "a busy machine is waited for once": (policy(backoff_s=0.0, wait_for_memory_s=100.0), NEEDS_2000 + """
+    "a busy machine delays only one start": (policy(backoff_s=0.0, wait_for_memory_s=100.0), NEEDS_2000 + """
         machine 1500                -> running
         saved                       -> running: save
         exit 1                      -> waiting: close crash, save
@@ -50,7 +50,7 @@ WAITING = {
         machine 1199                -> running
         exit 1                      -> waiting: close crash, save
     """),
-    "a small machine: 80 % of what there was": (policy(backoff_s=0.0), """
+    "a small machine: 80 % of the baseline": (policy(backoff_s=0.0), """
         machine 2000                -> stopped
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
@@ -69,11 +69,11 @@ WAITING = {
         exit signal=9               -> waiting: close memory pressure, save
         machine 2048                -> starting: save, spawn 2 batch 4 of 8 save 1
     """),
-    "no waiting where none is wanted": (policy(backoff_s=0.0, wait_for_memory_s=0.0), NEEDS_2000 + """
+    "no wait if turned off": (policy(backoff_s=0.0, wait_for_memory_s=0.0), NEEDS_2000 + """
         machine 0                   -> running
         exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1
     """),
-    "an old reading is no reading": (policy(backoff_s=0.0), """
+    "an old reading is discarded": (policy(backoff_s=0.0), """
         machine 9000 critical       -> stopped
         start                       -> waiting: save
             | Waiting for memory: 9,000 MiB available, memory pressure critical;
@@ -83,13 +83,13 @@ WAITING = {
             | another program may hold it. Starting anyway.
         exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8
     """),
-    "a program that is not there leaves no memory to wait for": (policy(backoff_s=0.0), """
+    "a missing program leaves no memory to wait for": (policy(backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         machine 1 critical          -> starting
         fails spawn                 -> starting: close could not be started, save, spawn 2 batch 8 of 8
             | Failed to start the worker: no such file; restarting.
     """),
-    "a machine in distress is waited for even before the first start": (policy(), """
+    "critical memory pressure delays even the first start": (policy(), """
         machine 9000 critical       -> stopped
         start                       -> waiting: save
         machine 9000 critical       -> waiting
@@ -104,7 +104,7 @@ WAITING = {
         exit 1                      -> waiting: close crash, save
         stop                        -> stopped: save, finish stopped
             | Stopped at step 3: stopped while waiting to restart.
-        start                       -> starting: save, spawn 3 batch 8 of 8 save 1  # somebody is there, who knows
+        start                       -> starting: save, spawn 3 batch 8 of 8 save 1  # a person decided
     """),
     "a suspended run waits again": (policy(backoff_s=0.0), NEEDS_2000 + """
         machine 1500                -> running
@@ -121,7 +121,7 @@ WAITING = {
         exit 1                      -> backoff: close crash, save
         tick                        -> waiting: save
     """),
-    "in every way to die: relieving": (policy(backoff_s=0.0), """
+    "a death while relieving": (policy(backoff_s=0.0), """
         machine 9000                -> stopped
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
@@ -129,7 +129,7 @@ WAITING = {
         machine 9                   -> relieving
         exit 1                      -> waiting: close crash, save
     """),
-    "in every way to die: draining, terminating": (policy(), NEEDS_2000 + """
+    "a death while draining or terminating": (policy(), NEEDS_2000 + """
         restart                     -> draining: ask stop
             | Restart requested; the worker saves a checkpoint and exits.
         machine 9                   -> draining
@@ -150,7 +150,7 @@ WAITING = {
         machine 9000 critical       -> fatal
         start                       -> waiting: save
     """),
-    "the machine restarted: not at once": (policy(reboot_cooldown_s=60.0), """
+    "the machine restarted: a cooldown first": (policy(reboot_cooldown_s=60.0), """
         recovered host              -> stopped: close the machine restarted, save
             | Recovered generation 0: the machine restarted.
         start                       -> backoff: save
@@ -165,7 +165,7 @@ WAITING = {
         recovered host              -> stopped: close the machine restarted, save
         start after=60              -> starting: save, spawn 1 batch 8 of 8
     """),
-    "the machine restarted, and somebody is there": (policy(), """
+    "the machine restarted, and a person starts the run": (policy(), """
         recovered host              -> stopped: close the machine restarted, save
         start                       -> backoff: save
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -187,7 +187,7 @@ WAITING = {
         recovered host              -> fatal: close the machine restarted, save
         start                       -> backoff: save
     """),
-    "a machine that restarts whenever the run runs": (policy(max_reboots=3, max_without_progress=1), """
+    "the machine restarts whenever the run starts": (policy(max_reboots=3, max_without_progress=1), """
         recovered host              -> stopped: close the machine restarted, save
         recovered host              -> stopped: close the machine restarted, save
         recovered host              -> fatal: close the machine restarted, save, finish failed

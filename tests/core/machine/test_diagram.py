@@ -1,4 +1,4 @@
-"""The documented states are the machine's."""
+"""docs/states.md matches the machine."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every golden timeline, and that together they take every way that the table allows."""
+"""Every golden timeline; together they take every arrow of the table."""
 
 import pytest
 from tests.core.machine.golden_ends import ENDS

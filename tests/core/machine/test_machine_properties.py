@@ -1,4 +1,4 @@
-"""Whatever happens, in whatever order, and however nonsensical: what must always hold of the machine."""
+"""Invariants of the machine under any events in any order."""
 
 import json
 import math
@@ -25,7 +25,7 @@ seconds = st.floats(0, 1e9)
 texts = st.text(max_size=30)
 footprints = st.one_of(st.integers(0, 3000).map(lambda mib: mib * MIB), counts)
 offsets = st.sampled_from([0, 0, 0, 0, 0, 0, -1, 1, -2])
-"""Of an event's generation against the present one: mostly right."""
+"""Of an event's generation from the current one: mostly 0."""
 ACTIONS = ["spawn", "RequestStop", "RequestAutopsy", "RequestClearCache", "Kill", "SaveHistory", ""]
 TO_A_WORKER = (ac.Kill, ac.Terminate, ac.RequestStop, ac.RequestClearCache, ac.RequestAutopsy, ac.DumpStacks)
 policies = st.builds(
@@ -64,16 +64,16 @@ policies = st.builds(
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Feeds one machine, and keeps its own account of what it may do."""
+    """Feeds one machine, and tracks independently what it may do."""
 
     @initialize(policy=policies, start=st.booleans())
     def begin(self, policy: RunPolicy, start: bool) -> None:
         self.policy = policy
         self.machine = Run(policy)
         self.now_s = 0.0
-        self.alive = False  # a worker was spawned, and neither its exit nor its failing to start were told
+        self.alive = False  # spawned, with neither an exit nor a failed start reported
         self.last_generation = 0
-        self.autopsies = 0  # the generation last asked what grew
+        self.autopsies = 0  # the last generation with an autopsy request
         self.resized: int | None = None
         if start:
             self.feed(ev.Command(0.0, ev.CommandKind.START))
@@ -98,7 +98,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert action.outcome in ("completed", "stopped", "failed")
             elif isinstance(action, ac.RequestAutopsy):
                 assert self.policy.memory.autopsy
-                assert self.autopsies < self.last_generation, "asked twice in a life"
+                assert self.autopsies < self.last_generation, "two autopsies in one generation"
                 self.autopsies = self.last_generation
             if isinstance(action, TO_A_WORKER):
                 assert action.generation == self.machine.history.generation == self.last_generation
@@ -119,9 +119,9 @@ class AnyOrder(RuleBasedStateMachine):
     def _check_spawn(self, spawn: ac.Spawn, saved: bool) -> None:
         assert not self.alive, "two workers"
         assert saved, "the history was not durable before the start"
-        assert spawn.generation == self.last_generation + 1, "a generation twice, or one left out"
-        wanted = self.policy.memory.gradient_checkpointing
-        assert spawn.gradient_checkpointing is (wanted == "always") or wanted == "last_resort"
+        assert spawn.generation == self.last_generation + 1, "a generation repeated or skipped"
+        setting = self.policy.memory.gradient_checkpointing
+        assert spawn.gradient_checkpointing is (setting == "always") or setting == "last_resort"
         assert spawn.checkpoint_every_steps is None or spawn.checkpoint_every_steps >= 1
         self.alive, self.last_generation = True, spawn.generation
 
@@ -159,7 +159,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.now_s = max(self.now_s, deadline_s)
             before = (self.machine.state, deadline_s)
             self.feed(ev.Tick(self.now_s))
-            assert (self.machine.state, self.machine.next_deadline()) != before, "a deadline that stays is a busy loop"
+            assert (self.machine.state, self.machine.next_deadline()) != before, "an unchanged deadline is a busy loop"
 
     @rule(back_s=seconds)
     def a_tick_from_the_past(self, back_s: float) -> None:
@@ -173,10 +173,10 @@ class AnyOrder(RuleBasedStateMachine):
     def spawned(self, offset: int) -> None:
         self.feed(ev.Spawned(self.now_s, self._g(offset), 7))
 
-    @rule(offset=offsets, step=small, of=small, batch=batches, obeys=st.booleans(), effective=batches,
+    @rule(offset=offsets, step=small, of=small, batch=batches, as_requested=st.booleans(), effective=batches,
           can=st.booleans())  # fmt: skip
-    def ready(self, offset: int, step: int, of: int, batch: int, obeys: bool, effective: int, can: bool) -> None:
-        if obeys:
+    def ready(self, offset: int, step: int, of: int, batch: int, as_requested: bool, effective: int, can: bool) -> None:
+        if as_requested:
             batch = self.machine.batch.size or batch
         words = (step, of, batch, max(batch, effective), "step-1", ("x",), (), can, can)
         self.feed(ev.Ready(self.now_s, self._g(offset), *words))
@@ -207,7 +207,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(offset=offsets)
     def sample_missing(self, offset: int) -> None:
-        self.feed(ev.SampleMissing(self.now_s, self._g(offset), "gone"))
+        self.feed(ev.SampleMissing(self.now_s, self._g(offset), "no such file"))
 
     @rule(offset=offsets, step=small, ok=st.booleans(), seconds=seconds)
     def checkpoint(self, offset: int, step: int, ok: bool, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The breaker: when it trips, how hard, and when it trusts again."""
+"""The breaker: when it trips, hard or soft, and when it closes."""
 
 import pytest
 from tests.core.memory.traces import founding, healthy
@@ -47,12 +47,12 @@ def _founding(seed: int, slope_mib: float, checkpoint_s: float) -> float:
 
 @pytest.mark.parametrize(("slope_mib", "checkpoint_s"), [(20, 0.0), (50, 0.0), (50, 0.6), (100, 0.0)])
 def test_a_leak_from_the_first_step_on_trips_in_time(slope_mib: float, checkpoint_s: float) -> None:
-    """The condition that this project was founded on: at least two steps and the checkpoint before the limit."""
+    """At least two steps and the time of a checkpoint before the limit."""
     leads = [_founding(seed, slope_mib, checkpoint_s) for seed in range(100)]
     assert sum(lead >= 2 + checkpoint_s / 0.3 for lead in leads) >= 99
 
 
-def test_a_trip_does_not_come_much_too_soon_either() -> None:
+def test_a_trip_does_not_come_much_too_early() -> None:
     assert max(_founding(seed, 50, 0.0) for seed in range(50)) < 12
 
 
@@ -63,7 +63,7 @@ def test_a_healthy_run_with_room_never_trips() -> None:
         assert [trip for step, mib in enumerate(trace) if (trip := _step(breaker, step, mib))] == []
 
 
-def test_one_sample_over_the_limit_is_a_blip_two_are_not() -> None:
+def test_two_consecutive_samples_over_the_limit_trip_hard() -> None:
     breaker = _breaker()
     assert breaker.sample(_sample(LIMIT_MIB + 1)) is None
     assert breaker.sample(_sample(LIMIT_MIB)) is None
@@ -75,7 +75,7 @@ def test_one_sample_over_the_limit_is_a_blip_two_are_not() -> None:
 
 
 def test_usual_spikes_count_before_they_cross_the_limit() -> None:
-    """A floor that is low enough says nothing where every tenth step needs much more."""
+    """A low floor does not help if every tenth step needs much more."""
     breaker = _breaker()
     trips = [_step(breaker, step, 1500 + (660 if step % 10 == 5 else 0)) for step in range(40)]
     assert any(trip is not None and trip.cause is Cause.PRESSURE for trip in trips)
@@ -87,17 +87,17 @@ def test_spikes_of_the_first_steps_do_not_count() -> None:
     assert trips == [None] * 60
 
 
-def test_evaluation_at_the_smallest_batch_does_not_restart_for_ever() -> None:
+def test_evaluation_at_the_smallest_batch_does_not_trip() -> None:
     breaker = _breaker()
     trips = [_step(breaker, step, 2180 if step % 50 == 49 else 1500, at_minimum=True) for step in range(400)]
     assert trips == [None] * 400
 
 
-def test_a_cache_worth_clearing_is_cleared_first() -> None:
-    for cache_mib, worth_it in ((0, False), (900, True)):
+def test_a_large_cache_is_cleared_first() -> None:
+    for cache_mib, relievable in ((0, False), (900, True)):
         breaker = _breaker()
         trips = [trip for step in range(12) if (trip := _step(breaker, step, 2180, cache_mib))]
-        assert [trip.relievable for trip in trips[:1]] == [worth_it]
+        assert [trip.relievable for trip in trips[:1]] == [relievable]
 
 
 def test_a_cache_that_fills_the_room_is_no_leak() -> None:
@@ -118,7 +118,7 @@ def test_a_leak_leaves_room_for_a_spike_larger_than_those_before() -> None:
     assert 1000 + 10 * (step - 300) + 1.4 * 400 <= LIMIT_MIB
 
 
-def test_who_jumps_over_the_limit_while_growing_fast_is_called_a_leak() -> None:
+def test_a_hard_trip_during_fast_growth_is_a_leak() -> None:
     breaker = _breaker(20_000)
     for step in range(30):
         _step(breaker, step, 500 + 50 * step)
@@ -129,7 +129,7 @@ def test_who_jumps_over_the_limit_while_growing_fast_is_called_a_leak() -> None:
     assert trip.cause is Cause.LEAK
 
 
-def test_clearing_is_asked_for_early_enough_to_checkpoint_if_it_does_not_help() -> None:
+def test_clearing_comes_early_enough_for_a_checkpoint_after_it() -> None:
     breaker = _breaker()
     trips = [
         (2200 - 500 - 20 * step, trip) for step in range(90) if (trip := _step(breaker, step, 500 + 20 * step, 900))
@@ -141,7 +141,7 @@ def test_clearing_is_asked_for_early_enough_to_checkpoint_if_it_does_not_help() 
 
 
 def test_a_leak_is_not_forgotten_when_the_caches_are_cleared() -> None:
-    """Else it would take the next eighteen steps to see it again, which at 50 MiB are 900 MiB."""
+    """Otherwise it would take 18 steps to find it again: 900 MiB at 50 MiB/step."""
     breaker = _breaker()
     for step in range(18):
         _step(breaker, step, 500 + 50 * step)
@@ -151,7 +151,7 @@ def test_a_leak_is_not_forgotten_when_the_caches_are_cleared() -> None:
     assert [trip.cause for trip in trips if trip][:1] == [Cause.LEAK]
 
 
-def test_too_little_relief_is_none() -> None:
+def test_too_little_relief_does_not_count() -> None:
     breaker = _breaker()
     assert not breaker.relieved(2100 * MIB)
     assert breaker.relieved(1900 * MIB)

@@ -1,4 +1,4 @@
-"""What grows, by cause; what does not count as growth; and how long the room lasts."""
+"""Growth by part; what does not count as growth; and the time left until the limit."""
 
 import pytest
 from tests.core.memory.traces import MB, report, sample
@@ -20,7 +20,7 @@ def _breaker(limit_mb: float = LIMIT_MB) -> Breaker:
 
 
 def _fed(breaker: Breaker, steps: range, start_mb: float = 1000, **growing_mb: float) -> Growth:
-    """So much a step of `arrays`, `cache`, `native` and `children`, whatever else there is."""
+    """Growth per step of `arrays`, `cache`, `native` and `children`, in MB."""
     for step in steps:
         held = {name: mb * (step - steps[0]) for name, mb in growing_mb.items()}
         footprint = start_mb + sum(held.values())
@@ -31,7 +31,7 @@ def _fed(breaker: Breaker, steps: range, start_mb: float = 1000, **growing_mb: f
 
 
 @pytest.mark.parametrize("cause", ["arrays", "native", "children"])
-def test_the_part_that_grows_is_named(cause: str) -> None:
+def test_the_growing_part_is_named(cause: str) -> None:
     growth = _fed(_breaker(), range(300), **{cause: 10})
     assert growth.verdict
     assert growth.by_cause[cause] == pytest.approx(10 * MB, rel=0.02)
@@ -44,7 +44,7 @@ def test_two_leaks_are_added_up() -> None:
     assert growth.bytes_per_step == pytest.approx(15 * MB, rel=0.02)
 
 
-def test_a_cache_that_grows_is_told_but_is_no_leak() -> None:
+def test_a_growing_cache_is_shown_but_is_no_leak() -> None:
     growth = _fed(_breaker(), range(300), cache=10)
     assert growth.by_cause["cache"] == pytest.approx(10 * MB, rel=0.02)
     assert not growth.verdict
@@ -75,7 +75,7 @@ def test_one_slow_step_does_not_stretch_the_time_left() -> None:
     assert breaker.growth.seconds_left == pytest.approx(before, rel=0.1)
 
 
-def test_nothing_is_known_at_first_and_nothing_grows_later() -> None:
+def test_growth_is_unknown_at_first_and_zero_later() -> None:
     breaker = _breaker()
     assert breaker.growth == Growth()
     assert breaker.leak_bytes_per_step is None
@@ -85,7 +85,7 @@ def test_nothing_is_known_at_first_and_nothing_grows_later() -> None:
 
 @pytest.mark.parametrize("phase", [ev.Phase.EVAL, ev.Phase.CHECKPOINT, ev.Phase.LOAD])
 def test_other_phases_don_t_count_for_the_floor(phase: ev.Phase) -> None:
-    """An evaluation that takes more every time, between steps that don't."""
+    """Evaluations that grow, between steps that do not."""
     breaker = _breaker()
     for step in range(600):
         if step % 10 == 9:
@@ -100,7 +100,7 @@ def test_other_phases_don_t_count_for_the_floor(phase: ev.Phase) -> None:
 
 
 def test_an_evaluation_long_ago_is_still_held_in_reserve() -> None:
-    """It comes every 2,000 steps: a leak that leaves no room for it must end before it does."""
+    """It recurs every 2,000 steps: a leak must trip while there is still room for it."""
     breaker = _breaker(10_000)
     _fed(breaker, range(100))
     breaker.phase(ev.Phase.EVAL)
@@ -118,14 +118,14 @@ def test_an_evaluation_long_ago_is_still_held_in_reserve() -> None:
     assert trip_mb + 5000 < 10_000
 
 
-def test_a_lost_word_about_the_end_of_an_evaluation_blinds_nobody() -> None:
+def test_a_lost_end_of_an_evaluation_does_not_hide_a_leak() -> None:
     breaker = _breaker()
     _fed(breaker, range(5))
     breaker.phase(ev.Phase.EVAL)
     assert _fed(breaker, range(5, 300), native=10).verdict
 
 
-def test_evaluations_whose_end_is_never_told_do_not_count_either() -> None:
+def test_evaluations_without_a_reported_end_do_not_count() -> None:
     breaker = _breaker()
     for step in range(300):
         breaker.phase(ev.Phase.EVAL)
@@ -149,7 +149,7 @@ def test_longer_sequences_are_no_leak() -> None:
 
 
 def test_another_batch_size_is_judged_afresh() -> None:
-    """A larger batch holds more: no leak, whatever was known before."""
+    """A larger batch needs more memory: no leak."""
     breaker = _breaker()
     _fed(breaker, range(300))
     for step in range(300, 600):
@@ -179,8 +179,8 @@ def test_the_same_step_twice_and_an_older_one_are_ignored() -> None:
     assert breaker.leak_bytes_per_step == pytest.approx(10 * MB, rel=0.05)
 
 
-def test_arrays_on_a_device_of_their_own_do_not_hide_a_leak_of_the_host() -> None:
-    """CUDA: MLX's counters are larger than what the host holds, and shrink while the host's memory grows."""
+def test_arrays_in_device_memory_do_not_hide_a_leak_of_the_host() -> None:
+    """CUDA: MLX's counters exceed the host's memory, and shrink while that grows."""
     breaker = _breaker()
     for step in range(300):
         breaker.sample(sample(1000 + 10 * step))
@@ -190,7 +190,7 @@ def test_arrays_on_a_device_of_their_own_do_not_hide_a_leak_of_the_host() -> Non
     assert growth.by_cause["native"] == pytest.approx(10 * MB, rel=0.02)
 
 
-def test_a_verdict_is_revoked_when_the_worker_lets_go() -> None:
+def test_a_verdict_is_revoked_when_memory_is_freed() -> None:
     breaker = _breaker()
     assert _fed(breaker, range(300), native=10).verdict
     assert not _fed(breaker, range(300, 303), 1000).verdict
@@ -203,7 +203,7 @@ def test_growth_in_the_warm_up_is_a_leak_only_when_the_limit_is_near() -> None:
         assert breaker.leak_bytes_per_step == pytest.approx(30 * MB, rel=0.02)
 
 
-def test_the_step_line_shows_the_growth_and_says_when_it_knows_nothing() -> None:
+def test_the_step_line_shows_the_growth_or_a_question_mark() -> None:
     machine = Run(run_policy(memory_policy(int(LIMIT_MB * MB))))
     assert "leak=? MiB/step" in step_line(machine, report(1))
     _fed(machine.breaker, range(300))

@@ -43,10 +43,10 @@ def _played(
                 breaker.sample(sample(highest * KIB_MB))
         leaked = leak_mb * max(step - onset, 0)
         seen = [] if footprint is None else [breaker.sample(sample(kib * KIB_MB + leaked)) for kib in (peak, footprint)]
-        told = report(
+        stepped = report(
             step, active * KIB_MB + (0 if native else leaked), cache_kib * KIB_MB, milliseconds / 1000, tokens
         )
-        seen.append(breaker.step(told, False))
+        seen.append(breaker.step(stepped, False))
         trips += [trip.text for trip in seen if trip is not None]
         if breaker.leaking:
             verdicts.append(step)

@@ -1,4 +1,4 @@
-"""The breaker's judgement on made-up runs, some seeds of each; bench/leak_traces.py measures it on many."""
+"""The breaker on simulated runs, some seeds of each; bench/leak_traces.py measures it on many."""
 
 from functools import cache
 from statistics import median
@@ -10,7 +10,7 @@ NO_LIMIT_MB = 1e7
 NULL_SEEDS = range(40)
 LEAK_SEEDS = range(1000, 1012)
 DELAYS = {0.5: 450, 1.0: 280, 5.0: 60, 50.0: 30, 100.0: 30}
-"""Steps after which a leak of so many MB a step is to be recognised, in the median."""
+"""Median steps until a leak of so many MB per step must be found."""
 
 
 @cache
@@ -44,8 +44,8 @@ def test_a_healthy_run_with_a_quarter_more_hardly_ever_does() -> None:
 
 def test_a_healthy_run_is_hardly_ever_called_a_leak() -> None:
     """Native memory does wander and fragment: some rises are a leak by any measure until they end."""
-    accused = [seed for seed in NULL_SEEDS if replay(_healthy(seed), NO_LIMIT_MB, to_the_trip=False).verdicts]
-    assert len(accused) <= 2
+    found = [seed for seed in NULL_SEEDS if replay(_healthy(seed), NO_LIMIT_MB, to_the_trip=False).verdicts]
+    assert len(found) <= 2
 
 
 @pytest.mark.parametrize("headroom", [1.25, 1.5])

@@ -1,4 +1,4 @@
-"""The trend of a floor: sees what rises for good, whatever comes and goes on top of it."""
+"""The trend of a floor: finds lasting growth below temporary changes."""
 
 import random
 from collections.abc import Iterable
@@ -89,22 +89,22 @@ def test_a_verdict_is_revoked_when_the_floor_returns() -> None:
 
 
 def _saw(step: int) -> float:
-    """Up by 5 MB a step for 150 steps, then all at once down again."""
+    """Up by 5 MB per step for 150 steps, then down at once."""
     return 1000 + 5 * (step % 150)
 
 
-def test_what_comes_back_to_where_it_has_been_is_no_leak() -> None:
+def test_a_return_to_an_earlier_height_is_no_leak() -> None:
     assert _verdicts(1750 if step < 150 else _saw(step) for step in range(1500)) == []
 
 
-def test_what_was_a_leak_once_is_none_when_it_only_comes_back() -> None:
-    """A list that every epoch empties: the first rise may be called a leak, but not the same rise again."""
+def test_the_same_rise_again_is_no_leak() -> None:
+    """A list emptied every epoch: only the first rise may count as a leak."""
     found = _verdicts(1000 if step < 300 else _saw(step) for step in range(1800))
     assert found != []
     assert found[-1] < 300 + 150 + 2
 
 
-def test_a_peak_of_long_ago_hides_no_leak() -> None:
+def test_an_old_peak_hides_no_leak() -> None:
     found = _verdicts(3000 if 100 <= step < 400 else 1000 + 5 * max(step - 2500, 0) for step in range(2600))
     assert 2500 <= found[0] <= 2580
 
@@ -113,7 +113,7 @@ def test_a_slow_drift_and_a_level_shift_are_no_fast_leak() -> None:
     assert _verdicts(1000 + 0.4 * step + (300 if step >= 330 else 0) for step in range(800)) == []
 
 
-def test_a_leak_that_gets_faster_is_told_as_fast_as_it_is() -> None:
+def test_an_accelerating_leak_is_measured_at_its_present_rate() -> None:
     trend = _fed(1000 + step + 49 * max(step - 800, 0) for step in range(840))
     assert trend.leak_bytes == pytest.approx(50 * MB, rel=0.2)
 
@@ -125,7 +125,7 @@ def test_a_verdict_does_not_come_and_go() -> None:
 
 
 def test_a_projection_takes_no_evaluation_for_a_leak() -> None:
-    """Twelve steps up, where the floor has been before."""
+    """Twelve steps up, to an earlier height of the floor."""
     eager = Trend(EAGER_SCALES, eager=True)
     climb = (1000 + 60 * max(step - 400, 0) if step < 412 else 1000 for step in range(300, 500))
     assert _verdicts([2000] * 300 + list(climb), eager) == []
@@ -137,7 +137,7 @@ def test_a_projection_takes_no_noise_for_a_leak() -> None:
     assert _verdicts((1000 + chance.uniform(0, 600) for _ in range(3000)), eager) == []
 
 
-def test_leaks_below_the_user_s_threshold_are_nobody_s_business() -> None:
+def test_leaks_below_the_user_s_threshold_are_ignored() -> None:
     patient = Trend(NATIVE_SCALES, 30 * MB)
     assert _verdicts((1000 + 20 * step for step in range(600)), patient) == []
     assert _verdicts(1000 + 20 * step for step in range(600)) != []
@@ -148,7 +148,7 @@ def test_a_projection_does_not_wait_for_the_end_of_the_warm_up() -> None:
     assert _verdicts((1000 + 50 * step for step in range(40)), eager)[0] <= 15
 
 
-def test_nothing_is_said_about_nothing() -> None:
+def test_a_constant_signal_has_no_leak() -> None:
     trend = Trend(ARRAYS_SCALES)
     assert (trend.leak_bytes, trend.slope_bytes) == (None, None)
     _fed([5] * 10, trend)

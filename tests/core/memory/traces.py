@@ -1,4 +1,4 @@
-"""Memory of made-up training runs, from a seed, in MB (10^6 bytes)."""
+"""Memory of simulated training runs, from a seed, in MB (10^6 bytes)."""
 
 import math
 import random
@@ -127,14 +127,14 @@ def replay(trace: Trace, limit_mb: float, *, to_the_trip: bool = True, step_s: f
 
 
 def sample(footprint_mb: float, children_mb: float = 0.0) -> ev.Sample:
-    """What the sampler says."""
+    """A memory sample."""
     return ev.Sample(0.0, 1, int(footprint_mb * MB), 10**12, 1, int(children_mb * MB))
 
 
 def report(
     step: int, active_mb: float = 0.0, cache_mb: float = 0.0, seconds: float = STEP_S, tokens: int = 100, batch: int = 8
 ) -> ev.StepReport:
-    """What the worker says."""
+    """A step report of the worker."""
     active, cache = int(active_mb * MB), int(cache_mb * MB)
     return ev.StepReport(0.0, 1, step, 1.0, tokens, batch, 1e-4, seconds, batch, 1, active, cache, active, 0)
 
@@ -161,7 +161,7 @@ def leaking(seed: int, slope_mb: float, onset: int = 0, steps: int = 600) -> Ite
 
 
 def founding(seed: int, slope_mb: float, steps: int = 80) -> Iterator[list[float]]:
-    """Base 500 MB and so much a step from the first; six samples a step (20 Hz), spikes of up to 60 MB within it."""
+    """500 MB and `slope_mb` per step from the first; six samples per step (20 Hz), spikes of up to 60 MB."""
     chance = random.Random(seed)
     sigma = chance.uniform(5, 20)
     for step in range(1, steps + 1):

@@ -1,4 +1,4 @@
-"""The batch plan: halving, growing, and what one update is made of."""
+"""The batch plan: halving, growing, and the effective batch."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ def test_a_leak_does_not_forbid_the_size() -> None:
     assert [plan.good_step() for _ in range(7)] == [None, None, 8, None, None, None, None]
 
 
-def test_a_size_reduced_for_a_leak_is_known_as_such_until_it_has_grown_back() -> None:
+def test_a_leak_s_halving_is_known_until_the_size_has_grown_back() -> None:
     plan = BatchPlan(batch_policy(size=8, grow_after_steps=1))
     assert not plan.reduced_for_leak
     plan.halve(for_pressure=False)
@@ -41,7 +41,7 @@ def test_a_size_reduced_for_pressure_is_not_reduced_for_a_leak() -> None:
     assert not plan.reduced_for_leak
 
 
-def test_good_steps_are_counted_afresh_after_a_trip() -> None:
+def test_a_trip_resets_the_count_of_good_steps() -> None:
     plan = BatchPlan(batch_policy(size=8, grow_after_steps=3))
     plan.halve(for_pressure=False)
     plan.good_step()
@@ -50,7 +50,7 @@ def test_good_steps_are_counted_afresh_after_a_trip() -> None:
     assert [plan.good_step() for _ in range(3)] == [None, None, 4]
 
 
-def test_restored_sizes_are_bounded_by_present_settings() -> None:
+def test_restored_sizes_are_bounded_by_the_settings() -> None:
     assert BatchPlan(batch_policy(size=8), 32).size == 8
     assert BatchPlan(batch_policy(size=8, minimum=4), 2).size == 4
 

@@ -1,4 +1,4 @@
-"""A rung counts as help only where the run has not stood on it before."""
+"""A rung eases the need for memory only the first time."""
 
 from tests.core.policies import batch_policy, memory_policy, run_policy
 
@@ -12,7 +12,7 @@ POLICY = run_policy(memory_policy(limit_bytes=100 * MIB), batch_policy(size=8, g
 
 
 def test_a_batch_that_grows_back_and_is_halved_again_eases_nothing() -> None:
-    """Else a run whose disk is full, and which leaks, begins anew for ever."""
+    """Otherwise a leaking run on a full disk would restart forever."""
     batch, history = BatchPlan(POLICY.batch), RunHistory()
     eased = []
     for _ in range(6):
