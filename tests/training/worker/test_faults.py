@@ -74,11 +74,11 @@ def test_dropped_frames_are_counted(supervisor):
     try:
         seen = [wire.decode_worker(late.recv_multipart()[1]) for _ in range(SEND_QUEUE_FRAMES) if late.poll(10_000)]
         assert [message.seq for message in seen] == list(range(SEND_QUEUE_FRAMES))
-        link.send(wire.Bye, outcome="failed", reason="x" * 100_000, step=1)
+        link.send(wire.Bye, outcome="failed", reason="\ud800" + "x" * 100_000, step=1)
         assert late.poll(10_000)
         last = wire.decode_worker(late.recv_multipart()[1])
         assert last.seq == SEND_QUEUE_FRAMES + 5, "the gap shows how many are missing"
-        assert len(last.reason) == 4096
+        assert last.reason == "?" + "x" * 4095
     finally:
         link.close()
         late.close(0)

@@ -2,8 +2,11 @@
 
 import os
 import time
+from functools import cache
 from importlib import metadata
 from typing import Any
+
+from msgspec import inspect
 
 from mlx_supervisor import wire
 
@@ -12,7 +15,6 @@ RECEIVE_QUEUE_FRAMES = 100
 LINGER_MS = 500
 """How long unsent frames are kept for sending after the close."""
 PRINT_INTERVAL_S = 1.0
-_TEXT_LIMITS = {"reason": 4096, "error": 4096, "detail": 512, "checkpoint": 512, "versions": 512}
 _LIST_LIMIT = 16
 _ITEM_LIMIT_BYTES = 512
 
@@ -50,7 +52,7 @@ class Link:
     def hello(self) -> None:
         """Identify this worker. The token comes from the environment."""
         versions = ", ".join(f"{name} {version_of(name)}" for name in ("mlx", "mlx-lm", "mlx-supervisor"))
-        self.send(wire.Hello, pid=os.getpid(), token=os.environ.get(wire.TOKEN_VARIABLE, "")[:128], versions=versions)
+        self.send(wire.Hello, pid=os.getpid(), token=os.environ.get(wire.TOKEN_VARIABLE, ""), versions=versions)
 
     def phase(self, name: wire.PhaseName, detail: str = "") -> None:
         """Report the worker's phase."""
@@ -66,7 +68,7 @@ class Link:
             return
         import zmq
 
-        message = kind(run=self._run, generation=self._generation, seq=self._seq, **_shortened(fields))
+        message = kind(run=self._run, generation=self._generation, seq=self._seq, **_shortened(kind, fields))
         self._seq += 1
         try:
             self._socket.send(wire.encode(message), zmq.NOBLOCK)
@@ -118,10 +120,19 @@ class Link:
             self._socket = None
 
 
-def _shortened(fields: dict[str, Any]) -> dict[str, Any]:
+@cache
+def _text_limits(kind: type[wire.Message]) -> dict[str, int]:
+    """How many characters each text of a message may have."""
+    fields = ((each.name, each.type) for each in inspect.type_info(kind).fields)  # type: ignore[attr-defined]
+    texts = ((name, text) for name, of in fields for text in getattr(of, "types", (of,)))
+    return {name: text.max_length for name, text in texts if isinstance(text, inspect.StrType) and text.max_length}
+
+
+def _shortened(kind: type[wire.Message], fields: dict[str, Any]) -> dict[str, Any]:
+    limits = _text_limits(kind)
     for name, value in fields.items():
-        if isinstance(value, str) and name in _TEXT_LIMITS:
-            fields[name] = value[: _TEXT_LIMITS[name]].encode(errors="replace").decode()
+        if isinstance(value, str) and name in limits:
+            fields[name] = value[: limits[name]].encode(errors="replace").decode()
         elif isinstance(value, list) and all(isinstance(item, str) for item in value):
             fields[name] = [_item(text) for text in value[:_LIST_LIMIT]]
     return fields
