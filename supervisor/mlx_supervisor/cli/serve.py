@@ -65,7 +65,7 @@ async def _serve(settings: Settings, state: StateDir) -> bool:
     finally:
         await service.close()
     log.info("ended")
-    return service.daemon.restart_wanted
+    return service.daemon.restart_requested
 
 
 def _on_signal(service: Service, number: signal.Signals, received: set[signal.Signals]) -> None:
@@ -75,5 +75,5 @@ def _on_signal(service: Service, number: signal.Signals, received: set[signal.Si
         service.daemon.kill_all(f"second {number.name}")
     else:
         log.info("shutting_down", reason=number.name)
-        service.daemon.shutdown_wanted.set()
+        service.daemon.shutdown_requested.set()
     received.add(number)

@@ -41,7 +41,7 @@ class DaemonBackend(Backend):
 
     @property
     def shutting_down(self) -> bool:
-        return self._daemon.shutdown_wanted.is_set()
+        return self._daemon.shutdown_requested.is_set()
 
     def processes(self) -> Sequence[ProcessInfo]:
         return [_process_info(run) for run in self._daemon.runs.values()]
@@ -135,8 +135,8 @@ class DaemonBackend(Backend):
             raise Fault(FaultCode.FAILED, f"{path}: {error.strerror}") from None
 
     def shutdown(self, restart: bool = False) -> None:
-        self._daemon.restart_wanted = restart
-        self._daemon.shutdown_wanted.set()
+        self._daemon.restart_requested = restart
+        self._daemon.shutdown_requested.set()
 
     def reload_config(self) -> ConfigChanges:
         now = self._daemon.settings

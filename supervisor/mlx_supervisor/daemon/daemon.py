@@ -40,8 +40,8 @@ class Daemon:
         self.settings = settings
         self.state = state
         self.runs: dict[str, SupervisedRun] = {}
-        self.shutdown_wanted = asyncio.Event()
-        self.restart_wanted = False
+        self.shutdown_requested = asyncio.Event()
+        self.restart_requested = False
         self._observers = observers
         self._recoveries: set[asyncio.Task[None]] = set()
         self._unknown_orphans: set[asyncio.Task[None]] = set()
@@ -87,7 +87,7 @@ class Daemon:
         """Remove a run that is at rest."""
         await self.runs.pop(name).close()
 
-    async def start_wanted(self) -> None:
+    async def autostart(self) -> None:
         """Start the runs with `autostart`, and those that were running when the last supervisor ended."""
         await self.recovered()
         for name, run in list(self.runs.items()):

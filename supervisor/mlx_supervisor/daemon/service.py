@@ -31,10 +31,10 @@ class Service:
     async def serve(self) -> None:
         """Run until a shutdown is requested, then suspend the runs; they resume under the next supervisor."""
         daemon = self.daemon
-        starting = asyncio.get_running_loop().create_task(daemon.start_wanted())
+        starting = asyncio.get_running_loop().create_task(daemon.autostart())
         sd_notify.ready()
-        await daemon.shutdown_wanted.wait()
-        if not daemon.restart_wanted:  # after STOPPING=1, a service manager would also end the replacement
+        await daemon.shutdown_requested.wait()
+        if not daemon.restart_requested:  # after STOPPING=1, a service manager would also end the replacement
             sd_notify.stopping()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)

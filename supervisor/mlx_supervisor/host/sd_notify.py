@@ -29,10 +29,10 @@ def watchdog_interval_s() -> float | None:
     try:
         allowed_us = int(os.environ.get("WATCHDOG_USEC", "0"))
         pid = os.environ.get("WATCHDOG_PID", "")
-        ours = pid == "" or int(pid) == os.getpid()
+        meant = pid == "" or int(pid) == os.getpid()
     except ValueError:
         return None
-    return allowed_us / 1e6 if ours and 0 < allowed_us < 2**63 else None
+    return allowed_us / 1e6 if meant and 0 < allowed_us < 2**63 else None
 
 
 def _address() -> str | None:

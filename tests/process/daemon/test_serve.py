@@ -1,4 +1,4 @@
-"""The daemon: driven by Supervisord's own client and by ours, ended in every way, and what the next one makes of it."""
+"""The daemon, controlled by Supervisord's client and by `supervisorctl`; ended in every way, and started again."""
 
 import os
 import re

@@ -104,6 +104,17 @@ def test_a_failing_wait_for_the_worker_ends_the_run(folder, monkeypatch) -> None
     asyncio.run(scenario())
 
 
+def test_a_failed_open_leaves_nothing_open(folder) -> None:
+    read = read_settings(harness.write_settings(folder, args={}))
+    state = StateDir(read.state_dir)
+    (state.telemetry_socket / "in the way").mkdir(parents=True)
+    before = set(threading.enumerate())
+    with pytest.raises(OSError, match=r"telemetry\.sock"):
+        asyncio.run(Daemon(read, state).open())
+    assert set(threading.enumerate()) <= before
+    state.close()
+
+
 class FailingObserver(Observer):
     def on_notice(self, notice: act.Notice) -> None:
         raise RuntimeError("the terminal is on fire")

@@ -150,7 +150,7 @@ def test_a_start_command_reports_a_long_wait_for_memory(
 
     async def scenario() -> None:
         async with running(tmp_path, harness.NoticeList()) as run:
-            daemon = SimpleNamespace(runs={"run": run}, shutdown_wanted=asyncio.Event())
+            daemon = SimpleNamespace(runs={"run": run}, shutdown_requested=asyncio.Event())
             backend = DaemonBackend(cast(Daemon, daemon))
             await backend.stop("run")
             machine.available_bytes = 0

@@ -356,18 +356,18 @@ def test_newborns_have_called_no_exec_recently(
 ) -> None:
     monkeypatch.setattr(process_tree, "NEWBORN_S", newborn_s)
     with worker(code) as process:
-        ours = Processes(process.pid)
+        processes = Processes(process.pid)
         try:
-            harness.eventually(lambda: refreshed(ours, lambda: len(ours.newborn()) == found))
-            assert {parent for _, parent in ours.newborn()} <= {process.pid}
+            harness.eventually(lambda: refreshed(processes, lambda: len(processes.newborn()) == found))
+            assert {parent for _, parent in processes.newborn()} <= {process.pid}
         finally:
-            for pid in ours.others if code is STARTED else []:
+            for pid in processes.others if code is STARTED else []:
                 os.kill(pid, 9)
 
 
-def refreshed(ours: Processes, condition: Callable[[], bool]) -> bool:
-    ours.refresh()
-    return len(ours.others) > 0 and condition()
+def refreshed(processes: Processes, condition: Callable[[], bool]) -> bool:
+    processes.refresh()
+    return len(processes.others) > 0 and condition()
 
 
 @on_linux
@@ -381,13 +381,13 @@ def test_a_new_process_is_seen_as_soon_as_the_kernel_has_started_it(monkeypatch:
         start_new_session=True,
     )
     try:
-        ours = Processes(process.pid)
-        ours.refresh()
-        assert ours.others == []
+        processes = Processes(process.pid)
+        processes.refresh()
+        assert processes.others == []
         assert process.stdin is not None
         process.stdin.write(b"\n")
         process.stdin.flush()
-        harness.eventually(lambda: refreshed(ours, lambda: True))
+        harness.eventually(lambda: refreshed(processes, lambda: True))
     finally:
         process.communicate()
 

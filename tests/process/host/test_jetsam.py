@@ -20,7 +20,7 @@ START_S = 1_790_682_201.0
 
 def stamp(wall_s: float, hours_east: float = -7) -> str:
     """As macOS writes it: local time, hundredths, offset."""
-    moment = datetime.fromtimestamp(wall_s, timezone(timedelta(hours=hours_east)))
+    moment = datetime.fromtimestamp(wall_s, timezone(timedelta(hby_supervisor=hours_east)))
     return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 10_000:02d} {moment:%z}"
 
 
@@ -46,7 +46,7 @@ def process(pid: int, name: str, **more: Any) -> dict[str, Any]:
 def report(
     folder: Path, at_s: float = START_S + 60, name: str = "JetsamEvent-2026-09-29-104421.ips", **victim: Any
 ) -> Path:
-    """A report of one kill; `victim` is what else its entry says."""
+    """A report of one kill; `victim` has the other fields of its entry."""
     victim = {"reason": "vm-compressor-space-shortage", "killDelta": 38175} | victim
     header = {"bug_type": "298", "timestamp": stamp(at_s), "os_version": "macOS 26.6 (25G72)", "incident_id": "E9D6"}
     body = {
@@ -162,16 +162,16 @@ def test_without_a_folder_of_reports_there_is_no_wait(tmp_path: Path) -> None:
 
 
 def ended(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, *, ours: bool, counted: bool | None = None
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *, by_supervisor: bool, counted: bool | None = None
 ) -> child.ExitStatus:
-    """A worker killed by the supervisor (`ours`) or externally, with this count of the kernel; a report names it."""
+    """A worker killed `by_supervisor` or externally, on a kernel with this count; a report names it."""
     monkeypatch.setattr(jetsam, "FOLDER", folder)
     monkeypatch.setattr(child.OomKills, "happened", lambda self: counted)
 
     async def live() -> child.ExitStatus:
         worker = child.Child.spawn(["sleep", "600"], folder, "a-token", 1, 2)
         report(folder, at_s=time.time(), pid=worker.pid)
-        if ours:
+        if by_supervisor:
             worker.kill()
         else:
             os.kill(worker.pid, signal.SIGKILL)
@@ -181,15 +181,15 @@ def ended(
 
 
 def test_a_worker_that_a_report_names_was_killed_for_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert ended(monkeypatch, tmp_path, ours=False).oom_killed is True
+    assert ended(monkeypatch, tmp_path, by_supervisor=False).oom_killed is True
 
 
 def test_our_own_kill_and_a_kernel_that_counts_need_no_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert ended(monkeypatch, tmp_path, ours=True).oom_killed is None
-    assert ended(monkeypatch, tmp_path, ours=False, counted=False).oom_killed is False
+    assert ended(monkeypatch, tmp_path, by_supervisor=True).oom_killed is None
+    assert ended(monkeypatch, tmp_path, by_supervisor=False, counted=False).oom_killed is False
 
 
 def test_no_report_proves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(child, "JETSAM_WAIT_S", 0.3)
     monkeypatch.setattr(jetsam, "killed", lambda *_: False)
-    assert ended(monkeypatch, tmp_path, ours=False).oom_killed is None
+    assert ended(monkeypatch, tmp_path, by_supervisor=False).oom_killed is None
