@@ -59,9 +59,13 @@ class Telemetry:
         self._socket.setsockopt(zmq.SNDHWM, QUEUE_FRAMES)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_LIMIT_BYTES)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        path.unlink(missing_ok=True)
-        self._socket.bind(self.address)
-        path.chmod(0o600)
+        try:
+            path.unlink(missing_ok=True)
+            self._socket.bind(self.address)
+            path.chmod(0o600)
+        except BaseException:
+            self._context.destroy(linger=0)  # the finalizer of a context with an open socket would block
+            raise
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.FD, self._on_readable)
         self._turn: asyncio.Handle | None = None

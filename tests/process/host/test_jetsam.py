@@ -20,7 +20,7 @@ START_S = 1_790_682_201.0
 
 def stamp(wall_s: float, hours_east: float = -7) -> str:
     """As macOS writes it: local time, hundredths, offset."""
-    moment = datetime.fromtimestamp(wall_s, timezone(timedelta(hby_supervisor=hours_east)))
+    moment = datetime.fromtimestamp(wall_s, timezone(timedelta(hours=hours_east)))
     return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 10_000:02d} {moment:%z}"
 
 
