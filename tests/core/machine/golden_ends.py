@@ -167,7 +167,7 @@ ENDS = {
     "hangs until the run fails": (policy(hang_timeout_s=30.0, max_without_progress=1), RUNNING + """
         tick                        -> terminating: dump, term
         exit 75                     -> fatal: close hang, save, finish failed
-            | Failed at step 3: 1 consecutive generations without a new checkpoint (restart.max_without_progress);
+            | Failed at step 3: 1 generation without a new checkpoint (restart.max_without_progress);
             | last error: no progress for 30 s.
     """),
     "a long evaluation is no hang, even with a checkpoint meanwhile": (policy(), RUNNING + """

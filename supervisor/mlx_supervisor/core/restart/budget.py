@@ -68,7 +68,8 @@ class RestartBudget:
             past.fruitless_generations += 1
             count, at_most = past.fruitless_generations, self._policy.max_without_progress
             which = " (restart.max_without_progress)"
-        return f"{count} consecutive generations without a new checkpoint{which}" if count >= at_most else None
+        generations = "1 generation" if count == 1 else f"{count} consecutive generations"
+        return f"{generations} without a new checkpoint{which}" if count >= at_most else None
 
     def rebooted(self, *, progress: bool) -> str | None:
         """The machine restarted during the run: why to give up, or None."""
