@@ -83,7 +83,7 @@ def _lost(first_step: int, last_step: int, train_s: float, lived_s: float) -> Re
 
 def _trained(history: RunHistory, steps: range) -> None:
     for step in steps:
-        history.add_step(StepReport(0.0, 1, step, 1.0, 1, 1, 0.1, 0.5, 1, 1, 0, 0, 0, 0))
+        history.add_step(StepReport(0.0, 1, step, 1.0, 1, 1, 0.1, 0.5, 1, 1, 0, 0))
         history.add_active(1.0)
 
 

@@ -56,7 +56,7 @@ class Worker:
                 self.send(wire.Cleared, active_bytes=0, cache_bytes=0)
             elif isinstance(message, wire.Autopsy) and "finds" in self.args:
                 finding = wire.Finding(kind="objects", what=self.args["finds"], count_before=1, count_now=9)
-                self.send(wire.AutopsyReport, step=self.step, baseline_step=1, seconds=0.1, findings=[finding])
+                self.send(wire.AutopsyReport, step=self.step, seconds=0.1, findings=[finding])
 
     def save(self) -> None:
         temporary = self.saved.with_suffix(".tmp")

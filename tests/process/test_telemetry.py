@@ -123,7 +123,7 @@ def test_a_new_generation_silences_the_old_one(folder: Path) -> None:
 
 STEP = {
     "step": 7, "loss": 0.5, "tokens": 64, "samples": 8, "learning_rate": 1e-4, "seconds": 0.25, "batch_size": 4,
-    "accumulation": 2, "active_bytes": 1, "cache_bytes": 2, "peak_bytes": 3, "resident_bytes": 4, "phase": "eval",
+    "accumulation": 2, "active_bytes": 1, "cache_bytes": 2, "phase": "eval",
 }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_a_message_becomes_an_event_field_by_field(folder: Path) -> None:
             telemetry.expect("run", 1, TOKEN)
             worker = Peer(telemetry.address)
             worker.hello()
-            worker.send(type="step", seq=1, dropped=9, **STEP)
+            worker.send(type="step", seq=1, dropped=9, peak_bytes=3, resident_bytes=4, **STEP)
             worker.send(type="cleared", seq=2, active_bytes=5, cache_bytes=6)
             worker.send(type="bye", seq=3, outcome="stopped", reason="a\r\nb", step=7, loss=0.5)
             worker.phase(4, detail="batch 3")
@@ -165,8 +165,8 @@ def test_what_a_worker_says_cannot_move_a_terminal_or_look_like_another_line(fol
             worker = Peer(telemetry.address)
             worker.hello()
             worker.send(type="ready", seq=1, checkpoint=HOSTILE, notes=[HOSTILE], passed_over=[HOSTILE], **step)
-            worker.send(type="autopsy", seq=2, step=1, baseline_step=1, seconds=0.1, findings=[finding])
-            worker.send(type="autopsy", seq=3, step=1, baseline_step=1, seconds=0.1, findings=[finding | NOTE])
+            worker.send(type="autopsy", seq=2, step=1, seconds=0.1, findings=[finding])
+            worker.send(type="autopsy", seq=3, step=1, seconds=0.1, findings=[finding | NOTE])
             worker.send(type="checkpoint", seq=4, step=1, ok=False, seconds=1, stall_s=1, size_bytes=1, error=HOSTILE)
             raised = {"kind": HOSTILE, "message": "\r\n" + HOSTILE, "file": HOSTILE, "line": 3, "function": HOSTILE}
             worker.send(type="bye", seq=5, outcome="failed", reason=HOSTILE, step=1, loss=None, errors=[raised])

@@ -107,7 +107,7 @@ class Ready(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepReport(WorkerEvent):
-    """One optimizer update. Memory in bytes, as MLX counts it; `resident_bytes`: measured by the worker itself."""
+    """One optimizer update. Memory in bytes, as MLX counts it."""
 
     step: int
     loss: float
@@ -119,8 +119,6 @@ class StepReport(WorkerEvent):
     accumulation: int
     active_bytes: int
     cache_bytes: int
-    peak_bytes: int
-    resident_bytes: int
     phase: Phase = Phase.TRAIN
 
 

@@ -25,7 +25,6 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 
     pid: Positive
     token: Annotated[str, msgspec.Meta(max_length=128)]
-    versions: ShortText = ""
 
 
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
@@ -109,7 +108,6 @@ class AutopsyReport(Message, frozen=True, kw_only=True, tag="autopsy"):
     """Answer to `autopsy`: what grew since the baseline, the largest first. `seconds`: the duration of the search."""
 
     step: Count
-    baseline_step: Count
     seconds: Seconds
     complete: bool = True
     findings: Annotated[list[Finding], msgspec.Meta(max_length=24)] = []

@@ -188,7 +188,7 @@ class AnyOrder(RuleBasedStateMachine):
         for _ in range(times):
             step, mib = step + 1, mib + 50
             self.feed(ev.Sample(self.now_s, self._g(offset), mib * MIB, 1, 1))
-            report = (step, loss, 1, 1, 1e-3, seconds, batch, 1, 1, cache, 1, 1)
+            report = (step, loss, 1, 1, 1e-3, seconds, batch, 1, 1, cache)
             self.feed(ev.StepReport(self.now_s, self._g(offset), *report, phase))
 
     @rule(offset=offsets, footprint=footprints, available=counts, processes=small)

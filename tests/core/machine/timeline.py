@@ -173,7 +173,7 @@ class MachineTimeline:
             self.mib += grow
             self.at_s += seconds
             yield ev.Sample(self.at_s, self._generation, int(self.mib * MIB), 2**40, 1)
-            memory = (int(self.mib * MIB), int(cache * MIB), int(self.mib * MIB), int(self.mib * MIB))
+            memory = (int(self.mib * MIB), int(cache * MIB))
             yield ev.StepReport(
                 self.at_s, self._generation, self.step, 1.0, 100, batch * accumulation, 1e-3, seconds, batch,
                 accumulation, *memory

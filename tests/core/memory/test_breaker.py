@@ -24,7 +24,7 @@ def _sample(mib: float, children_mib: float = 0) -> ev.Sample:
 
 def _report(step: int, cache_mib: float = 0, active_mib: float = 0, seconds: float = 0.3) -> ev.StepReport:
     active, cache = int(active_mib * MIB), int(cache_mib * MIB)
-    return ev.StepReport(0.0, 1, step, 1.0, 1, 1, 1e-4, seconds, 1, 1, active, cache, active, 0)
+    return ev.StepReport(0.0, 1, step, 1.0, 1, 1, 1e-4, seconds, 1, 1, active, cache)
 
 
 def _step(breaker: Breaker, step: int, mib: float, cache_mib: float = 0, at_minimum: bool = False) -> Trip | None:

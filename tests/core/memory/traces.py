@@ -136,7 +136,7 @@ def report(
 ) -> ev.StepReport:
     """A step report of the worker."""
     active, cache = int(active_mb * MB), int(cache_mb * MB)
-    return ev.StepReport(0.0, 1, step, 1.0, tokens, batch, 1e-4, seconds, batch, 1, active, cache, active, 0)
+    return ev.StepReport(0.0, 1, step, 1.0, tokens, batch, 1e-4, seconds, batch, 1, active, cache)
 
 
 def healthy(seed: int, steps: int = 600) -> Iterator[float]:

@@ -116,13 +116,10 @@ class SimulatedWorker:
         if delay_s is None:
             return
         active, cache = int(self.held_mib() * MIB), int(self.cache_mib * MIB)
-        peak = active + int(self.extra_mib * MIB)
         accumulation = max(self.effective // self.batch, 1)
         at_s = world.clock.now_s + delay_s
         words = (self.step, 1.0, 900, self.effective, 1e-3, step_s, self.batch, accumulation)
-        world.channel.send(
-            delay_s, ev.StepReport(at_s, self.generation, *words, active, cache, peak, active + cache + 50 * MIB)
-        )
+        world.channel.send(delay_s, ev.StepReport(at_s, self.generation, *words, active, cache))
 
     def _evaluate(self, extra_mib: float) -> None:
         self.extra_mib = extra_mib

@@ -82,34 +82,31 @@ class AutopsyHandler:
         started_s = time.monotonic()
         left_s = max(0.0, self._request.limit_s - self._spent_s)
         until_s = started_s + (left_s if last else SHARE * left_s)
-        baseline_step, complete, findings = step, False, list[wire.Finding]()
+        complete, findings = False, list[wire.Finding]()
         try:
-            baseline_step, complete, findings = self._search(step, until_s, last=last)
+            complete, findings = self._search(step, until_s, last=last)
         except Exception as error:  # an autopsy must not end training
             last = True
             findings = [wire.Finding(kind="note", what=cut(f"the search failed: {type(error).__name__}: {error}"))]
         self._spent_s += time.monotonic() - started_s
         if last:
-            self._link.send(
-                wire.AutopsyReport,
-                step=step, baseline_step=baseline_step, seconds=self._spent_s, complete=complete, findings=findings,
-            )  # fmt: skip
+            self._link.send(wire.AutopsyReport, step=step, seconds=self._spent_s, complete=complete, findings=findings)
             self._end()
 
-    def _search(self, step: int, until_s: float, *, last: bool) -> tuple[int, bool, list[wire.Finding]]:
+    def _search(self, step: int, until_s: float, *, last: bool) -> tuple[bool, list[wire.Finding]]:
         now, now_s = self._preallocated.pop(), time.monotonic()
         counted_s = now_s + (until_s - now_s) * (COUNTING_SHARE if last else 1)
         objects = census.take(now, step, counted_s, self._bounds())
         now.shapes = self.count_shapes()
         self._censuses.append(now)
         if not last:
-            return step, True, []
+            return True, []
         censuses = [each for each in self._censuses[:-1] if each.step < step]
         if not censuses and self._earlier is not None and self._earlier.step < step:
             censuses = [self._earlier]
         censuses.append(now)
         findings, in_time = search(censuses, objects, until_s)
-        return censuses[0].step, in_time and all(each.complete for each in self._censuses), findings
+        return in_time and all(each.complete for each in self._censuses), findings
 
     def _bounds(self) -> Bounds:
         native_bytes = census.native_bytes()

@@ -51,8 +51,7 @@ class Link:
 
     def hello(self) -> None:
         """Identify this worker. The token comes from the environment."""
-        versions = ", ".join(f"{name} {version_of(name)}" for name in ("mlx", "mlx-lm", "mlx-supervisor"))
-        self.send(wire.Hello, pid=os.getpid(), token=os.environ.get(wire.TOKEN_VARIABLE, ""), versions=versions)
+        self.send(wire.Hello, pid=os.getpid(), token=os.environ.get(wire.TOKEN_VARIABLE, ""))
 
     def phase(self, name: wire.PhaseName, detail: str = "") -> None:
         """Report the worker's phase."""
