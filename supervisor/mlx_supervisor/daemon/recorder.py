@@ -66,7 +66,7 @@ class Recorder:
     def notice(self, notice: act.Notice) -> None:
         """To the daemon's log, the journal and the run's log."""
         write = {act.Severity.ERROR: log.error, act.Severity.WARNING: log.warning}.get(notice.severity, log.info)
-        write(notice.text, run=self._run, generation=notice.generation, kind=notice.kind, **notice.fields)
+        write(notice.kind, run=self._run, generation=notice.generation, text=notice.text, **notice.fields)
         self._journal.event(self._run, notice, time.time())
         self._log.line(f"{time.strftime('%H:%M:%S')} [supervisor] {notice.text}")
 

@@ -181,7 +181,7 @@ def test_finished_run_completes_at_once(supervisor, undisturbed):
     assert more.steps == []
     assert (more.bye.outcome, more.bye.step) == ("completed", 3)
     assert more.bye.weights_sha256 == again.bye.weights_sha256
-    assert "changed since the checkpoint: steps was 3, is 2" in more.ready.notes
+    assert "changed since the checkpoint: steps: 3 → 2" in more.ready.notes
     assert again.bye.weights_sha256 != undisturbed.bye.weights_sha256
 
 
