@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from tests.core.machine.timeline import Timeline, policy
+from tests.core.machine.timeline import MachineTimeline, policy
 
 from mlx_supervisor.control.backend import RunInfo
 from mlx_supervisor.core.policy import MIB
@@ -18,7 +18,7 @@ ROOM_STEPS = LIMIT_MIB / 10 - 350
 
 def info_after_steps(grow_mib: float) -> RunInfo:
     """After 300 steps of 0.3 s from 500 MiB on, each of which adds `grow_mib` to MLX's active memory."""
-    timeline = Timeline(policy(limit_bytes=LIMIT_MIB * MIB))
+    timeline = MachineTimeline(policy(limit_bytes=LIMIT_MIB * MIB))
     timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running")
     timeline.play(f"steps 300 grow={grow_mib} -> running")
     return run_info(cast(SupervisedRun, SimpleNamespace(machine=timeline.machine)))

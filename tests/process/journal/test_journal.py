@@ -70,7 +70,7 @@ def add_event(journal: Journal, number: int, run: str = "night") -> None:
 
 
 def report(step: int, generation: int = 1, loss: float = 1.0, batch: int = 4) -> ev.StepReport:
-    return ev.StepReport(0.0, generation, step, loss, 64, batch * 2, 1e-4, 0.5, batch, 2, 2000, 100, 2500, 3500)
+    return ev.StepReport(0.0, generation, step, loss, 64, batch * 2, 1e-4, 0.5, batch, 2, 2000, 100)
 
 
 def sample(footprint_bytes: int, generation: int = 1) -> ev.Sample:
