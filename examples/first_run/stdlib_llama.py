@@ -1,6 +1,6 @@
-"""A small Llama learns, byte by byte, the source of the Python standard library that runs it: no download needed.
+"""A small Llama learns the source of the running Python's standard library, byte by byte: no download needed.
 
-Copy this file to train something of your own: what the loop needs is the `Task` that `build` returns.
+Copy this file for your own training: the loop needs only the `Task` that `build` returns.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ BYTES = 256  # the vocabulary: every byte is a token
 
 
 class Windows:
-    """Samples: the text cut into windows of `length` + 1 bytes; each ends where the next begins."""
+    """Samples: the text cut into windows of `length` + 1 bytes; the last byte of each is the first of the next."""
 
     def __init__(self, text: npt.NDArray[np.uint8], length: int) -> None:
         self.text, self.length = text, length
@@ -34,7 +34,7 @@ class Windows:
 
 
 def build(hidden: int = 64, layers: int = 2, heads: int = 4, length: int = 96, learning_rate: float = 1e-3) -> Task:
-    """The model, the optimizer, the data and the loss. The arguments are those of [runs.NAME.task.args]."""
+    """The model, the optimizer, the data and the loss. The arguments come from [runs.NAME.task.args]."""
     model = Model(
         ModelArgs(
             model_type="llama",
@@ -56,26 +56,26 @@ def build(hidden: int = 64, layers: int = 2, heads: int = 4, length: int = 96, l
         loss=loss,
         dataset=dataset,
         collate=collate,
-        fingerprint=hashlib.sha256(text).hexdigest(),  # another Python is other data: such a checkpoint is refused
+        fingerprint=hashlib.sha256(text).hexdigest(),  # another Python has other data: a checkpoint is refused
     )
 
 
 def read_standard_library() -> bytes:
-    """Every source file of the running Python's standard library, in the order of their names."""
+    """All source files of the running Python's standard library, sorted by name."""
     root = Path(sysconfig.get_paths()["stdlib"])
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     chosen = [name for name in names if not SKIPPED_FOLDERS.intersection(name.split("/"))]
     if not chosen:
-        raise FileNotFoundError(f"no Python source in {root}: this Python came without it")
+        raise FileNotFoundError(f"no Python source in {root}: this Python installation has none")
     return b"\n".join((root / name).read_bytes() for name in chosen)
 
 
 def collate(samples: list[npt.NDArray[np.uint8]]) -> tuple[mx.array]:
-    """The arrays of one micro-batch; `loss` is given them after the model."""
+    """The arrays of one micro-batch; `loss` gets them after the model."""
     return (mx.array(np.stack(samples)),)
 
 
 def loss(model: nn.Module, windows: mx.array) -> tuple[mx.array, mx.array]:
-    """The mean loss of the next byte, and how many bytes it is the mean of (so that micro-batches can be weighed)."""
+    """The mean loss of the next byte, and the number of bytes in the mean, which weights the micro-batch."""
     inputs, targets = windows[:, :-1].astype(mx.int32), windows[:, 1:].astype(mx.int32)
     return nn.losses.cross_entropy(model(inputs), targets, reduction="mean"), mx.array(targets.size)

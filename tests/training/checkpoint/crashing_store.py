@@ -83,7 +83,7 @@ class Trial:
         return step
 
     def check_on(self) -> None:
-        """`check`, and training goes on: the next save is durable, even if the power fails right then."""
+        """`check`, then continue: the next save is durable, even if the power fails right after it."""
         self.disk.arm(None, -1)
         store = self.open()
         self.save(store, self.load(store) + 1)

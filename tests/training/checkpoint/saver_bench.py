@@ -1,4 +1,4 @@
-"""A saver with its surroundings, for tests: a disk that stands still or fails on request, a link that takes notes."""
+"""A saver with its surroundings, for tests: a disk that blocks or fails on request, a link that records messages."""
 
 import os
 import threading
@@ -21,7 +21,7 @@ PATIENCE_S = 30.0
 
 
 class GatedFiles(durable_files.Files):
-    """A disk that stands still while `gate` is closed, and fails while `error` is set."""
+    """A disk that blocks while `gate` is closed, and fails while `error` is set."""
 
     def __init__(self) -> None:
         self.gate, self.reached = threading.Event(), threading.Event()

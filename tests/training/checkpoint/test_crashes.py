@@ -188,7 +188,7 @@ def test_the_power_fails_once_it_is_acknowledged(matrix: Matrix, scene: str, wro
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_what_a_new_life_loaded_does_not_vanish(matrix: Matrix, scene: str) -> None:
+def test_a_loaded_checkpoint_does_not_vanish(matrix: Matrix, scene: str) -> None:
     """The one before may have been killed between the rename and its flush."""
     for at, step, trial in matrix.trials(scene, "kill amid or after"):
         trial.strike(step, FAULTS["kill amid or after"], at)

@@ -13,7 +13,7 @@ from mlx_worker.checkpoint.manifest import UnusableError, name_of, verify
 from mlx_worker.checkpoint.store import CheckpointError
 
 CHAINS, CRASHES = 500, 20
-"""The disk goes on from crash to crash: what one leaves, the next finds."""
+"""One disk from crash to crash: each process finds what the last one left."""
 SAVES_LIMIT = 3
 CALLS_LIMIT = 70
 """More calls than most processes make: some crash after the last save."""

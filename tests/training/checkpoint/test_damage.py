@@ -92,7 +92,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "zeros amid": zero(0.5),
     "zeros at the end": zero(1),
     "all zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "gone": lambda path: path.unlink(),
+    "missing": lambda path: path.unlink(),
     "a folder": become_folder,
     "the one of the step before": lambda path: shutil.copyfile(path.parent.parent / MIDDLE / path.name, path),
 }
@@ -128,7 +128,7 @@ def test_an_older_one_under_a_newer_name(trial: Trial) -> None:
 
 
 def swap(left: Path, right: Path) -> None:
-    aside = left.with_name("aside")
-    left.rename(aside)
+    moved = left.with_name("moved")
+    left.rename(moved)
     right.rename(left)
-    aside.rename(right)
+    moved.rename(right)

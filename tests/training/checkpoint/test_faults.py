@@ -112,7 +112,7 @@ def test_a_file_whose_flush_failed_is_never_flushed_again(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path, "run", 2)
     save(store, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * 2**20))
@@ -121,7 +121,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
     assert newest(tmp_path) == 1
 
 
-def test_what_mlx_raises_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlx_errors_leave_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path, "run", 2)
 
     def out_of_memory(*args: object) -> None:
@@ -165,7 +165,7 @@ def test_sweeping_does_not_follow_links(tmp_path: Path) -> None:
     assert (outside / "more" / "precious").exists()
 
 
-def test_what_could_not_be_deleted_is_deleted_by_the_next_save(tmp_path: Path) -> None:
+def test_a_failed_deletion_is_repeated_by_the_next_save(tmp_path: Path) -> None:
     """Otherwise a disk that is full once would stay so."""
     store = CheckpointStore(tmp_path, "run", 1)
     with pytest.MonkeyPatch.context() as patch:

@@ -23,7 +23,7 @@ overheads = st.floats(1e-4, 0.5)
 
 
 @given(costs, writes, times, overheads)
-def test_checkpoints_never_cost_more_than_allowed_nor_does_the_writer_never_rest(
+def test_checkpoints_cost_at_most_the_overhead_and_the_writer_idles(
     cost_s: float, write_s: float, between_s: float, overhead: float
 ) -> None:
     found_s = interval_s(cost_s, write_s, between_s, overhead)
@@ -69,7 +69,7 @@ def test_a_worked_example() -> None:
     assert interval_s(30.0, 30.0, 1e9, 0.01) == pytest.approx(3000.0)  # the overhead is as requested
 
 
-def test_what_was_measured_counts_in_the_mean_and_older_costs_are_forgotten() -> None:
+def test_measured_costs_are_averaged_and_older_ones_forgotten() -> None:
     measured = MeasuredInterval(0.5, 800.0)
     assert measured.seconds(0.0) == FIRST_S
     measured.note(3.0, 0.5)

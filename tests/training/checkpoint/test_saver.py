@@ -16,9 +16,7 @@ from tests.training import toy_task
 from tests.training.checkpoint.saver_bench import PATIENCE_S, TASK, Bench
 from tests.training.jobs import memory_job
 
-from mlx_worker.checkpoint import background_writer as writer_module
-from mlx_worker.checkpoint import saver as saver_module
-from mlx_worker.checkpoint import snapshot, training_state
+from mlx_worker.checkpoint import background_writer, saver, snapshot, training_state
 from mlx_worker.checkpoint.background_writer import BackgroundWriter
 from mlx_worker.checkpoint.interval import FIRST_S, LONGEST_S, SHORTEST_S
 from mlx_worker.checkpoint.rng_state import seed_generators
@@ -51,9 +49,7 @@ class Training:
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("build", [{"norm": True}, {"optimizer": "SGD"}])
-def test_what_is_written_is_the_state_of_its_step_however_long_it_takes(
-    tmp_path: Path, compiled: bool, build: dict[str, Any]
-) -> None:
+def test_a_slow_write_has_the_state_of_its_step(tmp_path: Path, compiled: bool, build: dict[str, Any]) -> None:
     calm = Training(compiled=compiled, **build)
     states = []
     for _ in range(12):
@@ -78,7 +74,7 @@ def test_what_is_written_is_the_state_of_its_step_however_long_it_takes(
     assert run.digest() == states[11][0], "training is not disturbed by it either"
 
 
-def test_what_is_assigned_in_place_later_is_not_in_it() -> None:
+def test_later_assignments_in_place_do_not_change_a_snapshot() -> None:
     model = nn.Linear(4, 4)
     task = toy_task.build(0)
     task.model = model
@@ -112,7 +108,7 @@ def test_a_snapshot_copies_nothing_where_memory_is_one() -> None:
 def test_with_cudas_memory_only_a_snapshot_for_the_background_is_a_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool, waiting: bool, copies: int
 ) -> None:
-    """Where training stands still there may be no room for one: it would be the end of the run."""
+    """If training pauses for the write, there may be no room for a copy: it would end the run."""
     monkeypatch.setattr(snapshot, "shared_memory", lambda: False)
     bench = Bench(tmp_path)
     bench.memory.has_room = lambda more_bytes: room
@@ -129,7 +125,7 @@ def test_with_cudas_memory_only_a_snapshot_for_the_background_is_a_copy(
     assert held_bytes[0] - before_bytes == pytest.approx(copies * snapshot.size_bytes(task), abs=4096)
 
 
-def test_half_precision_and_turned_arrays_come_back(tmp_path: Path) -> None:
+def test_half_precision_and_transposed_arrays_load(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     task = toy_task.build(0)
     task.model = nn.Linear(3, 5)
@@ -141,7 +137,7 @@ def test_half_precision_and_turned_arrays_come_back(tmp_path: Path) -> None:
     assert weights_sha256(found.trained) == weights_sha256(training_state.trained_arrays(task))
 
 
-def test_a_disk_that_fails_is_told_by_the_thread_that_trains_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_failing_disk_is_reported_by_the_training_thread_and_training_continues(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.files.error = errno.ENOSPC
     assert bench.save(1)
@@ -157,7 +153,7 @@ def test_a_disk_that_fails_is_told_by_the_thread_that_trains_and_the_run_goes_on
     assert bench.threads == {threading.get_ident()}
 
 
-def test_what_is_not_the_disks_fault_ends_the_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_not_caused_by_the_disk_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(tmp_path)
 
     def broken(*_: Any) -> None:
@@ -171,7 +167,7 @@ def test_what_is_not_the_disks_fault_ends_the_life(tmp_path: Path, monkeypatch: 
     assert [(report.ok, report.error) for report in bench.reports] == [(False, "the device failed")] * 2
 
 
-def test_one_at_a_time_by_the_clock_it_is_put_off_by_steps_it_is_waited_for(tmp_path: Path) -> None:
+def test_a_time_interval_waits_for_the_writer_a_step_interval_blocks(tmp_path: Path) -> None:
     clock, steps = Bench(tmp_path / "a", every_seconds=1e-9), Bench(tmp_path / "b", every_steps=2)
     for bench in (clock, steps):
         bench.files.gate.clear()
@@ -191,7 +187,7 @@ def test_one_at_a_time_by_the_clock_it_is_put_off_by_steps_it_is_waited_for(tmp_
         assert 0 < bench.reports[1].stall_s <= bench.reports[1].seconds
 
 
-def test_waiting_means_durable_and_comes_after_what_is_under_way(tmp_path: Path) -> None:
+def test_a_waiting_save_is_durable_and_follows_a_running_write(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.files.gate.clear()
     bench.save(1)
@@ -207,7 +203,7 @@ def test_waiting_means_durable_and_comes_after_what_is_under_way(tmp_path: Path)
 def test_without_an_interval_the_costs_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     clock = SimpleNamespace(monotonic=lambda: now_s[0], perf_counter=lambda: now_s[0])
-    for module in (saver_module, writer_module):  # a checkpoint then costs nothing
+    for module in (saver, background_writer):  # a checkpoint then costs nothing
         monkeypatch.setattr(module, "time", clock)
     bench = Bench(tmp_path, overhead=0.01, mean_time_between_failures_s=60.0)
 
@@ -228,11 +224,11 @@ def test_without_an_interval_the_costs_decide(tmp_path: Path, monkeypatch: pytes
     bench.files.gate.set()
 
 
-def test_a_write_is_blamed_for_no_more_than_its_own_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_costs_at_most_its_own_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that slept, or updates that grew cheaper, must neither keep a run from saving nor make it."""
     now_s = [100.0]
     clock = SimpleNamespace(monotonic=lambda: now_s[0], perf_counter=lambda: now_s[0])
-    for module in (saver_module, writer_module):
+    for module in (saver, background_writer):
         monkeypatch.setattr(module, "time", clock)
     bench = Bench(tmp_path, overhead=0.01, mean_time_between_failures_s=1.0)
     for _ in range(10):
@@ -271,7 +267,7 @@ def test_training_pauses_where_memory_is_short(tmp_path: Path) -> None:
         assert (threads == {threading.get_ident()}) is not in_background
 
 
-def test_room_is_what_the_limit_leaves_beside_the_height_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_the_limit_minus_the_peak_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = CachePolicy(memory_job(policy="never", limit_bytes=1000))
     monkeypatch.setattr(memory, "device", SimpleNamespace(own_bytes=None, wired_bytes=None, enforces=False))
     # 300 active, 200 cached, 450 at the height, 700 resident: 200 are of others; 650 at the height without the cache
@@ -322,13 +318,13 @@ def test_the_best_stays_however_old_it_gets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("noted", [None, 7, {}, {"step": "9", "loss": 1.0}, {"step": 9, "loss": 1.0}])
-def test_a_best_that_is_not_there_any_more_is_forgotten(tmp_path: Path, noted: Any) -> None:
+def test_a_deleted_best_is_forgotten(tmp_path: Path, noted: Any) -> None:
     bench = Bench(tmp_path, keep_best=True)
     bench.store.save(1, {"w": mx.ones((2,))}, {}, {"best": copy.deepcopy(noted)})
     assert bench.begin().best is None
 
 
-def test_nobody_asked_for_the_best(tmp_path: Path) -> None:
+def test_without_keep_best_no_best_is_kept(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.saver.note_evaluation(1, 0.5)
     assert not bench.saver.is_due(1)

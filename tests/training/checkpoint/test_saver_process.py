@@ -30,7 +30,7 @@ def until_writing(worker):
         worker.supervisor.receive(0.01)
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(supervisor):
+def test_training_continues_while_a_checkpoint_is_written(supervisor):
     worker = supervisor.start(supervisor.job("slow", steps=STEPS, checkpoint=OFTEN, **SLOW))
     saved = worker.until(wire.Checkpoint)
     worker.send(wire.Stop)

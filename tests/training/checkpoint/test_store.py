@@ -14,8 +14,7 @@ import pytest
 
 from mlx_supervisor import wire
 from mlx_worker.checkpoint import durable_files, exact_json, rng_state
-from mlx_worker.checkpoint import store as checkpoints
-from mlx_worker.checkpoint.store import CheckpointError, CheckpointStore, weights_sha256
+from mlx_worker.checkpoint.store import CheckpointError, CheckpointStore, SavedCheckpoint, weights_sha256
 
 FILES = ("model.safetensors", "optimizer.safetensors", "trainer.json")
 
@@ -31,7 +30,7 @@ def moments(step: int) -> dict[str, mx.array]:
     return {"step": mx.array(step, mx.uint64), "learning_rate": mx.array(0.1), "layers.0.weight.m": mx.ones((2, 2))}
 
 
-def save(store: CheckpointStore, step: int) -> checkpoints.SavedCheckpoint:
+def save(store: CheckpointStore, step: int) -> SavedCheckpoint:
     return store.save(step, weights(step), moments(step), {"cursor": step * 8})
 
 
@@ -53,7 +52,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_was_saved_comes_back_bit_for_bit(store: CheckpointStore, folder: Path) -> None:
+def test_saved_arrays_load_bit_for_bit(store: CheckpointStore, folder: Path) -> None:
     trainer = {"cursor": 2**60, "losses": [float("nan"), float("inf"), -0.1], "rng": rng_state.capture(), "none": None}
     saved = store.save(7, weights(7), moments(7), trainer)
     loaded = CheckpointStore(folder, "run", 3).load_newest()
@@ -210,7 +209,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(store: CheckpointStore, nam
     assert store.skipped[0].startswith(f"step-000000002: {name} ")
 
 
-def test_junk_is_named_and_told_apart_from_checkpoints(store: CheckpointStore, folder: Path) -> None:
+def test_junk_is_named_and_distinguished_from_checkpoints(store: CheckpointStore, folder: Path) -> None:
     save(store, 1)
     for name in ("step-2", "step-00000000002", "step-000000002.bak", "notes.txt"):
         (folder / name).touch()
@@ -244,7 +243,7 @@ def test_many_reasons_stay_within_what_a_message_holds(store: CheckpointStore, f
 
 
 @pytest.mark.parametrize("changes", [{"run": "other"}, {"v": 2}])
-def test_what_belongs_to_others_is_neither_replaced_nor_deleted(
+def test_a_foreign_folder_is_neither_replaced_nor_deleted(
     store: CheckpointStore, folder: Path, changes: dict[str, Any]
 ) -> None:
     path = save(store, 1).path
@@ -255,7 +254,7 @@ def test_what_belongs_to_others_is_neither_replaced_nor_deleted(
 
 
 @pytest.mark.parametrize("changes", [{"run": "other"}, {"v": 2}])
-def test_what_belongs_to_others_is_kept_under_another_name_when_its_step_comes(
+def test_a_foreign_folder_is_renamed_when_its_step_is_saved(
     store: CheckpointStore, folder: Path, changes: dict[str, Any]
 ) -> None:
     """One flipped bit in a manifest can make it foreign: a run that stopped there could never end."""
@@ -321,7 +320,7 @@ def test_the_trainer_state_is_json_that_any_reader_takes() -> None:
     assert json.loads(data, parse_constant=refuse)["pair"] == [1, 2]
 
 
-def test_the_hash_of_weights_tells_name_type_shape_and_bytes_apart() -> None:
+def test_the_hash_of_weights_depends_on_name_type_shape_and_bytes() -> None:
     base = {"a": mx.array([1.0, 2.0], mx.bfloat16), "b": mx.array([[1, 2]])}
     others = [
         {"c": base["a"], "b": base["b"]},
@@ -340,7 +339,7 @@ def test_the_hash_of_weights_tells_name_type_shape_and_bytes_apart() -> None:
     assert weights_sha256({"a": turned}) == weights_sha256({"a": mx.array(np.array(turned))})
 
 
-def test_every_generator_goes_on_where_it_stood() -> None:
+def test_every_generator_continues_where_it_stopped() -> None:
     def draw() -> tuple[object, ...]:
         dropout = mx.random.bernoulli(0.5, (64,)).tolist()
         return dropout, mx.random.normal((3,)).tolist(), random.random(), random.gauss(), np.random.rand(3).tolist()
@@ -360,6 +359,6 @@ def test_a_generator_state_of_another_shape_is_refused(state: dict[str, Any]) ->
         rng_state.restore(state)
 
 
-def test_nothing_is_kept_with_keep_0(folder: Path) -> None:
+def test_keep_0_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint\.keep must be at least 1, found 0"):
         CheckpointStore(folder, "run", 0)

@@ -40,7 +40,7 @@ def test_any_cut_gives_the_same_stream_of_whole_epochs(case: tuple[int, int, lis
 
 
 @given(cuts(), st.data())
-def test_a_stream_made_anew_at_the_cursor_goes_on_where_the_old_one_stood(
+def test_a_new_stream_at_the_cursor_continues_where_the_old_one_ended(
     case: tuple[int, int, list[int]], data: st.DataObject
 ) -> None:
     count, seed, sizes = case
@@ -128,7 +128,7 @@ def test_a_grouped_epoch_holds_every_sample_once(grouping: Grouping, seed: int, 
 
 
 @given(groupings(), seeds, st.lists(st.booleans(), min_size=1, max_size=40))
-def test_grouped_updates_rise_in_length_and_go_on_after_a_restart(
+def test_grouped_updates_rise_in_length_and_continue_after_a_restart(
     grouping: Grouping, seed: int, restarts: list[bool]
 ) -> None:
     count, effective = len(grouping.lengths), grouping.effective

@@ -13,7 +13,7 @@ def settled(budget, active, peak, other=0, steps=64):
 
 
 def test_need_and_cache_stay_under_the_limit_together():
-    """The CPU's allocator does not look at both: a cache that is full when the need comes must still fit."""
+    """The CPU's allocator enforces no limit: a cache that is full when the need comes must still fit."""
     for need in (1, 4, 7):
         budget = CacheBudget(10 * GIB, own=False, enforced=False)
         cache = settled(budget, GIB // 2, need * GIB, other=GIB)
@@ -21,7 +21,7 @@ def test_need_and_cache_stay_under_the_limit_together():
         assert cache > 0
 
 
-def test_an_allocator_that_looks_at_both_is_left_the_whole_room():
+def test_an_enforcing_allocator_gets_the_whole_room():
     """With 8 of 10 GiB needed at the peak but 1 between updates, the buffers of one update serve the next."""
     budget = CacheBudget(10 * GIB, own=True, enforced=True)
     assert settled(budget, 1 * GIB, 8 * GIB) == int(0.95 * 10 * GIB) - GIB
@@ -57,7 +57,7 @@ def test_noise_moves_nothing():
     assert not [move for move in moves if move is not None]
 
 
-def test_a_need_that_grew_is_seen_at_the_next_look():
+def test_a_grown_need_counts_at_the_next_review():
     budget = CacheBudget(10 * GIB, own=False, enforced=False)
     before = settled(budget, GIB, 2 * GIB)
     moves = [budget.add(GIB, 7 * GIB, 0) for _ in range(cache_budget.REVIEW_EVERY_STEPS)]

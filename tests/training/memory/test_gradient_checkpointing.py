@@ -139,7 +139,7 @@ def test_it_is_never_done_twice(block, monkeypatch, name):
     assert block.__call__ is once
 
 
-def test_nor_over_what_the_users_own_code_did(block):
+def test_it_is_not_added_to_the_users_own_checkpointing(block):
     from mlx_lm.tuner.trainer import grad_checkpoint
 
     task = task_of([block(), block()])
@@ -149,7 +149,7 @@ def test_nor_over_what_the_users_own_code_did(block):
     assert block.__call__ is theirs
 
 
-def test_what_layers_it_can_be_done_for(block):
+def test_which_layers_can_be_checkpointed(block):
     for good in ([block()], (block(), block(nn.Dropout(0.0)))):
         assert gradient_checkpointing.why_not(task_of(good)) == ""
     for bad in (None, [], [nn.Linear(2, 2)], [block(), mx.zeros((1,))], "layers", nn.Linear(2, 2)):

@@ -26,22 +26,22 @@ def _interpreted():
 def test_every_option_of_mlx_lm_is_known_and_documented():
     from mlx_lm import lora
 
-    from mlx_worker.tasks.mlx_lm import config as config_file
+    from mlx_worker.tasks.mlx_lm.config import OPTIONS
 
     options = {action.dest for action in lora.build_parser()._actions} - {"help"} | set(lora.CONFIG_DEFAULTS)
-    assert options <= config_file.OPTIONS, "mlx_lm has an option that is neither supported nor refused"
+    assert options <= OPTIONS, "mlx_lm has an option that is neither supported nor refused"
     table = DOCUMENT.read_text().partition("\n## ")[0]
     documented = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE))))
-    assert documented == config_file.OPTIONS
+    assert documented == OPTIONS
 
 
 def test_an_option_that_mlx_lm_gains_is_refused_by_name(tmp_path, monkeypatch):
-    from mlx_worker.tasks.mlx_lm import config as config_file
+    from mlx_worker.tasks.mlx_lm.config import CONFIG_DEFAULTS, load_config
 
-    monkeypatch.setitem(config_file.CONFIG_DEFAULTS, "quantum_leap", False)
-    config_file.load_config(str(write(tmp_path, "silent")), str(tmp_path))
+    monkeypatch.setitem(CONFIG_DEFAULTS, "quantum_leap", False)
+    load_config(str(write(tmp_path, "silent")), str(tmp_path))
     with pytest.raises(RefusedError, match=r"quantum_leap: this mlx_lm\.lora option is newer than mlx-supervisor"):
-        config_file.load_config(str(write(tmp_path, "named", quantum_leap=True)), str(tmp_path))
+        load_config(str(write(tmp_path, "named", quantum_leap=True)), str(tmp_path))
 
 
 def test_the_test_set_is_evaluated_at_the_end(llama_dir, tmp_path, capsys, monkeypatch):
@@ -64,9 +64,9 @@ def test_the_test_set_is_evaluated_at_the_end(llama_dir, tmp_path, capsys, monke
 
 
 def test_adapters_are_saved_as_often_as_the_file_says(llama_dir, tmp_path, monkeypatch):
-    from mlx_worker.tasks.mlx_lm import config as config_file
+    from mlx_worker.tasks.mlx_lm.config import CONFIG_DEFAULTS
 
-    monkeypatch.setitem(config_file.CONFIG_DEFAULTS, "save_every", 1)
+    monkeypatch.setitem(CONFIG_DEFAULTS, "save_every", 1)
     run_worker(llama_dir, write(tmp_path, "silent", iters=2), tmp_path / "silent")
     assert sorted(path.name for path in (tmp_path / "adapters-silent").iterdir()) == FINAL
     changes = SGD | {"iters": 12, "grad_accumulation_steps": 2, "save_every": 5}
@@ -255,7 +255,7 @@ def hub(llama_dir, monkeypatch):
     return module
 
 
-def test_data_of_the_hub_train_as_the_same_files_do(llama_dir, tmp_path, hub):
+def test_hub_data_trains_like_the_same_files(llama_dir, tmp_path, hub):
     common = {"mask_prompt": False, "iters": 3}
     local = run_worker(llama_dir, write(tmp_path, "local", data="text", **common), tmp_path / "local")
     named = run_worker(llama_dir, write(tmp_path, "named", data="some/words", **common), tmp_path / "named")

@@ -114,11 +114,11 @@ def test_other_data_or_adapters_are_refused_at_resume(llama_dir, tmp_path):
         assert name in str(caught.value)
 
 
-def load_config(folder, text):
-    from mlx_worker.tasks.mlx_lm import config as config_file
+def load_text(folder, text):
+    from mlx_worker.tasks.mlx_lm.config import load_config
 
     (folder / "c.yaml").write_text(text)
-    return config_file.load_config("c.yaml", str(folder))
+    return load_config("c.yaml", str(folder))
 
 
 @pytest.mark.parametrize(
@@ -148,22 +148,22 @@ def load_config(folder, text):
 )
 def test_wrong_configuration(tmp_path, text, expected):
     with pytest.raises(RefusedError) as caught:
-        load_config(tmp_path, text)
+        load_text(tmp_path, text)
     assert str(caught.value).startswith(str(tmp_path / "c.yaml"))
     assert expected in str(caught.value)
 
 
 def test_a_configuration_without_a_file(tmp_path):
-    from mlx_worker.tasks.mlx_lm import config as config_file
+    from mlx_worker.tasks.mlx_lm.config import load_config
 
     with pytest.raises(RefusedError, match=r"task\.config: cannot read .*none\.yaml"):
-        config_file.load_config("none.yaml", str(tmp_path))
+        load_config("none.yaml", str(tmp_path))
     with pytest.raises(RefusedError, match=r"task\.config is missing"):
-        config_file.load_config(None, str(tmp_path))
+        load_config(None, str(tmp_path))
 
 
 def test_harmless_keys_are_accepted(tmp_path):
-    config = load_config(tmp_path, "test: false\nreport_to: null\nsave_every: 7\nlearning_rate: 2e-5")
+    config = load_text(tmp_path, "test: false\nreport_to: null\nsave_every: 7\nlearning_rate: 2e-5")
     assert config.values.learning_rate == 2e-5, "mlx_lm's notation for floats"
     assert config.values.num_layers == 16, "mlx_lm's own defaults"
 
@@ -202,7 +202,7 @@ def test_wrong_data(tmp_path, content, expected):
     from mlx_worker.tasks.mlx_lm.data import load
 
     (tmp_path / "train.jsonl").write_bytes(content)
-    config = load_config(tmp_path, "model: m")
+    config = load_text(tmp_path, "model: m")
     with pytest.raises(RefusedError) as caught:
         load(tmp_path, "train", Tokenizer(), config)
     assert expected in str(caught.value)
@@ -214,14 +214,14 @@ def test_masking_plain_text_is_refused(tmp_path):
 
     (tmp_path / "train.jsonl").write_text('{"text": "a b"}\n')
     with pytest.raises(RefusedError, match="mask_prompt needs prompts or messages"):
-        load(tmp_path, "train", Tokenizer(), load_config(tmp_path, "mask_prompt: true"))
+        load(tmp_path, "train", Tokenizer(), load_text(tmp_path, "mask_prompt: true"))
 
 
 def test_sequences_are_cut_and_a_missing_subset_is_no_error(tmp_path):
     from mlx_worker.tasks.mlx_lm.data import load
 
     (tmp_path / "train.jsonl").write_text('{"text": "a b c d e f"}\n')
-    config = load_config(tmp_path, "max_seq_length: 4")
+    config = load_text(tmp_path, "max_seq_length: 4")
     samples, digest = load(tmp_path, "train", Tokenizer(), config)
     assert (len(samples), len(samples[0][0]), len(digest)) == (1, 4, 64)
     assert load(tmp_path, "valid", Tokenizer(), config) is None
@@ -242,7 +242,7 @@ def test_not_a_model_folder(tmp_path, name, expected):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")
-    load_config(tmp_path, f"model: {name}")
+    load_text(tmp_path, f"model: {name}")
     job = jobs.job(run_dir=str(tmp_path), task={"kind": "mlx_lm", "base_dir": str(tmp_path), "config": "c.yaml"})
     with pytest.raises(RefusedError) as caught:
         build(job)

@@ -56,7 +56,7 @@ def test_malformed_commands_are_dropped(supervisor):
 
 
 def test_a_deaf_supervisor_never_blocks_training(supervisor):
-    """Nobody receives: the queue fills, frames are dropped and counted, and the run completes."""
+    """Without a receiver the queue fills, frames are dropped and counted, and the run completes."""
     job = supervisor.job(steps=1300, telemetry=f"ipc://{supervisor.folder}/absent.sock")
     worker = supervisor.start(job)
     assert worker.process.wait(60) == wire.EXIT_COMPLETED
@@ -147,7 +147,7 @@ def test_orphaned_and_hung_worker_ends_itself(supervisor):
     assert worker.wait() == -signal.SIGKILL
 
 
-def test_slow_start_says_hello_first_and_heeds_a_stop(supervisor):
+def test_slow_start_sends_hello_first_and_obeys_a_stop(supervisor):
     worker = supervisor.start(supervisor.job(drill={"slow_start_s": 600.0}))
     worker.until(wire.PhaseChange)
     assert [type(message) for message in worker.messages] == [wire.Hello, wire.PhaseChange]
@@ -157,18 +157,18 @@ def test_slow_start_says_hello_first_and_heeds_a_stop(supervisor):
     assert worker.saved_steps == []
 
 
-def test_a_checkpoint_that_fails_is_told_and_the_run_goes_on(supervisor):
+def test_a_failed_checkpoint_is_reported_and_the_run_continues(supervisor):
     job = supervisor.job(steps=400, args={"pause_s": 0.01}, checkpoint={"every_steps": 5, "every_seconds": 0})
     worker = supervisor.start(job)
     worker.until(wire.Checkpoint, lambda message: message.ok)
     checkpoints = worker.folder / "checkpoints"
-    aside = checkpoints.rename(worker.folder / "aside")
+    moved = checkpoints.rename(worker.folder / "moved")
     checkpoints.write_text("a file in the way")
     failed = worker.until(wire.Checkpoint, lambda message: not message.ok)
     assert "checkpoints" in failed.error
     worker.until(wire.Step, lambda message: message.step > failed.step + 1)
     checkpoints.unlink()
-    aside.rename(checkpoints)
+    moved.rename(checkpoints)
     worker.until(wire.Checkpoint, lambda message: message.ok and message.step > failed.step)
     worker.send(wire.Stop)
     assert worker.wait() == wire.EXIT_STOPPED
@@ -238,7 +238,7 @@ def test_bare_run_prints_its_speed(supervisor):
     assert not supervisor.receive(0.2)
 
 
-def test_output_that_nobody_takes_kills_nothing(supervisor):
+def test_output_without_a_reader_does_not_end_the_run(supervisor):
     """stdout and stderr are pipes without a reader."""
     job = supervisor.job(steps=3)
     (supervisor.folder / job.run).mkdir()

@@ -15,7 +15,7 @@ def armed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return bounds
 
 
-def test_a_long_phase_gets_its_time_though_an_update_has_just_ended(armed: list[float]) -> None:
+def test_a_long_phase_gets_its_time_right_after_an_update(armed: list[float]) -> None:
     watchdog = HangWatchdog(10.0)
     watchdog.note_update(0.5)
     watchdog.arm(600.0)

@@ -36,7 +36,7 @@ def test_the_first_update_has_no_previous_loss(supervisor):
     assert worker.saved_steps == []
 
 
-def test_a_write_that_had_begun_before_it_is_brought_to_its_end(supervisor):
+def test_a_running_write_completes_first(supervisor):
     worker = supervisor.run(spoiled(supervisor, args={"at": 4, "flush_s": 0.15}))
     assert worker.process.returncode == wire.EXIT_NOT_FINITE, worker.stderr
     assert [(message.step, message.ok) for message in worker.of(wire.Checkpoint)] == [(3, True)]
@@ -44,7 +44,7 @@ def test_a_write_that_had_begun_before_it_is_brought_to_its_end(supervisor):
     assert worker.bye.step == 4
 
 
-def test_the_next_life_goes_on_from_the_last_good_state(supervisor):
+def test_the_next_generation_resumes_from_the_last_good_state(supervisor):
     calm = supervisor.run(spoiled(supervisor, args={"at": 0}))
     first = supervisor.run(spoiled(supervisor, name="twice", args={"at": 7}))
     assert first.process.returncode == wire.EXIT_NOT_FINITE
@@ -53,7 +53,7 @@ def test_the_next_life_goes_on_from_the_last_good_state(supervisor):
     assert second.bye.weights_sha256 == calm.bye.weights_sha256
 
 
-def test_where_it_is_not_to_stop_the_run_goes_on(supervisor):
+def test_without_stop_on_not_finite_the_run_continues(supervisor):
     worker = supervisor.run(spoiled(supervisor, args={"at": 7, "spoil": "nan reported"}, stop_on_not_finite=False))
     assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
     assert [message.step for message in worker.steps if not math.isfinite(message.loss)] == [7]

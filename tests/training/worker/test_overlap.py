@@ -7,9 +7,9 @@ from tests.training import toy_task
 from tests.training.jobs import memory_job
 
 from mlx_supervisor import wire
-from mlx_worker.memory import cache_policy as memory_module
+from mlx_worker.memory import cache_policy
 from mlx_worker.memory.cache_policy import CachePolicy
-from mlx_worker.training import gradients as module
+from mlx_worker.training import gradients
 from mlx_worker.training.gradients import Gradients
 
 GIB = 2**30
@@ -62,7 +62,7 @@ def test_every_report_has_the_peak_of_its_update(supervisor):
 
 
 @pytest.mark.parametrize("changes", [{}, {"policy": "never"}, {"limit_bytes": None}], ids=str)
-def test_now_and_then_nothing_is_in_flight_when_the_counters_are_read(supervisor, changes):
+def test_at_every_review_the_counters_are_read_with_nothing_in_flight(supervisor, changes):
     """What grows from update to update is found in these; the others hold a part of the next update's."""
     args = {"hidden": 512, "pause_s": 0.01}
     overlapped = supervisor.run(supervisor.job(steps=48, args=args, memory=MEMORY | changes))
@@ -85,7 +85,7 @@ def test_a_relief_keeps_the_cache_small_for_a_while(supervisor):
 
 def test_adaptive_bounds_the_cache_by_the_limit(monkeypatch):
     limits = []
-    monkeypatch.setattr(memory_module.mx, "set_cache_limit", limits.append)
+    monkeypatch.setattr(cache_policy.mx, "set_cache_limit", limits.append)
     memory = CachePolicy(memory_job(limit_bytes=GIB))
     array = mx.zeros((1024, 1024))
     mx.eval(array)
@@ -103,7 +103,7 @@ def test_adaptive_bounds_the_cache_by_the_limit(monkeypatch):
 @pytest.mark.parametrize("policy", ["always", "never"])
 def test_other_policies_leave_the_limits_alone(monkeypatch, policy):
     limits = []
-    monkeypatch.setattr(memory_module.mx, "set_cache_limit", limits.append)
+    monkeypatch.setattr(cache_policy.mx, "set_cache_limit", limits.append)
     memory = CachePolicy(memory_job(limit_bytes=GIB, policy=policy))
     memory.note_update()
     memory.relieve()
@@ -112,10 +112,10 @@ def test_other_policies_leave_the_limits_alone(monkeypatch, policy):
 
 
 def test_too_little_room_clears_the_cache_and_ends_the_overlap(monkeypatch):
-    monkeypatch.setattr(memory_module.mx, "set_cache_limit", lambda limit: None)
+    monkeypatch.setattr(cache_policy.mx, "set_cache_limit", lambda limit: None)
     cleared = []
-    monkeypatch.setattr(memory_module.mx, "clear_cache", lambda: cleared.append(True))
-    monkeypatch.setattr(memory_module.mx, "get_cache_memory", lambda: 1000)
+    monkeypatch.setattr(cache_policy.mx, "clear_cache", lambda: cleared.append(True))
+    monkeypatch.setattr(cache_policy.mx, "get_cache_memory", lambda: 1000)
     memory = CachePolicy(memory_job(limit_bytes=2**20))  # this process alone is larger
     assert not memory.waits
     array = mx.zeros((1024,))
@@ -130,18 +130,18 @@ def test_too_little_room_clears_the_cache_and_ends_the_overlap(monkeypatch):
 def test_an_evaluation_that_needs_more_than_training_gets_the_caches_room(monkeypatch, policy, clears):
     """After every batch of it, not at its end: it may take minutes, and the limit kills at once."""
     cleared = []
-    monkeypatch.setattr(memory_module.mx, "set_cache_limit", lambda limit: None)
-    monkeypatch.setattr(memory_module.mx, "clear_cache", lambda: cleared.append(True))
+    monkeypatch.setattr(cache_policy.mx, "set_cache_limit", lambda limit: None)
+    monkeypatch.setattr(cache_policy.mx, "clear_cache", lambda: cleared.append(True))
     memory = CachePolicy(memory_job(limit_bytes=1000, policy=policy))
-    monkeypatch.setattr(memory, "read", lambda: memory_module.Counters(500, 400, 600, 930))
+    monkeypatch.setattr(memory, "read", lambda: cache_policy.Counters(500, 400, 600, 930))
     memory.note_evaluated()
     assert cleared == []
-    monkeypatch.setattr(memory, "read", lambda: memory_module.Counters(500, 400, 600, 950))
+    monkeypatch.setattr(memory, "read", lambda: cache_policy.Counters(500, 400, 600, 950))
     memory.note_evaluated()
     assert bool(cleared) is clears
 
 
-def test_every_batch_of_an_evaluation_is_looked_at(supervisor):
+def test_memory_is_checked_after_every_batch_of_an_evaluation(supervisor):
     cached = []
     for limit_bytes in (2**20, 4 * GIB):  # a process alone is larger than the first
         worker = supervisor.run(
@@ -155,17 +155,17 @@ def test_every_batch_of_an_evaluation_is_looked_at(supervisor):
 
 
 def test_a_program_for_each_shape_and_a_fresh_start_after_too_many(monkeypatch):
-    monkeypatch.setattr(module, "SHAPES_LIMIT", 3)
+    monkeypatch.setattr(gradients, "SHAPES_LIMIT", 3)
     task = toy_task.build(seed=1, dropout=0.0)
     task.optimizer.init(task.model.trainable_parameters())
     traced = []
     plain = task.loss
     task.loss = lambda model, x, y, w: (traced.append(x.shape), plain(model, x, y, w))[1]
-    gradients = Gradients(task)
+    computed = Gradients(task)
 
     def step(size):
-        gradients.add(task.collate(list(range(size))), size, alone=True)
-        return gradients.apply().wait()
+        computed.add(task.collate(list(range(size))), size, alone=True)
+        return computed.apply().wait()
 
     for _ in range(3):
         for size in (4, 5, 6):

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from mlx_supervisor import wire
-from mlx_worker.checkpoint import manifest as manifest_file
+from mlx_worker.checkpoint.manifest import FileEntry, load_manifest
 
 ARGS = {"norm": True, "evaluate_every": 5}
 """Dropout, running statistics, a schedule, and an evaluation that draws random numbers: all must come back."""
@@ -251,7 +251,7 @@ def reseal(folder, trainer):
     import msgspec
 
     (folder / "trainer.json").write_bytes(trainer)
-    manifest = manifest_file.load_manifest((folder / "MANIFEST.json").read_bytes())
-    entry = manifest_file.FileEntry("trainer.json", len(trainer), hashlib.sha256(trainer).hexdigest())
+    manifest = load_manifest((folder / "MANIFEST.json").read_bytes())
+    entry = FileEntry("trainer.json", len(trainer), hashlib.sha256(trainer).hexdigest())
     files = [entry if old.name == "trainer.json" else old for old in manifest.files]
     (folder / "MANIFEST.json").write_bytes(wire.dump_json(msgspec.structs.replace(manifest, files=files)))

@@ -6,7 +6,7 @@ from mlx_supervisor import wire
 
 
 @pytest.mark.parametrize(("at", "evaluated"), [(0, []), (4, ["step 0"]), (5, ["step 0"])])
-def test_no_evaluation_and_no_milestone_begins_after_a_stop_was_asked_for(supervisor, at, evaluated):
+def test_no_evaluation_and_no_milestone_begins_after_a_stop_request(supervisor, at, evaluated):
     """Each may take minutes, and the time until a kill is short: the checkpoint comes first."""
     args = {"at": at, "every": 5}
     worker = supervisor.run(supervisor.job(entry="odd_tasks:stopping", args=args, checkpoint={"every_seconds": 0}))
