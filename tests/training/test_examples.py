@@ -10,7 +10,7 @@ import pytest
 
 from mlx_supervisor.settings.reader import read_settings
 from mlx_worker.data.batches import EffectiveBatches
-from mlx_worker.tasks.mlx_lm import config
+from mlx_worker.tasks.mlx_lm.config import load_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -20,7 +20,7 @@ def test_every_example_is_accepted(path: Path) -> None:
     settings = read_settings(path)
     for run in settings.runs.values():
         if run.task.config is not None:
-            config.load(run.task.config, str(EXAMPLES))
+            load_config(run.task.config, str(EXAMPLES))
 
 
 def test_the_first_run_learns(monkeypatch: pytest.MonkeyPatch) -> None:
