@@ -150,7 +150,7 @@ class Served:
     def url(self) -> str:
         return f"unix://{self.path}"
 
-    def on_loop(self, coroutine):  # type: ignore[no-untyped-def]
+    def on_loop(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(DEADLINE_S)
 
     def wait_until(self, condition: Callable[[], object]) -> None:
@@ -235,8 +235,8 @@ def stock_client() -> list[str]:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be installing it
         if not (stamp.exists() and stamp.read_text() == required):
             venv.create(STOCK, clear=True, with_pip=True)
-            install = [python, "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "-r", REQUIREMENTS]
-            subprocess.run(install, check=True, timeout=300)
+            install = ["-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "-r", str(REQUIREMENTS)]
+            subprocess.run([str(python), *install], check=True, timeout=300)
             stamp.write_text(required)
     return [str(python), "-m", "supervisor.supervisorctl"]
 

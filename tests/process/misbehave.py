@@ -33,7 +33,7 @@ class Worker:
         self.seq = 0
         self.stop = False
         self.kept: list[bytearray] = []
-        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 500)
         assert job.telemetry is not None
         self.socket.connect(job.telemetry)

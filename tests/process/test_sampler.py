@@ -11,7 +11,7 @@ import pytest
 from tests.process import harness
 
 from mlx_supervisor.core.events import MemoryPressure, Sample, SampleMissing
-from mlx_supervisor.host import footprint, memory
+from mlx_supervisor.host import footprint, memory, process_tree
 from mlx_supervisor.host.footprint import Footprint, Gauge
 from mlx_supervisor.host.memory import MachineMemory
 from mlx_supervisor.sampling import worker_sampler
@@ -104,7 +104,7 @@ def test_a_sample_has_the_memory_of_the_worker_and_the_machine(
 def test_a_failed_reading_is_a_missing_sample_with_its_reason(
     samples: SampleList, monkeypatch: pytest.MonkeyPatch, found: "bytes | Exception", reason: str
 ) -> None:
-    real, spoiled = footprint.read_file, threading.Event()
+    real, spoiled = process_tree.read_file, threading.Event()
 
     def spoil(path: str) -> bytes:
         if not spoiled.is_set() or not path.endswith("/statm"):
@@ -164,7 +164,7 @@ def test_a_worker_that_has_ended_is_neither_a_missing_sample_nor_a_zero(
 
 def test_a_bug_in_measuring_one_run_does_not_affect_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[str] = []
-    real = footprint.read_file
+    real = process_tree.read_file
 
     def keep(run: str, event: Sample | SampleMissing) -> None:
         received.append(f"{run} {type(event).__name__}")

@@ -7,6 +7,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 
@@ -120,7 +121,7 @@ class SupervisedRun:
         if silent_s > SILENCE_S + self.settings.runs[self.name].memory.sample_interval_s:
             self.post(ev.SampleMissing(now_s, self.machine.history.generation, f"no sample for {silent_s:.0f} s"))
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> dict[str, Any]:
         """The contents of `summary.json`. Generations that the journal can't return come from memory."""
         return summary_of(self.name, self.machine.history, self._recorder.generations())
 

@@ -5,6 +5,7 @@ import socket
 import time
 import xmlrpc.client
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -134,7 +135,7 @@ def test_params_are_optional(alive, body):
     assert b"<string>3.0</string>" in rpc_call(alive, body.encode())[1]
 
 
-def fault_of(served, method: str, *arguments: object) -> xmlrpc.client.Fault:
+def fault_of(served, method: str, *arguments: Any) -> xmlrpc.client.Fault:
     body = xmlrpc.client.dumps(arguments, method, allow_none=True).encode()
     _, answer = rpc_call(served, body)
     with pytest.raises(xmlrpc.client.Fault) as caught:

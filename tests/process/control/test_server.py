@@ -10,6 +10,7 @@ import threading
 import xmlrpc.client
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def request(body: bytes, path: str = "/RPC2", extra: str = "") -> bytes:
     return head.encode() + body
 
 
-def call(method: str, *arguments: object) -> bytes:
+def call(method: str, *arguments: Any) -> bytes:
     return request(xmlrpc.client.dumps(arguments, method).encode())
 
 
@@ -43,7 +44,7 @@ def answer(link: socket.socket) -> tuple[int, object]:
     response.begin()
     body = response.read()
     try:
-        value = xmlrpc.client.loads(body)[0][0] if response.status == 200 else body
+        value: object = xmlrpc.client.loads(body)[0][0] if response.status == 200 else body
     except xmlrpc.client.Fault as fault:
         value = fault
     return response.status, value
@@ -361,7 +362,7 @@ def test_following_reads_what_was_written_just_before_the_rotation(tmp_path):
     log = tmp_path / "log"
     log.write_text("one\n")
 
-    class RotatedPath(type(log)):
+    class RotatedPath(type(log)):  # type: ignore[misc]  # Path itself cannot be subclassed before Python 3.12
         """Rotates when the follower has read the log and checks whether it was replaced."""
 
         def stat(self, **options):

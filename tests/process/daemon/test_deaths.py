@@ -26,9 +26,9 @@ RAISED = tomllib.loads((DIAGNOSIS / "raised.toml").read_text())
 HALVED, KEPT = [8, 4], [8, 8]
 
 
-def die(folder: Path, mode: str, *, trains: bool = False, **args: Any) -> harness.Foreground:
+def die(folder: Path, mode: str, *, trains: bool = False, **more: Any) -> harness.Foreground:
     """A generation that dies at step 12, after a checkpoint of step 10; the next one completes."""
-    args = {"mode": mode, "at_step": 12, "lives": 1} | args
+    args: dict[str, Any] = {"mode": mode, "at_step": 12, "lives": 1} | more
     memory = args.pop("memory", {})
     restart = {"jitter": 0} | args.pop("restart", {})
     settings = harness.write_settings(folder, args=args, batch={"size": 8}, memory=memory, restart=restart)

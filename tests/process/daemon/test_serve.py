@@ -103,7 +103,7 @@ def test_tail_f_of_the_stock_client_follows_a_real_run(folder, stock_client, sto
         try:
             assert follower.stdout is not None
             lines = (line for line in follower.stdout if re.search(r"step \d+/1000000", line))
-            steps = [int(re.search(r"step (\d+)/", next(lines))[1]) for _ in range(3)]
+            steps = [int(re.findall(r"step (\d+)/", next(lines))[0]) for _ in range(3)]
             assert steps == sorted(set(steps))
         finally:
             follower.kill()

@@ -76,6 +76,7 @@ def test_a_bug_in_the_supervisor_kills_the_worker_and_the_run_can_be_started_aga
             with monkeypatch.context() as broken:
                 broken.setattr(supervised_run, "apply", lambda *_: 1 / 0)
                 await run.until(lambda: run.at_rest)
+            assert pid is not None
             assert not psutil.pid_exists(pid)
             assert run.machine.state is State.FATAL
             assert "ZeroDivisionError" in run.summary()["reason"]
@@ -219,7 +220,7 @@ def test_the_orphan_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_
     settings = harness.write_settings(folder, args={}, restart={"stop_grace_s": 0, "term_grace_s": 0})
     monkeypatch.setattr(daemon, "UNKNOWN_ORPHAN_GRACE_S", 0.0)
 
-    def orphan() -> subprocess.Popen[bytes]:
+    def orphan(running: Daemon) -> subprocess.Popen[bytes]:
         token = f"{time.monotonic_ns():032x}"
         process = subprocess.Popen(HOLD, start_new_session=True, env=os.environ | {TOKEN_VARIABLE: token})
         created_s = psutil.Process(process.pid).create_time()
@@ -228,12 +229,11 @@ def test_the_orphan_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_
         return process
 
     async def scenario() -> None:
-        nonlocal running
         async with opened(settings) as running:
-            process = orphan()
+            process = orphan(running)
             running.recover()
             assert await asyncio.to_thread(process.wait, harness.PATIENCE_S) == -signal.SIGKILL
-            process = orphan()
+            process = orphan(running)
             text = settings.read_text()
             settings.write_text(text + text[text.index("[runs.run]") :].replace("runs.run", "runs.lost"))
             running.settings = read_settings(settings)
@@ -242,7 +242,6 @@ def test_the_orphan_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_
             assert run.machine.history.generation == 1
             assert running.shared.journal.open_generations() == []
 
-    running: Daemon
     asyncio.run(scenario())
 
 

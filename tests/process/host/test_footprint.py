@@ -142,7 +142,7 @@ class FrozenClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
-        monkeypatch.setattr(footprint.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr("mlx_supervisor.host.footprint.time.monotonic", lambda: self.now_s)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def report(
     folder: Path, at_s: float = START_S + 60, name: str = "JetsamEvent-2026-09-29-104421.ips", **victim: Any
 ) -> Path:
     """A report of one kill; `victim` has the other fields of its entry."""
-    victim = {"reason": "vm-compressor-space-shortage", "killDelta": 38175} | victim
+    entry: dict[str, Any] = {"pid": PID, "reason": "vm-compressor-space-shortage", "killDelta": 38175} | victim
     header = {"bug_type": "298", "timestamp": stamp(at_s), "os_version": "macOS 26.6 (25G72)", "incident_id": "E9D6"}
     body = {
         "build": "macOS 26.6 (25G72)",
@@ -57,7 +57,7 @@ def report(
         "largestProcess": "Python",
         "processes": [
             process(86, "OTACrashCopier"),
-            process(victim.pop("pid", PID), "Python", rpages=1_572_864, **victim),
+            process(name="Python", rpages=1_572_864, **entry),
         ],
     }
     path = folder / name
@@ -166,7 +166,7 @@ def ended(
 ) -> child.ExitStatus:
     """A worker killed `by_supervisor` or externally, on a kernel with this count; a report names it."""
     monkeypatch.setattr(jetsam, "FOLDER", folder)
-    monkeypatch.setattr(child.OomKills, "happened", lambda self: counted)
+    monkeypatch.setattr("mlx_supervisor.process.child.OomKills.happened", lambda self: counted)
 
     async def live() -> child.ExitStatus:
         worker = child.Child.spawn(["sleep", "600"], folder, "a-token", 1, 2)

@@ -127,7 +127,7 @@ class FakeSysctlByName:
 
     argtypes: object = None
 
-    def __call__(self, name: bytes, buffer: ctypes.Array[ctypes.c_char], size, new: None, new_size: int) -> int:  # type: ignore[no-untyped-def]
+    def __call__(self, name: bytes, buffer: ctypes.Array[ctypes.c_char], size, new: None, new_size: int) -> int:
         assert (new, new_size) == (None, 0)
         if name != b"kern.memorystatus_vm_pressure_level":
             return -1

@@ -20,8 +20,9 @@ import pytest
 
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.journal import database
 from mlx_supervisor.journal import writer as journal_writer
-from mlx_supervisor.journal.journal import GenerationFigures, Journal, JournalError, OpenGeneration, database
+from mlx_supervisor.journal.journal import GenerationFigures, Journal, JournalError, OpenGeneration
 from mlx_supervisor.journal.writer import Retention
 
 DEADLINE_S = 20.0
@@ -230,7 +231,7 @@ def test_what_was_acknowledged_survives_sigkill(tmp_path: Path) -> None:
             for _ in range(20):
                 acknowledged = int(writer.stdout.readline())
             writer.send_signal(signal.SIGKILL)
-            acknowledged = int((writer.stdout.read().split() or [acknowledged])[-1])
+            acknowledged = int((writer.stdout.read().split() or [str(acknowledged)])[-1])
         reports: list[str] = []
         journal = Journal(path, reports.append)
         history = journal.load_history("night")
