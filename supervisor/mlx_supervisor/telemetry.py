@@ -163,6 +163,7 @@ _EVENTS: dict[type[wire.Message], type[ev.WorkerEvent]] = {
     wire.Step: ev.StepReport,
     wire.Checkpoint: ev.CheckpointReport,
     wire.PhaseChange: ev.PhaseChange,
+    wire.Validation: ev.ValidationReport,
     wire.Cleared: ev.Cleared,
     wire.AutopsyReport: ev.Autopsied,
     wire.Bye: ev.Bye,

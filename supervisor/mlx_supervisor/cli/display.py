@@ -149,5 +149,8 @@ def _batch(step: ev.StepReport | None) -> str:
 
 
 def _loss(run: Run) -> str:
-    loss = run.history.loss
-    return "?" if loss is None else f"{loss:.4f}"
+    history = run.history
+    loss = "?" if history.loss is None else f"{history.loss:.4f}"
+    if history.validation_loss is None:
+        return loss
+    return f"{loss}, validation loss {history.validation_loss:.4f} at step {history.validation_step}"

@@ -111,6 +111,8 @@ class RunInfo(TypedDict, total=False):
     step: int | None
     target_steps: int | None
     loss: float | None
+    validation_loss: float | None
+    validation_step: int | None
     batch_size: int | None
     accumulation: int | None
     effective_batch: int | None

@@ -131,6 +131,14 @@ class PhaseChange(WorkerEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class ValidationReport(WorkerEvent):
+    """The validation loss after update `step`."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointReport(WorkerEvent):
     """A checkpoint is durable (`ok`), or failed, and training continues without it."""
 

@@ -50,6 +50,8 @@ class RunHistory:
     generation_train_s: float = 0.0
     generation_active_s: float = 0.0
     loss: float | None = None
+    validation_loss: float | None = None
+    validation_step: int = 0
     weights_sha256: str | None = None
     durable_before: int = 0
     tighter_steps: int | None = None
@@ -128,8 +130,9 @@ class RunHistory:
     def snapshot(self) -> dict[str, Any]:
         """Plain values for the journal. A loss that is not finite becomes None: JSON has no such number."""
         values = asdict(self)
-        if self.loss is not None and not isfinite(self.loss):
-            values["loss"] = None
+        for name in ("loss", "validation_loss"):
+            if values[name] is not None and not isfinite(values[name]):
+                values[name] = None
         return values
 
     @classmethod

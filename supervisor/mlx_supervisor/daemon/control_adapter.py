@@ -188,6 +188,8 @@ def run_info(run: SupervisedRun) -> RunInfo:
         step=history.highest_step if step is None else step.step,
         target_steps=history.target_steps,
         loss=history.loss,
+        validation_loss=history.validation_loss,
+        validation_step=None if history.validation_loss is None else history.validation_step,
         batch_size=machine.batch.size,
         effective_batch=machine.batch.effective,
         limit_bytes=machine.policy.memory.limit_bytes,

@@ -82,6 +82,13 @@ class PhaseChange(Message, frozen=True, kw_only=True, tag="phase"):
     detail: ShortText = ""
 
 
+class Validation(Message, frozen=True, kw_only=True, tag="validation"):
+    """The validation loss after an update."""
+
+    step: Count
+    loss: float
+
+
 class Cleared(Message, frozen=True, kw_only=True, tag="cleared"):
     """Answer to `clear_cache`, with the counters after it."""
 
@@ -134,7 +141,7 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     errors: Annotated[list[Raised], msgspec.Meta(max_length=8)] = []
 
 
-WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Cleared | AutopsyReport | Bye
+WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Validation | Cleared | AutopsyReport | Bye
 
 
 class ClearCache(Message, frozen=True, kw_only=True, tag="clear_cache"):

@@ -8,6 +8,7 @@ import pytest
 from tests.core.machine.timeline import MachineTimeline, policy
 
 from mlx_supervisor.control.backend import RunInfo
+from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.daemon.control_adapter import run_info
 from mlx_supervisor.daemon.run import SupervisedRun
@@ -50,3 +51,15 @@ def test_status_and_info_show_the_leak(ours, backend) -> None:
     shown = json.loads(ours("info", "night").out)
     for key in ("leak_by_cause_bytes_per_step", "steps_to_limit", "seconds_to_limit"):
         assert shown[key] == info[key]
+
+
+def test_status_and_info_show_the_validation_loss(ours, backend) -> None:
+    timeline = MachineTimeline(policy())
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running")
+    run = cast(SupervisedRun, SimpleNamespace(machine=timeline.machine))
+    assert run_info(run)["validation_loss"] is run_info(run)["validation_step"] is None
+    timeline.feed(ev.ValidationReport(timeline.at_s, 1, 1, 2.25))
+    backend.infos["night"] = run_info(run)
+    assert ", validation loss 2.25, " in ours("status", "night").out
+    shown = json.loads(ours("info", "night").out)
+    assert (shown["validation_loss"], shown["validation_step"]) == (2.25, 1)

@@ -113,6 +113,8 @@ def test_killed_in_the_middle_is_bit_equal(supervisor, undisturbed):
     validations = [re.findall("validation loss .* at step 12", worker.stdout) for worker in (undisturbed, second)]
     assert len(validations[0]) == 1
     assert validations[0] == validations[1], "running statistics count in evaluation only"
+    reported = [worker.of(wire.Validation)[-1] for worker in (undisturbed, second)]
+    assert (reported[0].step, reported[0].loss) == (reported[1].step, reported[1].loss)
     by_step = {line["step"]: line["samples"] for line in second.samples}
     assert list(by_step.values()) == [line["samples"] for line in undisturbed.samples]
 

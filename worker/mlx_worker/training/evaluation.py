@@ -44,6 +44,7 @@ class Evaluation:
         else:
             detail = f"validation loss {float(loss):.4f} at step {step}"
             print(detail)
+            self._link.send(wire.Validation, step=step, loss=float(loss))
             self._saver.note_evaluation(step, float(loss))
             if self._task.after_evaluation is not None:
                 self._task.after_evaluation(step, float(loss), time.perf_counter() - started_s)

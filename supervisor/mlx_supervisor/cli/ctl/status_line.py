@@ -22,10 +22,11 @@ def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
 
 
 def details_of(extra: Mapping[str, Any]) -> list[str]:
-    """Those known of: step, loss, batch, gradient checkpointing, memory and its limit, leak, trips, breaker."""
+    """Those known of: step, losses, batch, gradient checkpointing, memory and its limit, leak, trips, breaker."""
     parts = [
         _step(extra),
-        _loss(extra.get("loss")),
+        _loss("loss", extra.get("loss")),
+        _loss("validation loss", extra.get("validation_loss")),
         _batch(extra),
         "gradient checkpointing" if extra.get("gradient_checkpointing") else "",
         _memory(extra),
@@ -43,10 +44,10 @@ def _step(extra: Mapping[str, Any]) -> str:
     return shown
 
 
-def _loss(loss: Any) -> str:
+def _loss(name: str, loss: Any) -> str:
     if loss is None:
         return ""
-    return f"loss {loss:.4g}" if isinstance(loss, int | float) else f"loss {loss}"
+    return f"{name} {loss:.4g}" if isinstance(loss, int | float) else f"{name} {loss}"
 
 
 def _batch(extra: Mapping[str, Any]) -> str:

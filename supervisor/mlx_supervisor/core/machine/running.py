@@ -127,6 +127,10 @@ def on_phase(run: Run, event: ev.PhaseChange) -> None:
         run.heartbeat.progress(event.at_s, event.phase)
 
 
+def on_validation(run: Run, event: ev.ValidationReport) -> None:
+    run.history.validation_loss, run.history.validation_step = event.loss, event.step
+
+
 def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
     run.history.stall_s += event.stall_s
     if run.state is S.RUNNING:
