@@ -108,7 +108,7 @@ def test_a_healthy_run_is_not_accused_and_computes_the_same(supervisor):
     for requested in (False, True):
         worker = supervisor.start(supervisor.job(entry="leaky_tasks:drawing", steps=40), compiled=True)
         if requested:
-            worker.until(wire.Ready)
+            worker.until(wire.Hello)  # after Ready, 40 updates could be over before the request arrives
             worker.send(wire.Autopsy)
         assert worker.wait() == wire.EXIT_COMPLETED, worker.stderr
         workers.append(worker)
@@ -171,7 +171,7 @@ def test_a_stop_for_memory_saves_before_counting(supervisor):
 
 def test_a_run_that_ends_during_an_autopsy_still_answers(supervisor):
     worker = supervisor.start(supervisor.job(args={"pause_s": 0.1}, steps=5))
-    worker.until(wire.Ready)
+    worker.until(wire.Hello)
     worker.send(wire.Autopsy)
     assert worker.wait() == wire.EXIT_COMPLETED, worker.stderr
     (report,) = worker.of(wire.AutopsyReport)
