@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypedDict
 
 Channel = Literal["stdout", "stderr"]
+CHANNELS: tuple[Channel, ...] = ("stdout", "stderr")
 
 
 class FaultCode(IntEnum):
@@ -149,70 +150,54 @@ class Backend(Protocol):
     @property
     def shutting_down(self) -> bool:
         """True after `shutdown`: only methods that change nothing are still answered."""
-        ...
 
     def processes(self) -> Sequence[ProcessInfo]:
         """All runs in use."""
-        ...
 
     def configs(self) -> Sequence[ConfigInfo]:
         """All runs of the settings as last read, in use or not."""
-        ...
 
     def run_info(self, name: str) -> RunInfo:
         """Progress and memory of one run."""
-        ...
 
     async def start(self, name: str) -> None:
         """Start a run and return when it is ready.
 
         Faults: ALREADY_STARTED, SPAWN_ERROR, ABNORMAL_TERMINATION (it ended or was stopped before it was ready).
         """
-        ...
 
     async def stop(self, name: str) -> None:
         """Stop a run and return when all its processes have ended. Faults: NOT_RUNNING, FAILED."""
-        ...
 
     async def restart(self, name: str) -> None:
         """Stop a run if it is started, then start it. Faults: those of `start`."""
-        ...
 
     def signal(self, name: str, signum: int) -> None:
         """Send a signal to the run's worker. Faults: NOT_RUNNING, FAILED."""
-        ...
 
     def log_path(self, name: str, channel: Channel) -> Path | None:
         """The file with a run's output; None if it has none."""
-        ...
 
     def main_log_path(self) -> Path | None:
         """The daemon's log; None if it writes none."""
-        ...
 
     def clear_logs(self, name: str) -> None:
         """Empty both logs of a run. Faults: FAILED."""
-        ...
 
     def clear_main_log(self) -> None:
         """Empty the daemon's log. Faults: FAILED, NO_FILE."""
-        ...
 
     def shutdown(self, restart: bool = False) -> None:
         """Begin to stop all runs, then the daemon, and return at once. `restart`: start the daemon again afterwards."""
-        ...
 
     def reload_config(self) -> ConfigChanges:
         """Read the settings again without applying them. Faults: CANT_REREAD with the error in the settings."""
-        ...
 
     async def add(self, name: str) -> None:
         """Add a run of the settings as last read, and begin to start it if it has `autostart`.
 
         Faults: BAD_NAME if the settings have no such run, ALREADY_ADDED, FAILED.
         """
-        ...
 
     async def remove(self, name: str) -> None:
         """Remove a stopped run. Faults: STILL_RUNNING."""
-        ...

@@ -4,7 +4,7 @@ A method's name in a request is only ever a key of the table, never an attribute
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate
 
@@ -76,20 +76,12 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _boolean(value: Any) -> bool | None:
-    return bool(value) if isinstance(value, int) else None
-
-
-def _signal(value: Any) -> str | int | None:
-    return value if isinstance(value, str) else _whole(value)
-
-
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "string": lambda value: value if isinstance(value, str) else None,
     "int": _whole,
-    "boolean": _boolean,
+    "boolean": lambda value: bool(value) if isinstance(value, int) else None,
     "array": lambda value: value if isinstance(value, list) else None,
-    "signal": _signal,
+    "signal": lambda value: value if isinstance(value, str) else _whole(value),
 }
 
 
@@ -137,7 +129,12 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Cancel the starts and stops in the background."""
-        tasks = list(self._background)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(self._background)
+
+
+async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks and wait until they have ended."""
+    waiting = list(tasks)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)

@@ -4,7 +4,7 @@ import datetime
 import time
 from typing import Any
 
-from mlx_supervisor.control.backend import Backend, ConfigInfo, FaultCode, ProcessInfo, ProcessState
+from mlx_supervisor.control.backend import CHANNELS, Backend, ConfigInfo, FaultCode, ProcessInfo, ProcessState
 from mlx_supervisor.control.xmlrpc_codec import clip_int
 
 PRIORITY = 999
@@ -15,7 +15,7 @@ EXIT_STATUS_LIMIT = 127
 
 def process(backend: Backend, info: ProcessInfo, now_s: float) -> dict[str, Any]:
     """The struct that `getProcessInfo` returns. `now_s`: seconds since 1970."""
-    logs = {channel: str(backend.log_path(info.name, channel) or "") for channel in ("stdout", "stderr")}
+    stdout, stderr = (str(backend.log_path(info.name, channel) or "") for channel in CHANNELS)
     return {
         "name": info.name,
         "group": info.name,
@@ -26,9 +26,9 @@ def process(backend: Backend, info: ProcessInfo, now_s: float) -> dict[str, Any]
         "statename": info.state.name,
         "spawnerr": info.detail if info.state in (ProcessState.FATAL, ProcessState.BACKOFF) else "",
         "exitstatus": _exit_status(info.exit_status),
-        "logfile": logs["stdout"],
-        "stdout_logfile": logs["stdout"],
-        "stderr_logfile": logs["stderr"],
+        "logfile": stdout,
+        "stdout_logfile": stdout,
+        "stderr_logfile": stderr,
         "pid": clip_int(info.pid),
         "description": description(info, now_s),
     }
@@ -56,19 +56,13 @@ def _exit_status(status: int | None) -> int:
 
 def config(backend: Backend, info: ConfigInfo) -> dict[str, Any]:
     """The struct that `getAllConfigInfo` returns for one run; unused options have Supervisord's default."""
-    logs = {channel: _config_log(backend, info, channel) for channel in ("stdout", "stderr")}
-    channels = {
-        f"{channel}_{key}": value
-        for channel, log in logs.items()
-        for key, value in (
-            ("logfile", log),
-            ("logfile_backups", 0),
-            ("logfile_maxbytes", 0),
-            ("capture_maxbytes", 0),
-            ("events_enabled", False),
-            ("syslog", False),
-        )
-    }
+    channels: dict[str, Any] = {}
+    for channel in CHANNELS:
+        log = backend.log_path(info.name, channel) if info.in_use else None
+        channels[f"{channel}_logfile"] = str(log or "none")
+        for option in ("logfile_backups", "logfile_maxbytes", "capture_maxbytes"):
+            channels[f"{channel}_{option}"] = 0
+        channels[f"{channel}_events_enabled"] = channels[f"{channel}_syslog"] = False
     return channels | {
         "name": info.name,
         "group": info.name,
@@ -88,11 +82,6 @@ def config(backend: Backend, info: ConfigInfo) -> dict[str, Any]:
         "stopwaitsecs": clip_int(info.stop_wait_s),
         "serverurl": "none",
     }
-
-
-def _config_log(backend: Backend, info: ConfigInfo, channel: Any) -> str:
-    path = backend.log_path(info.name, channel) if info.in_use else None
-    return str(path) if path else "none"
 
 
 def result(name: str, code: FaultCode = FaultCode.SUCCESS, text: str = "OK") -> dict[str, Any]:

@@ -30,6 +30,14 @@ PAUSED = frozenset({State.BACKOFF, State.WAITING})
 PAUSE_S = 5.0
 """A start that waits longer (for memory, after a restart of the machine) fails with the reason."""
 RUNNING = frozenset({State.RUNNING, State.RELIEVING})
+PROCESS_STATES = {
+    State.STOPPED: ProcessState.STOPPED,
+    State.STARTING: ProcessState.STARTING,
+    State.BACKOFF: ProcessState.BACKOFF,
+    State.WAITING: ProcessState.BACKOFF,
+    State.COMPLETED: ProcessState.EXITED,
+    State.FATAL: ProcessState.FATAL,
+}
 
 
 class DaemonBackend(Backend):
@@ -83,12 +91,9 @@ class DaemonBackend(Backend):
         await run.until(lambda: run.machine.state in RUNNING | PAUSED or run.at_rest)
         if run.machine.state is State.COMPLETED or run.machine.state in RUNNING:
             return
+        spawned = run.pid is not None or run.worker.exit_status is not None
+        code = FaultCode.ABNORMAL_TERMINATION if spawned else FaultCode.SPAWN_ERROR
         reason = run.machine.reason or "see the run's log"
-        code = (
-            FaultCode.SPAWN_ERROR
-            if run.pid is None and run.worker.exit_status is None
-            else FaultCode.ABNORMAL_TERMINATION
-        )
         raise Fault(code, f"{name}: {reason}")
 
     async def stop(self, name: str) -> None:
@@ -145,10 +150,9 @@ class DaemonBackend(Backend):
         except SettingsError as error:
             raise Fault(FaultCode.CANT_REREAD, str(error)) from None
         runs, used = self._reread.runs, self._daemon.runs
-        changed = [name for name in runs if name in used and used[name].settings.runs[name] != runs[name]]
         return ConfigChanges(
             added=[name for name in runs if name not in used],
-            changed=changed,
+            changed=[name for name in runs if name in used and used[name].settings.runs[name] != runs[name]],
             removed=[name for name in used if name not in runs],
         )
 
@@ -221,30 +225,14 @@ def run_info(run: SupervisedRun) -> RunInfo:
 
 
 def _process_info(run: SupervisedRun) -> ProcessInfo:
+    """A worker that is restarted counts as RUNNING: the operator has nothing to do."""
     state = run.machine.state
     return ProcessInfo(
         name=run.name,
-        state=_process_state(run),
+        state=PROCESS_STATES.get(state, ProcessState.STOPPING if run.machine.stopping else ProcessState.RUNNING),
         pid=run.pid or 0,
         started_at_s=run.worker.started_wall_s,
         stopped_at_s=run.worker.stopped_wall_s,
         exit_status=run.worker.exit_status,
         detail=run.machine.reason if state in PAUSED | {State.FATAL} else "",
     )
-
-
-def _process_state(run: SupervisedRun) -> ProcessState:
-    """A worker that is restarted counts as RUNNING: the operator has nothing to do."""
-    state = run.machine.state
-    match state:
-        case State.STOPPED:
-            return ProcessState.STOPPED
-        case State.STARTING:
-            return ProcessState.STARTING
-        case State.BACKOFF | State.WAITING:
-            return ProcessState.BACKOFF
-        case State.COMPLETED:
-            return ProcessState.EXITED
-        case State.FATAL:
-            return ProcessState.FATAL
-    return ProcessState.STOPPING if run.machine.stopping else ProcessState.RUNNING

@@ -61,8 +61,7 @@ async def process_info(dispatcher: Dispatcher, name: str) -> dict[str, Any]:
 
 async def all_process_info(dispatcher: Dispatcher) -> list[Any]:
     """The states of all runs, sorted by name."""
-    backend = dispatcher.backend
-    return [structs.process(backend, info, time.time()) for info in in_order(backend)]
+    return [structs.process(dispatcher.backend, info, time.time()) for info in in_order(dispatcher.backend)]
 
 
 async def start(dispatcher: Dispatcher, name: str, wait: bool) -> object:

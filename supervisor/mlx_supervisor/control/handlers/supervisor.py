@@ -6,13 +6,10 @@ from typing import Any
 from mlx_supervisor import __version__
 from mlx_supervisor.control.dispatcher import Dispatcher
 
-API_VERSION = "3.0"
-IDENTIFICATION = "mlx-supervisor"
-
 
 async def get_api_version(dispatcher: Dispatcher) -> str:
     """The version of Supervisord's interface."""
-    return API_VERSION
+    return "3.0"
 
 
 async def get_version(dispatcher: Dispatcher) -> str:
@@ -22,7 +19,7 @@ async def get_version(dispatcher: Dispatcher) -> str:
 
 async def get_identification(dispatcher: Dispatcher) -> str:
     """Always mlx-supervisor."""
-    return IDENTIFICATION
+    return "mlx-supervisor"
 
 
 async def get_state(dispatcher: Dispatcher) -> dict[str, Any]:

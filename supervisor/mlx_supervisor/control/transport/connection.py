@@ -7,7 +7,7 @@ import h11
 
 from mlx_supervisor.control import xmlrpc_codec
 from mlx_supervisor.control.backend import Fault, FaultCode
-from mlx_supervisor.control.dispatcher import Dispatcher
+from mlx_supervisor.control.dispatcher import Dispatcher, cancel
 from mlx_supervisor.control.handlers import logs
 from mlx_supervisor.control.log_reader import Follower
 from mlx_supervisor.control.transport.http_stream import PLAIN_TEXT, DisconnectedError, HttpStatusError, HttpStream
@@ -88,9 +88,7 @@ class Connection:
             try:
                 await asyncio.wait({disconnected, copying}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                disconnected.cancel()
-                copying.cancel()
-                await asyncio.gather(disconnected, copying, return_exceptions=True)
+                await cancel((disconnected, copying))
         finally:
             follower.close()
         raise DisconnectedError

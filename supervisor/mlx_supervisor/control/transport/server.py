@@ -6,7 +6,7 @@ from pathlib import Path
 import structlog
 
 from mlx_supervisor.control.backend import Backend
-from mlx_supervisor.control.dispatcher import Dispatcher
+from mlx_supervisor.control.dispatcher import Dispatcher, cancel
 from mlx_supervisor.control.handlers.table import METHODS
 from mlx_supervisor.control.transport.connection import Connection
 from mlx_supervisor.control.transport.http_stream import HttpStream
@@ -50,9 +50,9 @@ class ControlServer:
         self._server.close()
         answering = [task for task, connection in self.connections.items() if connection.leave()]
         await _wait(answering)
-        await _cancel(self._calls)
+        await cancel(self._calls)
         await _wait([task for task in answering if not task.done()])
-        await _cancel({*self.connections, *self._refusals})
+        await cancel((*self.connections, *self._refusals))
         await self._dispatcher.close()
         self._file.close()
         self._file = self._server = None
@@ -91,10 +91,3 @@ async def _turn_away(stream: HttpStream) -> None:
 async def _wait(tasks: list[asyncio.Task[None]]) -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=FAREWELL_S)
-
-
-async def _cancel(tasks: set[asyncio.Task[None]] | set[asyncio.Task[object]]) -> None:
-    waiting = list(tasks)
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)

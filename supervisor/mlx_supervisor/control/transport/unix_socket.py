@@ -1,5 +1,6 @@
 """The socket's file: checks its path and its folder's owner, and replaces the file of a daemon that died."""
 
+import errno
 import os
 import socket
 import stat
@@ -75,15 +76,10 @@ def _remove_stale(path: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
+    """Whether a daemon listens; also after a timeout or with a full queue."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_TIMEOUT_S)
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # a full queue or a timeout: a daemon is listening
-        return True
+        return probe.connect_ex(os.fspath(path)) not in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 def _listen(path: Path) -> socket.socket:
