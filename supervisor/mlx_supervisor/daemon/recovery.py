@@ -50,7 +50,7 @@ class Recovery:
             grace_s = restart.stop_grace_s + restart.term_grace_s
             for orphan in orphans:
                 if not await end_orphaned_generation(orphan, grace_s, lambda: self._hurried, self._notice):
-                    self._machine.refuse_starts(orphan.generation)
+                    self._machine.survivor = orphan.generation
                     self._waiting = asyncio.get_running_loop().create_task(self._wait_for(orphans))
                     return
             self._take_over(orphans)

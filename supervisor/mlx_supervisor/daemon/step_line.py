@@ -10,7 +10,7 @@ def step_line(machine: Run, step: ev.StepReport) -> str:
     """One update in one line, with the footprint, the limit and the leak rate."""
     mib = 1024 * 1024
     sample = machine.last_sample
-    leak = machine.breaker.leak_bytes_per_step
+    leak = machine.breaker.growth.bytes_per_step
     used = "?" if sample is None else f"{sample.footprint_bytes / mib:,.0f}"
     unit, count = ("tokens", step.tokens) if step.tokens else ("samples", step.samples)
     rate = count / step.seconds if step.seconds > 0 else 0.0

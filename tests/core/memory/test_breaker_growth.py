@@ -78,7 +78,7 @@ def test_one_slow_step_does_not_stretch_the_time_left() -> None:
 def test_growth_is_unknown_at_first_and_zero_later() -> None:
     breaker = _breaker()
     assert breaker.growth == Growth()
-    assert breaker.leak_bytes_per_step is None
+    assert breaker.growth.bytes_per_step is None
     growth = _fed(breaker, range(300))
     assert (growth.bytes_per_step, growth.verdict, growth.steps_left, growth.seconds_left) == (0, False, None, None)
 
@@ -96,7 +96,7 @@ def test_other_phases_don_t_count_for_the_floor(phase: ev.Phase) -> None:
             breaker.sample(sample(1000))
         breaker.step(report(step, 500, 200), False)
         assert not breaker.leaking
-    assert breaker.leak_bytes_per_step == 0
+    assert breaker.growth.bytes_per_step == 0
 
 
 def test_an_evaluation_long_ago_is_still_held_in_reserve() -> None:
@@ -167,7 +167,7 @@ def test_lost_steps_and_lost_samples_do_not_bend_the_slope() -> None:
             breaker.sample(sample(mb))
         if step % 5 > 1:
             breaker.step(report(step, 500, 200), False)
-    assert breaker.leak_bytes_per_step == pytest.approx(10 * MB, rel=0.02)
+    assert breaker.growth.bytes_per_step == pytest.approx(10 * MB, rel=0.02)
 
 
 def test_the_same_step_twice_and_an_older_one_are_ignored() -> None:
@@ -176,7 +176,7 @@ def test_the_same_step_twice_and_an_older_one_are_ignored() -> None:
         for again in (step, step, max(step - 3, 0)):
             breaker.sample(sample(1000 + 10 * step))
             breaker.step(report(again, 500, 200), False)
-    assert breaker.leak_bytes_per_step == pytest.approx(10 * MB, rel=0.05)
+    assert breaker.growth.bytes_per_step == pytest.approx(10 * MB, rel=0.05)
 
 
 def test_arrays_in_device_memory_do_not_hide_a_leak_of_the_host() -> None:
@@ -200,7 +200,7 @@ def test_growth_in_the_warm_up_is_a_leak_only_when_the_limit_is_near() -> None:
     for limit_mb, leaks in ((LIMIT_MB, False), (3000, True)):
         breaker = _breaker(limit_mb)
         assert _fed(breaker, range(30), native=30).verdict is leaks
-        assert breaker.leak_bytes_per_step == pytest.approx(30 * MB, rel=0.02)
+        assert breaker.growth.bytes_per_step == pytest.approx(30 * MB, rel=0.02)
 
 
 def test_the_step_line_shows_the_growth_or_a_question_mark() -> None:

@@ -111,18 +111,18 @@ def replay(trace: Trace, limit_mb: float, *, to_the_trip: bool = True, step_s: f
             breaker.phase(ev.Phase.EVAL)
             trip = breaker.sample(sample(excursion))
             breaker.phase(ev.Phase.TRAIN)
-        trip = breaker.sample(sample(footprint)) or trip
+        trip = hard = breaker.sample(sample(footprint)) or trip
         if trip is None:
             trip = breaker.step(report(step, trace.active[step], trace.cache[step], step_s), False)
         if trip is not None and seen.trip is None:
             seen.trip = trip
-            seen.soft_step, seen.hard_step = (None, step) if trip.hard else (step, None)
+            seen.soft_step, seen.hard_step = (None, step) if hard else (step, None)
         if trip is not None and to_the_trip:
             return seen
         if breaker.leaking:
             seen.verdicts.append(step)
             if seen.slope_mb is None and step >= trace.onset:
-                seen.slope_mb = (breaker.leak_bytes_per_step or 0.0) / MB
+                seen.slope_mb = (breaker.growth.bytes_per_step or 0.0) / MB
     return seen
 
 

@@ -73,7 +73,7 @@ class SimulatedSupervisor:
                     worker.signal(9)
             if self.hurried and now_s >= deadline_s + UNKILLABLE_S:
                 # the wait for an unkillable process was cut short: starts are blocked
-                self.machine.refuse_starts(world.workers[0].generation)
+                self.machine.survivor = world.workers[0].generation
                 self.recovering = self.hurried = False
                 self._resume()
             world.clock.later(POLL_S, self._end_orphans, orphans, deadline_s)

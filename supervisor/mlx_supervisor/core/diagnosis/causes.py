@@ -67,11 +67,6 @@ class Diagnosis:
     advice: str = ""
     error_key: str = ""
 
-    @property
-    def memory(self) -> bool:
-        """Whether less memory would have helped."""
-        return self.cause in MEMORY_CAUSES
-
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
@@ -181,8 +176,7 @@ def diagnose(
     whether the last sample was near `memory.limit`. `errors`: the bye's, the one that ended the worker first.
     `stderr_tail` counts only without them, or after a signal.
     """
-    if exit_code in SHELL_SIGNAL_CODES and signal is None:
-        assert exit_code is not None
+    if exit_code is not None and exit_code in SHELL_SIGNAL_CODES:
         signal = exit_code - 128
     if signal == SIGKILL:
         return _killed(oom_killed, near_limit)
@@ -248,7 +242,7 @@ def _by_signal(signal: int, end: StderrEnd, near_limit: bool) -> Diagnosis:
 def _mark(raised: Raised) -> _Mark | None:
     name = raised.name.rpartition(":")[2]
     for mark in _MARKS:
-        if (not mark.kinds or name in mark.kinds) and mark.message.match(raised.message):
+        if name in mark.kinds and mark.message.match(raised.message):
             return mark
     return None
 

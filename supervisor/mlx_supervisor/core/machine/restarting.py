@@ -31,14 +31,11 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     run.close_generation(at_s, ended, cause)
     rung = climb(run.policy, run.batch, past, cause, progress=progress)
     if not ending.restart:
-        state = S.FATAL if cause is Cause.REFUSED else S.STOPPED
-        run.go(state)
-        run.finish(state, ending.requested_by or ending.text)
+        run.end(S.FATAL if cause is Cause.REFUSED else S.STOPPED, ending.requested_by or ending.text)
         return
     final = _reason_to_give_up(run, ending, rung, progress, at_s - current.started_s)
     if final is not None:
-        run.go(S.FATAL)
-        run.finish(S.FATAL, final)
+        run.end(S.FATAL, final)
         return
     past.tighter_steps = _tighter_interval(run, current, saved)
     _restart(run, at_s, ending, ended, rung, run.budget.delay_s(cause, progress=progress, eased=rung.eased))
@@ -75,34 +72,22 @@ def _reason_to_give_up(run: Run, ending: Ending, rung: Rung, progress: bool, liv
     if cause is Cause.REQUESTED:
         run.budget.reset()
         return None
-    repeated = _repeated_error(run, ending)
-    spent = run.budget.generation_ended(cause, progress=progress, eased=rung.eased, lived_s=lived_s)
-    too_low = _limit_too_low(run, cause, rung)
-    if too_low is not None or repeated is not None:
-        return too_low or repeated
-    if spent is None:
-        return None
     advice = f"; {ending.advice}" if ending.advice else ""
-    return f"{spent}; last error: {ending.text}{advice}"
+    repeated = _repeated_error(run, ending, advice)
+    spent = run.budget.generation_ended(cause, progress=progress, eased=rung.eased, lived_s=lived_s)
+    return _limit_too_low(run, cause, rung) or repeated or (spent and f"{spent}; last error: {ending.text}{advice}")
 
 
-def _repeated_error(run: Run, ending: Ending) -> str | None:
+def _repeated_error(run: Run, ending: Ending, advice: str) -> str | None:
     """An error that repeats at the same step would repeat every time."""
-    step = _last_known_step(run)
+    assert run.current is not None
+    step = max(0 if run.bye is None else run.bye.step, run.current.last_step or 0, run.current.ready_step)
     if not run.budget.repeated(ending.cause, ending.error_key, step):
         return None
     times, last = run.history.same_errors, ending.text
-    advice = f"; {ending.advice}" if ending.advice else ""
     if ending.cause is Cause.NOT_FINITE:
         return f"{times} consecutive non-finite losses at step {step} ({last}){advice}"
     return f"the same error {times} times in a row after step {step} (restart.max_same_error): {last}{advice}"
-
-
-def _last_known_step(run: Run) -> int:
-    """The highest step that the ended generation reported."""
-    assert run.current is not None
-    bye_step = 0 if run.bye is None else run.bye.step
-    return max(bye_step, run.current.last_step or 0, run.current.ready_step)
 
 
 def _limit_too_low(run: Run, cause: Cause, rung: Rung) -> str | None:

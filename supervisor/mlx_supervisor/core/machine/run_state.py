@@ -43,8 +43,7 @@ class Run:
         self.current: Generation | None = None
         self.last_sample: ev.Sample | None = None
         self.last_step: ev.StepReport | None = None
-        past = self.history
-        self.reason = past.reason
+        past, self.reason = self.history, self.history.reason
         past.forget_trips_below(policy.memory.limit_bytes)
         self.batch = BatchPlan(policy.batch, past.batch_size, frozenset(past.tripped_sizes), past.leak_from)
         if past.requested_size is not None and past.requested_effective is not None:
@@ -67,6 +66,7 @@ class Run:
         self.cool_until_s: float | None = None
         self.counted_until_s: float | None = None
         self.survivor: int | None = None
+        """A generation whose worker survived SIGKILL: starts are blocked until it exits."""
         self.suspending = False
         self.drain_extended = False
         self.out: list[act.Action] = []
@@ -76,10 +76,6 @@ class Run:
     def stopping(self) -> bool:
         """Whether the current generation is ending with no restart after it."""
         return self.ending is not None and not self.ending.restart
-
-    def refuse_starts(self, generation: int) -> None:
-        """A worker of this generation survived SIGKILL: block starts until it exits."""
-        self.survivor = generation
 
     @property
     def checkpoints_gradients(self) -> bool:
@@ -129,7 +125,7 @@ class Run:
         self.out.append(act.Kill(self.history.generation, ending.text))
         self.go(S.KILLING, at_s + self.policy.restart.kill_wait_s)
 
-    def count_trip(self, trip: Trip) -> None:
+    def count_trip(self) -> None:
         self.history.trips += 1
         self.breaker.open()
 
@@ -138,12 +134,16 @@ class Run:
             record = self.current.record(at_s, ended, cause.value)
             self.out.append(act.CloseGeneration(self.current.generation, record, alive))
 
-    def finish(self, state: State, reason: str) -> None:
-        outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[state]
+    def end(self, state: State, reason: str) -> None:
+        self.go(state)
+        self.finish(reason)
+
+    def finish(self, reason: str) -> None:
+        outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[self.state]
         self.history.outcome = outcome
-        self.history.wanted = self.suspending and state is S.STOPPED
+        self.history.wanted = self.suspending and self.state is S.STOPPED
         self.reason = reason
-        level = act.Severity.ERROR if state is S.FATAL else act.Severity.INFO
+        level = act.Severity.ERROR if self.state is S.FATAL else act.Severity.INFO
         self.say("finish", f"{outcome.capitalize()} at step {self.history.highest_step}: {reason}.", level)
         self.save()
         self.out.append(act.Finish(outcome, reason))

@@ -20,39 +20,40 @@ AUTOPSY_GRACE_TIMES = 2
 
 
 def on_command_before_ready(run: Run, event: ev.Command) -> None:
-    if event.kind is not CommandKind.START:
-        _end_on_command(run, event, run.policy.restart.term_grace_s)
+    if event.kind is CommandKind.KILL:
+        _kill(run, event, _requested(event))
+    elif event.kind is not CommandKind.START:
+        run.say(event.kind.value, sentence(f"{_request_text(event)}; the worker is not ready yet, sending SIGTERM"))
+        run.terminate(event.at_s, _requested(event), run.policy.restart.term_grace_s)
 
 
 def on_command_running(run: Run, event: ev.Command) -> None:
     if event.kind is CommandKind.KILL:
-        _end_on_command(run, event, 0.0)
+        _kill(run, event, _requested(event))
     elif event.kind is not CommandKind.START:
-        ending = Ending(Cause.REQUESTED, _why(event), event.kind is CommandKind.RESTART)
         run.say(event.kind.value, sentence(f"{_request_text(event)}; the worker saves a checkpoint and exits"))
-        run.drain(event.at_s, ending)
-
-
-def _end_on_command(run: Run, event: ev.Command, grace_s: float) -> None:
-    ending = Ending(Cause.REQUESTED, _why(event), event.kind is CommandKind.RESTART)
-    if event.kind is CommandKind.KILL:
-        run.say("kill", sentence(f"{_request_text(event)}; killing the worker"), Severity.WARNING)
-        run.kill(event.at_s, ending)
-    else:
-        run.say(event.kind.value, sentence(f"{_request_text(event)}; the worker is not ready yet, sending SIGTERM"))
-        run.terminate(event.at_s, ending, grace_s)
+        run.drain(event.at_s, _requested(event))
 
 
 def on_command_ending(run: Run, event: ev.Command) -> None:
     """The cause of the end stays; the command decides what follows."""
     assert run.ending is not None
-    if event.kind is CommandKind.KILL and run.state is not S.KILLING:
-        run.say("kill", sentence(f"{_request_text(event)}; killing the worker"), Severity.WARNING)
-        run.kill(event.at_s, replace(run.ending, restart=False, requested_by=_request_text(event)))
-    elif event.kind in (CommandKind.START, CommandKind.RESTART):
+    if event.kind in (CommandKind.START, CommandKind.RESTART):
         run.ending = replace(run.ending, restart=True, requested_by="")
-    else:
-        run.ending = replace(run.ending, restart=False, requested_by=_request_text(event))
+        return
+    run.ending = replace(run.ending, restart=False, requested_by=_request_text(event))
+    if event.kind is CommandKind.KILL and run.state is not S.KILLING:
+        _kill(run, event, run.ending)
+
+
+def _kill(run: Run, event: ev.Command, ending: Ending) -> None:
+    run.say("kill", sentence(f"{_request_text(event)}; killing the worker"), Severity.WARNING)
+    run.kill(event.at_s, ending)
+
+
+def _requested(event: ev.Command) -> Ending:
+    text = event.reason[:REASON_LIMIT_CHARS] or _request_text(event)
+    return Ending(Cause.REQUESTED, text, restart=event.kind is CommandKind.RESTART)
 
 
 def on_step_before_ready(run: Run, event: ev.StepReport) -> None:
@@ -112,10 +113,8 @@ def on_step(run: Run, event: ev.StepReport) -> None:
 
 
 def _grow(run: Run) -> None:
-    larger = run.batch.good_step()
-    if larger is not None:
-        effective = run.batch.effective
-        assert effective is not None
+    larger, effective = run.batch.good_step(), run.batch.effective
+    if larger is not None and effective is not None:
         run.say("grow", f"Growing micro-batch to {larger} from the next update.", batch_size=larger)
         run.save()
         run.out.append(RequestResize(run.history.generation, larger, effective))
@@ -154,25 +153,19 @@ def on_bye(run: Run, event: ev.Bye) -> None:
     run.bye = event
 
 
-def _observe_sample(run: Run, event: ev.Sample) -> Trip | None:
+def on_sample(run: Run, event: ev.Sample) -> None:
     run.missing = 0
     run.last_sample = event
     if run.current is not None:
         run.current.peak_footprint_bytes = max(run.current.peak_footprint_bytes, event.footprint_bytes)
-    return run.breaker.sample(event)
-
-
-def on_sample(run: Run, event: ev.Sample) -> None:
-    trip = _observe_sample(run, event)
+    trip = run.breaker.sample(event)
     if trip is not None:
         _hard_trip(run, event.at_s, trip)
 
 
 def on_sample_relieving(run: Run, event: ev.Sample) -> None:
-    trip = _observe_sample(run, event)
-    if trip is not None:
-        _hard_trip(run, event.at_s, trip)
-    elif run.cleared and run.breaker.relieved(event.footprint_bytes):
+    on_sample(run, event)
+    if run.state is S.RELIEVING and run.cleared and run.breaker.relieved(event.footprint_bytes):
         run.say("relieved", f"Clearing the caches was enough: footprint {size(event.footprint_bytes)}.")
         run.relief = None
         run.heartbeat.progress(event.at_s, Phase.TRAIN)
@@ -214,7 +207,7 @@ def on_relief_timeout(run: Run, event: ev.Tick) -> None:
 
 
 def _trip_and_drain(run: Run, at_s: float, trip: Trip) -> None:
-    run.count_trip(trip)
+    run.count_trip()
     run.say("trip", f"Soft trip: {trip.text}. The worker saves a checkpoint and exits.", Severity.WARNING, hard=False)
     if run.policy.restart.stop_grace_s >= AUTOPSY_GRACE_TIMES * run.policy.memory.autopsy_limit_s:
         _request_autopsy(run)  # before the stop request: a stopping worker may ignore later ones
@@ -222,12 +215,10 @@ def _trip_and_drain(run: Run, at_s: float, trip: Trip) -> None:
 
 
 def _hard_trip(run: Run, at_s: float, trip: Trip) -> None:
-    ending = Ending(trip.cause, trip.text, restart=True)
     if run.ending is None:
-        run.count_trip(trip)
-    else:
-        ending = run.ending
-    run.kill(at_s, ending)  # before the notice: memory is more urgent
+        run.count_trip()
+    # before the notice: memory is more urgent
+    run.kill(at_s, run.ending or Ending(trip.cause, trip.text, restart=True))
     run.say("trip", f"Hard trip: {trip.text}. Killing the worker.", Severity.WARNING, hard=True)
 
 
@@ -255,10 +246,6 @@ def on_autopsied(run: Run, event: ev.Autopsied) -> None:
     if run.current is not None:
         run.current.autopsy = findings
     run.history.autopsy = findings
-
-
-def _why(event: ev.Command) -> str:
-    return event.reason[:REASON_LIMIT_CHARS] or _request_text(event)
 
 
 def _request_text(event: ev.Command) -> str:

@@ -24,7 +24,7 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
         _cool_down(run, event.at_s)
     elif event.kind is not CommandKind.SUSPEND and run.history.generation > 0 and run.history.outcome == "":
         # the supervisor died during the run, and the run is not to be resumed
-        run.finish(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped before the restart")
+        run.finish(event.reason[:REASON_LIMIT_CHARS] or "stopped before the restart")
 
 
 def _cool_down(run: Run, at_s: float) -> None:
@@ -62,8 +62,7 @@ def on_command_in_backoff(run: Run, event: ev.Command) -> None:
         return
     if event.kind is not CommandKind.SUSPEND:
         run.history.cooling = False  # a person stopped it: the next start needs no wait
-    run.go(S.STOPPED)
-    run.finish(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped while waiting to restart")
+    run.end(S.STOPPED, event.reason[:REASON_LIMIT_CHARS] or "stopped while waiting to restart")
 
 
 def on_command_while_waiting(run: Run, event: ev.Command) -> None:
@@ -82,15 +81,13 @@ def on_recovered(run: Run, event: ev.Recovered) -> None:
     lost = Generation.recovered(event, run.batch.size, checkpoints_gradients(run.policy, past))
     run.out.append(CloseGeneration(event.generation, lost.record(event.at_s, "lost", cause.value)))
     past.failures += event.machine_restarted  # a supervisor's death alone leaves the worker time to save
-    spent = None
     if event.machine_restarted:
         past.cooling = True
         run.cool_until_s = event.at_s + run.policy.restart.reboot_cooldown_s
         spent = run.budget.rebooted(progress=past.durable_step > past.durable_before)
-    if spent is not None:
-        run.go(S.FATAL)
-        run.finish(S.FATAL, spent)
-        return
+        if spent is not None:
+            run.end(S.FATAL, spent)
+            return
     run.save()
 
 

@@ -2,7 +2,7 @@
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.actions import DumpStacks, Kill, Severity
-from mlx_supervisor.core.diagnosis.causes import Cause, diagnose, last_line
+from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause, diagnose, last_line
 from mlx_supervisor.core.events import Outcome
 from mlx_supervisor.core.machine.restarting import NEAR_SHARE, after_exit
 from mlx_supervisor.core.machine.run_state import Ending, Run
@@ -33,17 +33,14 @@ def on_request_failed(run: Run, event: ev.ActionFailed) -> None:
     """A request did not reach the worker; a signal does."""
     if event.action not in ("RequestStop", "RequestClearCache"):
         return
-    ending = run.ending or _tripped_ending(run)
+    ending = run.ending
+    if ending is None:  # the request to clear the caches failed: its trip counts now
+        assert run.relief is not None
+        run.count_trip()
+        ending = Ending(run.relief.cause, run.relief.text, restart=True)
     text = f"Failed to send {event.action} to the worker ({event.error}); sending SIGTERM."
     run.say("request_failed", text, Severity.WARNING)
     run.terminate(event.at_s, ending, run.policy.restart.stop_grace_s)
-
-
-def _tripped_ending(run: Run) -> Ending:
-    """Count the trip whose request to clear the caches failed."""
-    assert run.relief is not None
-    run.count_trip(run.relief)
-    return Ending(run.relief.cause, run.relief.text, restart=True)
 
 
 def on_term_timeout(run: Run, event: ev.Tick) -> None:
@@ -63,8 +60,7 @@ def on_kill_timeout(run: Run, event: ev.Tick) -> None:
     text = f"a process of generation {run.history.generation} survived {run.kills} SIGKILLs; restart the machine"
     run.close_generation(event.at_s, "survived SIGKILL", run.ending.cause, alive=True)
     run.survivor = run.history.generation
-    run.go(S.FATAL)
-    run.finish(S.FATAL, text)
+    run.end(S.FATAL, text)
 
 
 def on_exited(run: Run, event: ev.Exited) -> None:
@@ -72,10 +68,7 @@ def on_exited(run: Run, event: ev.Exited) -> None:
     if event.exit_code == 0 and _all_steps_done(run):
         _completed(run, event.at_s, ended)
         return
-    ending = run.ending
-    if ending is None:
-        ending = _unrequested_ending(run, event)
-    after_exit(run, event.at_s, ending, ended)
+    after_exit(run, event.at_s, run.ending or _unrequested_ending(run, event), ended)
 
 
 def _all_steps_done(run: Run) -> bool:
@@ -95,24 +88,19 @@ def _unrequested_ending(run: Run, event: ev.Exited) -> Ending:
         return Ending(Cause.REFUSED, text, restart=False)
     if event.exit_code == EXIT_STOPPED_CODE:
         return Ending(Cause.INTERRUPTED, "the worker was stopped, but not by the supervisor", restart=True)
+    sample = run.last_sample
     diagnosis = diagnose(
         event.exit_code,
         event.signal,
         event.stderr_tail,
         oom_killed=event.oom_killed,
-        near_limit=_near_limit(run),
+        near_limit=sample is not None and sample.footprint_bytes > NEAR_SHARE * run.policy.memory.limit_bytes,
         errors=run.bye.errors if run.bye else (),
     )
-    if diagnosis.memory:
-        run.history.trips += 1
-        run.breaker.open()
+    if diagnosis.cause in MEMORY_CAUSES:
+        run.count_trip()
     text = diagnosis.text or _ended(event)
     return Ending(diagnosis.cause, text, restart=True, advice=diagnosis.advice, error_key=diagnosis.error_key)
-
-
-def _near_limit(run: Run) -> bool:
-    sample = run.last_sample
-    return sample is not None and sample.footprint_bytes > NEAR_SHARE * run.policy.memory.limit_bytes
 
 
 def _completed(run: Run, at_s: float, ended: str) -> None:
@@ -120,8 +108,7 @@ def _completed(run: Run, at_s: float, ended: str) -> None:
     if run.bye is not None:
         run.history.weights_sha256 = run.bye.weights_sha256
         run.history.highest_step = max(run.history.highest_step, run.bye.step)
-    run.go(S.COMPLETED)
-    run.finish(S.COMPLETED, "all steps done")
+    run.end(S.COMPLETED, "all steps done")
 
 
 def _ended(event: ev.Exited) -> str:

@@ -34,9 +34,8 @@ class BreakerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """Why the breaker opens. `hard`: kill at once. `relievable`: clearing the caches may help."""
+    """Why the breaker opens. `relievable`: clearing the caches may help."""
 
-    hard: bool
     cause: Cause
     text: str
     relievable: bool = False
@@ -86,13 +85,13 @@ class Breaker:
         self._reset_sample()
 
     def sample(self, sample: ev.Sample) -> Trip | None:
-        """Judge a memory sample. Only a sample can trip hard."""
+        """Judge a memory sample. Its trip is hard: the worker must be killed at once. A step's trip is soft."""
         self._last = sample
         self._peak_bytes = max(self._peak_bytes, sample.footprint_bytes)
         if not self._overrun.add(sample.footprint_bytes):
             return None
         text = f"used {size(sample.footprint_bytes)}, limit {size(self._policy.limit_bytes)}"
-        return Trip(hard=True, cause=self._cause(), text=text)
+        return Trip(self._cause(), text)
 
     def checkpoint(self, seconds: float) -> None:
         """Learn how long a checkpoint takes: a soft trip must leave time for one."""
@@ -135,7 +134,7 @@ class Breaker:
             f"memory grows by {growth_rate(slope)} and would pass the limit of "
             f"{size(self._policy.limit_bytes)} in {max(room, 0) / slope:.0f} steps"
         )
-        return Trip(hard=False, cause=Cause.LEAK, text=text, relievable=relievable)
+        return Trip(Cause.LEAK, text, relievable)
 
     def _near(self, at_minimum: bool) -> Trip | None:
         if not self._level.near or (at_minimum and not self._level.grown):
@@ -145,7 +144,7 @@ class Breaker:
             f"near the limit of {size(self._policy.limit_bytes)}"
         )
         excess = self._level.level_bytes - self._policy.soft_share * self._policy.limit_bytes
-        return Trip(hard=False, cause=self._cause(), text=text, relievable=self._cache_bytes > excess)
+        return Trip(self._cause(), text, relievable=self._cache_bytes > excess)
 
     def _cause(self) -> Cause:
         """After a leak the run may grow back to its batch size; after pressure it may not."""
@@ -177,11 +176,6 @@ class Breaker:
             return Growth(slope, by_cause, self.leaking)
         steps_left = max(self._room(), 0.0) / slope
         return Growth(slope, by_cause, self.leaking, steps_left, steps_left * meter.step_s)
-
-    @property
-    def leak_bytes_per_step(self) -> float | None:
-        """The floor's growth, for display: 0 when it is within noise, None while too little is known."""
-        return self._meter.bytes_per_step
 
     @property
     def leaking(self) -> bool:
