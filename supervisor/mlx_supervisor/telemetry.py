@@ -170,7 +170,6 @@ _EVENTS: dict[type[wire.Message], type[ev.WorkerEvent]] = {
 }
 """Each message's event. An event takes the fields that it names from the message."""
 _FIELDS = {kind: [(each.name, each.type) for each in fields(kind) if each.name != "at_s"] for kind in _EVENTS.values()}
-_MULTILINE = {"reason"}
 
 
 def _event_of(message: wire.Message, at_s: float) -> ev.Event:
@@ -183,7 +182,7 @@ def _value(name: str, of: Any, value: Any) -> Any:
     if of in (ev.Phase, ev.Outcome):
         return of(value)
     if isinstance(value, str):
-        return printable(value).replace("\r", "\n") if name in _MULTILINE else _line(value)
+        return printable(value).replace("\r", "\n") if name == "reason" else _line(value)
     return tuple(map(_element, value)) if isinstance(value, list) else value
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
 from mlx_supervisor.cli.nonblocking_stream import NonblockingStream
+from mlx_supervisor.cli.signals import handle_signals
 from mlx_supervisor.cli.summary_text import print_summary
 from mlx_supervisor.control.transport.unix_socket import SocketFileError
 from mlx_supervisor.core.events import CommandKind
@@ -85,23 +85,17 @@ async def _foreground(
     service = Service(alone, state, [display])
     await service.open(forget=[name] if fresh else [])
     run = service.daemon.runs[name]
-    received: set[signal.Signals] = set()
 
-    def interrupt(number: signal.Signals) -> None:
-        """A second signal of the same kind kills. Not SIGHUP: a closing terminal sends it twice, then SIGTERM."""
-        if number in received and number is not signal.SIGHUP:
-            run.command(CommandKind.KILL, f"second {number.name}")
-            console.print("Killing the worker. The last complete checkpoint is kept.")
-        elif not received:
-            run.command(CommandKind.STOP, number.name)
+    def stop(name: str) -> None:
+        if not received:
+            run.command(CommandKind.STOP, name)
             console.print("Stopping: the worker checkpoints and exits. A second Ctrl-C kills it.")
-        received.add(number)
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # nohup: the run outlives the terminal
-        loop.add_signal_handler(number, interrupt, number)
+    def kill(reason: str) -> None:
+        run.command(CommandKind.KILL, reason)
+        console.print("Killing the worker. The last complete checkpoint is kept.")
+
+    received = handle_signals(stop, kill)
     with display:
         try:
             await service.daemon.recovered()

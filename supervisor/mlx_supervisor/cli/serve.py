@@ -5,13 +5,13 @@ from mlx_supervisor.cli import lean_imports  # isort: skip  # noqa: F401 - must 
 import argparse
 import asyncio
 import os
-import signal
 import sys
 from pathlib import Path
 
 import structlog
 
 from mlx_supervisor.cli import DEFAULT_FILE
+from mlx_supervisor.cli.signals import handle_signals
 from mlx_supervisor.daemon.service import Service
 from mlx_supervisor.logs import daemon_log
 from mlx_supervisor.settings.reader import read_settings
@@ -52,12 +52,16 @@ def serve(arguments: list[str]) -> int:
 
 async def _serve(settings: Settings, state: StateDir) -> bool:
     service = Service(settings, state)
-    loop = asyncio.get_running_loop()
-    received: set[signal.Signals] = set()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # nohup: the daemon outlives the terminal
-        loop.add_signal_handler(number, _on_signal, service, number, received)
+
+    def stop(name: str) -> None:
+        log.info("shutting_down", reason=name)
+        service.daemon.shutdown_requested.set()
+
+    def kill(reason: str) -> None:
+        log.warning("killing_workers", reason=reason)
+        service.daemon.kill_all(reason)
+
+    handle_signals(stop, kill)
     await service.open()
     log.info("serving", socket=str(state.control_socket), runs=", ".join(service.daemon.runs))
     try:
@@ -66,14 +70,3 @@ async def _serve(settings: Settings, state: StateDir) -> bool:
         await service.close()
     log.info("ended")
     return service.daemon.restart_requested
-
-
-def _on_signal(service: Service, number: signal.Signals, received: set[signal.Signals]) -> None:
-    """A second signal of the same kind kills. Not SIGHUP: a closing terminal sends it twice, then SIGTERM."""
-    if number in received and number is not signal.SIGHUP:
-        log.warning("killing_workers", reason=f"second {number.name}")
-        service.daemon.kill_all(f"second {number.name}")
-    else:
-        log.info("shutting_down", reason=number.name)
-        service.daemon.shutdown_requested.set()
-    received.add(number)

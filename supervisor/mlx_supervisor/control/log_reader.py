@@ -112,12 +112,9 @@ class Follower:
             self._restart()
             return TRUNCATED
         text = self._next()
-        if text:
+        if text or not self._was_replaced():
             return text
-        if not self._was_replaced():
-            return ""
-        last = self._next()  # written between the last read and the rotation
-        return last or self._reopen()
+        return self._next() or self._reopen()  # first what was written between the last read and the rotation
 
     def _reopen(self) -> str:
         try:
@@ -135,7 +132,7 @@ class Follower:
         self._offset += len(data)
         if self._skip_partial and data:
             self._skip_partial = False
-            data = data.lstrip(bytes(range(0x80, 0xC0))) if data[0] & 0xC0 == 0x80 else data
+            data = data.lstrip(bytes(range(0x80, 0xC0)))
         return self._decoder.decode(data)
 
     def _restart(self) -> None:

@@ -104,8 +104,7 @@ class DaemonBackend(Backend):
         await run.until(lambda: run.at_rest)
 
     async def restart(self, name: str) -> None:
-        run = self._run(name)
-        if not run.at_rest:
+        if not self._run(name).at_rest:
             await self.stop(name)
         await self.start(name)
 

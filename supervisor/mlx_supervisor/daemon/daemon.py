@@ -145,9 +145,7 @@ class Daemon:
 
     def _on_sample(self, name: str, sample: ev.Sample | ev.SampleMissing) -> None:
         self.shared.sampler.delivered()
-        run = self.runs.get(name)
-        if run is not None:
-            run.post(sample)
+        self._on_message(name, sample)
 
     def _on_message(self, name: str, event: ev.Event) -> None:
         run = self.runs.get(name)
@@ -165,12 +163,11 @@ class Daemon:
         for orphan in self.shared.journal.open_generations():
             by_run.setdefault(orphan.run, []).append(orphan)
         for name, orphans in by_run.items():
-            run = self.runs.get(name)
-            if run is None:
+            if name in self.runs:
+                self._recover_run(self.runs[name], orphans)
+            else:
                 log.warning("ending_unknown_orphan", run=name, pid=orphans[-1].pid)
                 self._track(self._unknown_orphans, self._end_unknown_orphans(orphans))
-                continue
-            self._recover_run(run, orphans)
 
     def _recover_run(self, run: SupervisedRun, orphans: list[OpenGeneration]) -> None:
         run.recovery.active = True

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 import structlog
 
@@ -56,12 +57,12 @@ class Recorder:
 
     def generations(self) -> list[Mapping[str, object]]:
         """The records of all ended generations, oldest first: from the journal, else from memory."""
-        records: dict[object, Mapping[str, object]] = {record["generation"]: record for record in self._records}
+        records: dict[Any, Mapping[str, Any]] = {record["generation"]: record for record in self._records}
         try:
             records |= {record["generation"]: record for record in self._journal.generations(self._run)}
         except JournalError as error:
             log.error("summary_without_journal", run=self._run, error=str(error))
-        return [records[key] for key in sorted(records, key=_number)]
+        return [records[generation] for generation in sorted(records)]
 
     def notice(self, notice: act.Notice) -> None:
         """To the daemon's log, the journal and the run's log."""
@@ -113,7 +114,3 @@ class Recorder:
         self._records.append({"generation": action.generation, **action.record})
         if not action.alive:
             self._journal.close_generation(self._run, action.generation, action.record)
-
-
-def _number(generation: object) -> int:
-    return generation if isinstance(generation, int) else 0

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,27 +17,19 @@ from mlx_supervisor.process.orphans import end_orphaned_worker, kill_orphans
 log = structlog.get_logger()
 
 
+@dataclass(eq=False)
 class Recovery:
     """Recovery of one run. `active` while it is under way; `changed` is called at its end."""
 
-    def __init__(
-        self,
-        run: str,
-        journal: Journal,
-        machine: Run,
-        notice: Callable[[act.Notice], None],
-        post: Callable[[ev.Event], None],
-        changed: Callable[[], None],
-    ) -> None:
-        self.active = False
-        self._run = run
-        self._journal = journal
-        self._machine = machine
-        self._notice = notice
-        self._post = post
-        self._changed = changed
-        self._hurried = False
-        self._waiting: asyncio.Task[None] | None = None
+    run: str
+    journal: Journal
+    machine: Run
+    notice: Callable[[act.Notice], None]
+    post: Callable[[ev.Event], None]
+    changed: Callable[[], None]
+    active: bool = False
+    _hurried: bool = False
+    _waiting: asyncio.Task[None] | None = None
 
     def hurry(self) -> None:
         """Kill the orphans at once instead of waiting for them."""
@@ -46,19 +39,19 @@ class Recovery:
         """End the orphans, then report their progress to the machine as an `ev.Recovered`."""
         self.active = True
         try:
-            restart = self._machine.policy.restart
+            restart = self.machine.policy.restart
             grace_s = restart.stop_grace_s + restart.term_grace_s
             for orphan in orphans:
-                if not await end_orphaned_generation(orphan, grace_s, lambda: self._hurried, self._notice):
-                    self._machine.survivor = orphan.generation
+                if not await end_orphaned_generation(orphan, grace_s, lambda: self._hurried, self.notice):
+                    self.machine.survivor = orphan.generation
                     self._waiting = asyncio.get_running_loop().create_task(self._wait_for(orphans))
                     return
             self._take_over(orphans)
         except Exception as error:  # the run can be started: its last worker has ended, or never started
-            log.error("recovery_failed", run=self._run, exc_info=error)
+            log.error("recovery_failed", run=self.run, exc_info=error)
         finally:
             self.active = self._hurried = False
-            self._changed()
+            self.changed()
 
     async def close(self) -> None:
         """Stop waiting for an unkillable worker."""
@@ -74,8 +67,8 @@ class Recovery:
 
     def _take_over(self, orphans: Sequence[OpenGeneration]) -> None:
         for orphan in orphans[:-1]:
-            self._journal.close_generation(self._run, orphan.generation, {"ended": "lost", "cause": "unknown"})
-        self._post(recovered(orphans[-1], self._journal, self._run))
+            self.journal.close_generation(self.run, orphan.generation, {"ended": "lost", "cause": "unknown"})
+        self.post(recovered(orphans[-1], self.journal, self.run))
 
 
 async def end_orphaned_generation(

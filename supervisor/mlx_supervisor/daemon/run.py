@@ -212,7 +212,7 @@ class SupervisedRun:
         elif isinstance(event, ev.StepReport) and event.generation == self.machine.history.generation:
             self._recorder.step(self.machine, event)
         elif isinstance(event, ev.Bye):
-            self.worker.bye_received()
+            self.worker.bye.set()
 
     # ---- actions
 
@@ -250,6 +250,4 @@ class SupervisedRun:
 
 
 def _action_name(action: act.Action) -> str:
-    if isinstance(action, act.Spawn):
-        return "spawn"
-    return type(action).__name__
+    return "spawn" if isinstance(action, act.Spawn) else type(action).__name__

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import structlog
@@ -33,69 +34,57 @@ REQUESTS: dict[type[act.Action], type[wire.Message]] = {
 log = structlog.get_logger()
 
 
+@dataclass(eq=False)
 class WorkerProcess:
     """At most one worker at a time. `post` receives its events, on the event loop."""
 
-    def __init__(
-        self,
-        run: str,
-        settings: Settings,
-        shared: Shared,
-        run_log: RunLog,
-        recorder: Recorder,
-        post: Callable[[ev.Event], None],
-    ) -> None:
-        self.child: Child | None = None
-        self.started_wall_s = 0.0
-        self.stopped_wall_s = 0.0
-        self.exit_status: int | None = None
-        self._run = run
-        self._settings = settings
-        self._shared = shared
-        self._log = run_log
-        self._recorder = recorder
-        self._post = post
-        self._stderr_offset = 0
-        self._bye = asyncio.Event()
-        self._caffeinate = Caffeinate()
-        self._waiting: asyncio.Task[None] | None = None
+    run: str
+    settings: Settings
+    shared: Shared
+    log: RunLog
+    recorder: Recorder
+    post: Callable[[ev.Event], None]
+    child: Child | None = None
+    started_wall_s: float = 0.0
+    stopped_wall_s: float = 0.0
+    exit_status: int | None = None
+    bye: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the worker has sent its last message."""
+    _stderr_offset: int = 0
+    _caffeinate: Caffeinate = field(default_factory=Caffeinate)
+    _waiting: asyncio.Task[None] | None = None
 
     def spawn(self, action: act.Spawn, limit_bytes: int) -> None:
         """Start a worker. Raises OSError, WireError, StateDirError or JournalError."""
         token = secrets.token_hex(16)
-        folder, telemetry = self._shared.state.run_dir(self._run), self._shared.telemetry
-        job_file = write_job(self._settings, self._run, folder, telemetry.address, action, limit_bytes)
-        self._stderr_offset = self._log.stderr_offset()
-        self._bye.clear()
-        self._recorder.open_generation(action, token, 0, 0.0)
-        telemetry.expect(self._run, action.generation, token)
+        folder, telemetry = self.shared.state.run_dir(self.run), self.shared.telemetry
+        job_file = write_job(self.settings, self.run, folder, telemetry.address, action, limit_bytes)
+        self._stderr_offset = self.log.stderr_offset()
+        self.bye.clear()
+        self.recorder.open_generation(action, token, 0, 0.0)
+        telemetry.expect(self.run, action.generation, token)
         self._start(action, [*worker_command(), str(job_file)], folder, token, limit_bytes)
 
     def _start(self, action: act.Spawn, command: list[str], folder: Path, token: str, limit_bytes: int) -> None:
-        stdout, stderr = self._log.descriptors()
+        stdout, stderr = self.log.descriptors()
         child = self.child = Child.spawn(command, folder, token, stdout, stderr)
         if (problem := self._caffeinate.hold(child.pid)) is not None:
-            log.warning("caffeinate_failed", run=self._run, error=problem)
+            log.warning("caffeinate_failed", run=self.run, error=problem)
         self.started_wall_s = time.time()
-        interval_s = self._settings.runs[self._run].memory.sample_interval_s
-        self._shared.sampler.watch(self._run, action.generation, child.pid, limit_bytes, interval_s, child.brake, token)
-        self._post(ev.Spawned(time.monotonic(), action.generation, child.pid))
+        interval_s = self.settings.runs[self.run].memory.sample_interval_s
+        self.shared.sampler.watch(self.run, action.generation, child.pid, limit_bytes, interval_s, child.brake, token)
+        self.post(ev.Spawned(time.monotonic(), action.generation, child.pid))
         self._waiting = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
         try:
-            self._recorder.open_generation(action, token, child.pid, child.create_time_s)
+            self.recorder.open_generation(action, token, child.pid, child.create_time_s)
         except JournalError as error:  # not fatal: the journal has its token, which identifies it too
-            log.error("worker_pid_not_recorded", run=self._run, error=str(error))
+            log.error("worker_pid_not_recorded", run=self.run, error=str(error))
 
     def request(self, action: act.Action) -> None:
         """Send the worker a request. Raises OSError when that fails."""
-        fields: dict[str, object] = {}
-        if isinstance(action, act.RequestStop):
-            fields = {"reason": action.reason[:500]}
-        elif isinstance(action, act.RequestAutopsy):
-            fields = {"limit_s": action.limit_s}
-        elif isinstance(action, act.RequestResize):
-            fields = {"batch_size": action.batch_size, "effective_batch": action.effective_batch}
-        problem = self._shared.telemetry.send(self._run, REQUESTS[type(action)], **fields)
+        fields = asdict(action)  # a request has the names of its message
+        del fields["generation"]
+        problem = self.shared.telemetry.send(self.run, REQUESTS[type(action)], **fields)
         if problem is not None:
             raise OSError(problem)
 
@@ -110,10 +99,6 @@ class WorkerProcess:
         else:
             self.child.kill()
 
-    def bye_received(self) -> None:
-        """The worker has sent its last message."""
-        self._bye.set()
-
     async def close(self) -> None:
         """Release what is held for the worker, which must have ended."""
         if self._waiting is not None:
@@ -124,21 +109,21 @@ class WorkerProcess:
         try:
             status = await child.wait()
         except Exception as error:  # whatever it is, the run must not wait for this worker forever
-            log.error("worker_wait_failed", run=self._run, exc_info=error)
+            log.error("worker_wait_failed", run=self.run, exc_info=error)
             child.kill()
             status = ExitStatus(None, None, None)
-        self._shared.sampler.unwatch(self._run)
-        if status.exit_code is not None and not self._bye.is_set():
+        self.shared.sampler.unwatch(self.run)
+        if status.exit_code is not None and not self.bye.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(BYE_WAIT_S):
-                    await self._bye.wait()
-        self._shared.telemetry.forget(self._run)
+                    await self.bye.wait()
+        self.shared.telemetry.forget(self.run)
         self._caffeinate.release()
         self.child = None
         self.stopped_wall_s = time.time()
         self.exit_status = -1 if status.exit_code is None else status.exit_code
-        tail = self._log.tail_since(self._stderr_offset, wire.STDERR_TAIL_LIMIT_BYTES)
-        self._post(
+        tail = self.log.tail_since(self._stderr_offset, wire.STDERR_TAIL_LIMIT_BYTES)
+        self.post(
             ev.Exited(time.monotonic(), generation, status.exit_code, status.signal, tail, oom_killed=status.oom_killed)
         )
 

@@ -51,8 +51,7 @@ class ControlGroup:
 
     def limit_bytes(self) -> int | None:
         """The lowest limit that applies to the group; None without one."""
-        limits = [limit for level in self.levels() if (limit := self._limit_bytes(level)) is not None]
-        return min(limits, default=None)
+        return min((limit for level in self.levels() if (limit := self._limit_bytes(level)) is not None), default=None)
 
     def available_bytes(self) -> int | None:
         """Memory the group may still take: the minimum over all limits, at least 0; None without a limit."""
@@ -63,13 +62,9 @@ class ControlGroup:
 
         Version 2 counts those of the groups below too, version 1 doesn't.
         """
-        names = _NAMES[self.version]
-        for level in self.levels():
-            if (kills := _field(level / names.oom_kills, "oom_kill")) is not None:
-                return kills
-            if self.version == 1:  # an ancestor's count does not include this group
-                return None
-        return None
+        levels = self.levels() if self.version == 2 else [self.folder]  # version 1: ancestors don't count this group's
+        counts = (_field(level / _NAMES[self.version].oom_kills, "oom_kill") for level in levels)
+        return next((count for count in counts if count is not None), None)
 
     def _limit_bytes(self, level: Path) -> int | None:
         limit = _number(level / _NAMES[self.version].limit)

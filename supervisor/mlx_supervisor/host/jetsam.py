@@ -8,14 +8,16 @@ such kill, and only administrators may read the folder.
 import asyncio
 import os
 import time
+from contextlib import suppress
 from datetime import datetime
+from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 FOLDER = Path("/Library/Logs/DiagnosticReports")
-PATTERN_PREFIX = "JetsamEvent-"
-PATTERN_SUFFIX = ".ips"
+PATTERN = "JetsamEvent-*.ips"
 REPORT_LIMIT_BYTES = 4 * 1024 * 1024
 """Longer reports are skipped; published ones have a tenth of it."""
 REPORTS_AT_MOST = 8
@@ -67,17 +69,12 @@ async def killed_within(pid: int, since_wall_s: float, wait_s: float, folder: Pa
 def _newest(folder: Path, since_wall_s: float) -> list[Path]:
     found: list[tuple[float, str]] = []
     with os.scandir(folder) as entries:
-        for count, entry in enumerate(entries):
-            if count >= ENTRIES_AT_MOST:
-                break
-            if not (entry.name.startswith(PATTERN_PREFIX) and entry.name.endswith(PATTERN_SUFFIX)):
-                continue
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except OSError:
-                continue
-            if status.st_mtime >= since_wall_s - CLOCK_SLACK_S and status.st_size <= REPORT_LIMIT_BYTES:
-                found.append((status.st_mtime, entry.path))
+        for entry in islice(entries, ENTRIES_AT_MOST):
+            if fnmatchcase(entry.name, PATTERN):
+                with suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_mtime >= since_wall_s - CLOCK_SLACK_S and status.st_size <= REPORT_LIMIT_BYTES:
+                        found.append((status.st_mtime, entry.path))
     return [Path(path) for _, path in sorted(found, reverse=True)[:REPORTS_AT_MOST]]
 
 

@@ -36,8 +36,7 @@ def read(root: Path = cgroup.ROOT) -> MachineMemory:
     group = cgroup.find(root=root)
     left = None if group is None else group.available_bytes()
     available = available if left is None else min(available, left)
-    pressure = _linux_pressure(root) if sys.platform == "linux" else _darwin_pressure()
-    return MachineMemory(available, pressure)
+    return MachineMemory(available, _linux_pressure(root) if sys.platform == "linux" else _darwin_pressure())
 
 
 def machine_bytes(root: Path = cgroup.ROOT) -> int:
@@ -50,12 +49,10 @@ def machine_bytes(root: Path = cgroup.ROOT) -> int:
 
 def parse_pressure(text: str) -> MemoryPressure:
     """/proc/pressure/memory, in the format of the kernel's Documentation/accounting/psi.rst; NORMAL when malformed."""
-    percent = {"some": 0.0, "full": 0.0}
-    for kind, value in _PRESSURE.findall(text):
-        percent[kind] = float(value)
-    if percent["full"] >= CRITICAL_FULL_PERCENT:
+    percent = {kind: float(value) for kind, value in _PRESSURE.findall(text)}
+    if percent.get("full", 0.0) >= CRITICAL_FULL_PERCENT:
         return MemoryPressure.CRITICAL
-    return MemoryPressure.WARN if percent["some"] >= WARN_SOME_PERCENT else MemoryPressure.NORMAL
+    return MemoryPressure.WARN if percent.get("some", 0.0) >= WARN_SOME_PERCENT else MemoryPressure.NORMAL
 
 
 def _swap() -> tuple[int, int] | None:
@@ -76,17 +73,13 @@ def darwin_sysctl() -> Callable[[str], bytes | None]:
 
 
 def _linux_pressure(root: Path) -> MemoryPressure:
-    return parse_pressure(_text(root / "proc" / "pressure" / "memory"))
+    try:
+        return parse_pressure((root / "proc" / "pressure" / "memory").read_text(errors="replace"))
+    except OSError:  # not every kernel has it, or lets users read it
+        return MemoryPressure.NORMAL
 
 
 def _darwin_pressure() -> MemoryPressure:
     from mlx_supervisor.host import macos_memory
 
     return macos_memory.pressure(darwin_sysctl(), machine_bytes(), _swap())
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:  # not every kernel has it, or lets users read it
-        return ""

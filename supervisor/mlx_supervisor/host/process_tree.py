@@ -57,15 +57,9 @@ class Processes:
 
     def newborn(self) -> list[tuple[int, int]]:
         """Others between fork and exec, each with its parent: they share (vfork) or copy its memory."""
-        found = []
-        for pid in self.others:
-            if pid not in self._grown:
-                parent = _parent_of_newborn(pid)
-                if parent is None:
-                    self._grown.add(pid)
-                else:
-                    found.append((pid, parent))
-        return found
+        parents = {pid: _parent_of_newborn(pid) for pid in self.others if pid not in self._grown}
+        self._grown |= {pid for pid, parent in parents.items() if parent is None}
+        return [(pid, parent) for pid, parent in parents.items() if parent is not None]
 
     def _scan(self, alive: set[int]) -> None:
         """Only new processes are checked: others do not change."""

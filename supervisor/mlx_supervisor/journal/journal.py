@@ -82,7 +82,8 @@ class Journal:
 
     def event(self, run: str, notice: act.Notice, wall_s: float) -> None:
         """One notice."""
-        words = (str(notice.kind), str(notice.severity), _clean(notice.text), _encode_fields(notice.fields))
+        text = notice.text[:TEXT_LIMIT].encode("utf-8", "replace").decode("utf-8")
+        words = (notice.kind, notice.severity.value, text, _encode_fields(notice.fields))
         self._writer.enqueue("events", (run, notice.generation, *words, wall_s))
 
     def step(self, run: str, report: ev.StepReport, footprint_bytes: int | None, wall_s: float) -> None:
@@ -97,10 +98,7 @@ class Journal:
 
     def save_history(self, run: str, snapshot: Mapping[str, object]) -> None:
         """Save the run's history. Raises JournalError when it is not durable."""
-        try:
-            text = json.dumps(dict(snapshot))
-        except (TypeError, ValueError) as error:
-            raise JournalError(f"the history of {run} is not plain data: {error}") from error
+        text = _dump(snapshot, f"the history of {run}")
         sql = (
             "INSERT INTO runs (run, history, used_s) VALUES (?,?,?)"
             " ON CONFLICT (run) DO UPDATE SET history = excluded.history, used_s = excluded.used_s"
@@ -119,10 +117,7 @@ class Journal:
 
     def close_generation(self, run: str, generation: int, record: Mapping[str, object]) -> None:
         """The generation ended; `record` is its part of the summary. Raises JournalError."""
-        try:
-            text = json.dumps(dict(record))
-        except (TypeError, ValueError) as error:
-            raise JournalError(f"the record of {run}'s generation {generation} is not plain data: {error}") from error
+        text = _dump(record, f"the record of {run}'s generation {generation}")
         sql = "UPDATE generations SET record = ? WHERE run = ? AND generation = ?"
 
         def write(connection: sqlite3.Connection) -> None:
@@ -161,9 +156,8 @@ class Journal:
     def generations(self, run: str) -> list[dict[str, Any]]:
         """The records of a run's ended generations, in order."""
         sql = "SELECT generation, record FROM generations WHERE run = ? AND record IS NOT NULL ORDER BY generation"
-        return [
-            {"generation": row["generation"], **json.loads(row["record"])} for row in self._writer.select(sql, (run,))
-        ]
+        rows = self._writer.select(sql, (run,))
+        return [{"generation": row["generation"], **json.loads(row["record"])} for row in rows]
 
     def figures(self, run: str, generation: int) -> GenerationFigures:
         """A generation's figures. SQLite computes them: the rows of a long one would not fit the daemon's memory."""
@@ -198,8 +192,11 @@ class Journal:
         self._writer.close()
 
 
-def _clean(text: str) -> str:
-    return text[:TEXT_LIMIT].encode("utf-8", "replace").decode("utf-8")
+def _dump(values: Mapping[str, object], what: str) -> str:
+    try:
+        return json.dumps(dict(values))
+    except (TypeError, ValueError) as error:
+        raise JournalError(f"{what} is not plain data: {error}") from error
 
 
 def _encode_fields(fields: Mapping[str, object]) -> str:

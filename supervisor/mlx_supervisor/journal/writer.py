@@ -76,10 +76,7 @@ class JournalWriter:
                 self._wake.notify_all()
 
     def durably(self, write: Work[object]) -> None:
-        """Run `write` in a transaction after everything queued before; on return it is on the disk.
-
-        Raises JournalError.
-        """
+        """Run `write` in a transaction after everything queued before; it is on the disk then. Raises JournalError."""
 
         def transaction(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA synchronous = FULL")
@@ -194,19 +191,14 @@ class JournalWriter:
                 self.dropped += 1
             self._rows.extendleft(reversed(batch))
 
-    def _answer(self, work: Work[Any], future: "Future[Any]") -> None:
-        for attempt in (1, 2):
-            try:
-                future.set_result(work(self._connection))
-                return
-            except sqlite3.Error as error:
-                if self._failed(error) and attempt == 1:
-                    continue
+    def _answer(self, work: Work[Any], future: "Future[Any]", retry: bool = True) -> None:
+        try:
+            future.set_result(work(self._connection))
+        except Exception as error:
+            if isinstance(error, sqlite3.Error) and self._failed(error) and retry:
+                self._answer(work, future, retry=False)
+            else:
                 future.set_exception(error)
-                return
-            except Exception as error:
-                future.set_exception(error)
-                return
 
     def _failed(self, error: sqlite3.Error) -> bool:
         """Report the error and reopen the file where that may help. Returns whether to retry at once."""

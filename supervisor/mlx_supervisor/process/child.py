@@ -73,13 +73,11 @@ class Child:
 
     def terminate(self) -> None:
         """SIGTERM to the leader only: it checkpoints, and ends its own children."""
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
+        self._process.terminate()
 
     def dump_stacks(self) -> None:
         """Make the leader write its stacks to its stderr (SIGUSR1)."""
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGUSR1)
+        self._process.send_signal(signal.SIGUSR1)
 
     def kill(self) -> None:
         """SIGKILL to the whole process group."""

@@ -16,12 +16,8 @@ ORPHANS_WAIT_S = 5.0
 POLL_S = 0.02
 
 
-def _never() -> bool:
-    return False
-
-
 async def end_orphaned_worker(
-    pid: int, create_time_s: float, token: str, grace_s: float, hurried: Callable[[], bool] = _never
+    pid: int, create_time_s: float, token: str, grace_s: float, hurried: Callable[[], bool] = lambda: False
 ) -> bool:
     """End a dead supervisor's worker: it has `grace_s` seconds to checkpoint and exit, and is killed then.
 

@@ -35,8 +35,8 @@ class Pace:
     """Seconds from one sample to the next; `interval_s` at most."""
 
     def __init__(self, limit_bytes: int, interval_s: float) -> None:
-        self._limit_bytes = limit_bytes
-        self._interval_s = interval_s
+        self.limit_bytes = limit_bytes
+        self.interval_s = interval_s
         self._last: tuple[int, float] | None = None
         self._fastest_bytes_per_s: float = EXPECTED_BYTES_PER_S
 
@@ -47,8 +47,8 @@ class Pace:
             growth = (used_bytes - last_bytes) / max(now_s - last_s, LEAST_INTERVAL_S)
             self._fastest_bytes_per_s = max(growth, 0.9 * self._fastest_bytes_per_s, EXPECTED_BYTES_PER_S)
         self._last = used_bytes, now_s
-        headroom_s = (self._limit_bytes - used_bytes) / self._fastest_bytes_per_s
-        return min(max(headroom_s / SAMPLES_BEFORE_LIMIT, LEAST_INTERVAL_S), self._interval_s)
+        headroom_s = (self.limit_bytes - used_bytes) / self._fastest_bytes_per_s
+        return min(max(headroom_s / SAMPLES_BEFORE_LIMIT, LEAST_INTERVAL_S), self.interval_s)
 
 
 @dataclass
@@ -57,8 +57,6 @@ class _Watch:
     generation: int
     gauge: Gauge
     pace: Pace
-    limit_bytes: int
-    interval_s: float
     brake: Callable[[], None]
     over_since_s: float | None = None
     due_s: float = 0.0
@@ -99,9 +97,7 @@ class WorkerSampler:
         """
         gauge = Gauge(Processes(session, token), limit_bytes, self._readers)
         with self._changed:
-            self._watches[run] = _Watch(
-                run, generation, gauge, Pace(limit_bytes, interval_s), limit_bytes, interval_s, brake
-            )
+            self._watches[run] = _Watch(run, generation, gauge, Pace(limit_bytes, interval_s), brake)
             self._changed.notify()
 
     def unwatch(self, run: str) -> None:
@@ -143,17 +139,17 @@ class WorkerSampler:
         try:
             found = watch.gauge.measure()
             if found is None:  # the worker has ended: no sample is missing, and its exit is reported elsewhere
-                watch.due_s = now_s + watch.interval_s
+                watch.due_s = now_s + watch.pace.interval_s
                 return
             used_bytes = found.total_bytes
             event = self._sample(watch, found, now_s)
         except Exception as error:  # whatever it is, sampling continues, and a failure is not a zero
             event = SampleMissing(now_s, watch.generation, f"{type(error).__name__}: {error}"[:200])
-            watch.due_s = now_s + watch.interval_s
+            watch.due_s = now_s + watch.pace.interval_s
         else:
             took_s = time.thread_time() - start_cpu_s  # counting shared pages can be slow: at most half of the time
             watch.due_s = now_s + max(watch.pace.after(used_bytes, now_s), 2 * took_s)
-        over = used_bytes > watch.limit_bytes
+        over = used_bytes > watch.pace.limit_bytes
         if self._has_room(over):
             self._deliver(watch.run, event)
         self._brake(watch, over, now_s)

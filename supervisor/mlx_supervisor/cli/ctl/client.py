@@ -34,21 +34,15 @@ class _UnixTransport(xmlrpc.client.Transport):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
-        self._kept: _UnixConnection | None = None
         self.timeout_s: float | None = QUICK_TIMEOUT_S
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        if self._kept is None:
-            self._kept = _UnixConnection(self._path, self.timeout_s)
-        self._kept.timeout = self.timeout_s
-        if self._kept.sock is not None:
-            self._kept.sock.settimeout(self.timeout_s)
-        return self._kept
-
-    def close(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+        kept = self._connection[1] or _UnixConnection(self._path, self.timeout_s)
+        self._connection = host, kept  # the base class closes it after an error
+        kept.timeout = self.timeout_s
+        if kept.sock is not None:
+            kept.sock.settimeout(self.timeout_s)
+        return kept
 
 
 class DaemonClient:

@@ -7,6 +7,7 @@ import sys
 import urllib.parse
 import xmlrpc.client
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mlx_supervisor.cli.ctl import status_line
@@ -59,11 +60,9 @@ def _results(results: list[dict[str, Any]], done: str, harmless: int) -> int:
     return worst
 
 
-def _each(
-    daemon: DaemonClient, method: str, names: list[str], *arguments: Any, waits: bool = False
-) -> list[dict[str, Any]]:
+def _each(daemon: DaemonClient, method: str, names: list[str], *arguments: Any) -> list[dict[str, Any]]:
     """One call for each name. Returns the same result structs as a call on several runs."""
-    return [_one(name, lambda name=name: daemon.call(method, name, *arguments, waits=waits)) for name in names]  # type: ignore[misc]
+    return [_one(name, partial(daemon.call, method, name, *arguments)) for name in names]
 
 
 def _one(name: str, call: Callable[[], Any]) -> dict[str, Any]:
@@ -110,10 +109,12 @@ def stop(daemon: DaemonClient, options: argparse.Namespace) -> int:
 def _on_runs(daemon: DaemonClient, names: list[str], verb: str, done: str, harmless: int) -> int:
     if "all" in names:
         return _results(daemon.call(f"supervisor.{verb}AllProcesses", waits=True), done, harmless)
-    # one call for each, so that its result is printed at once: a start may take minutes
-    return max(
-        _results(_each(daemon, f"supervisor.{verb}Process", [name], waits=True), done, harmless) for name in names
-    )
+    return _one_by_one(daemon, f"supervisor.{verb}Process", names, done, harmless)
+
+
+def _one_by_one(daemon: DaemonClient, method: str, names: list[str], done: str, harmless: int = 0) -> int:
+    """One call for each name, so that its result is printed at once: a start may take minutes."""
+    return max(_results([_one(name, partial(daemon.call, method, name, waits=True))], done, harmless) for name in names)
 
 
 def restart(daemon: DaemonClient, options: argparse.Namespace) -> int:
@@ -121,16 +122,13 @@ def restart(daemon: DaemonClient, options: argparse.Namespace) -> int:
     if "all" in options.names:
         return max(stop(daemon, options), start(daemon, options))
     # one call for both: a client interrupted between two would leave the run stopped
-    return max(
-        _results(_each(daemon, "training.restartRun", [name], waits=True), "restarted", 0) for name in options.names
-    )
+    return _one_by_one(daemon, "training.restartRun", options.names, "restarted")
 
 
 def pid(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Show the process id of the daemon, or of runs."""
     if not options.names:
         print(daemon.call("supervisor.getPID"))
-        return 0
     if "all" in options.names:
         for info in daemon.call("supervisor.getAllProcessInfo"):
             print(info["pid"])
@@ -142,9 +140,9 @@ def pid(daemon: DaemonClient, options: argparse.Namespace) -> int:
         except xmlrpc.client.Fault as fault:
             print(f"{name}: ERROR ({reason(fault.faultCode, fault.faultString)})", file=sys.stderr)
             code = EXIT_FAILED
-            continue
-        print(pid)
-        code = code or (0 if pid else EXIT_NOT_RUNNING)
+        else:
+            print(pid)
+            code = code or (0 if pid else EXIT_NOT_RUNNING)
     return code
 
 
@@ -250,9 +248,8 @@ def clear(daemon: DaemonClient, options: argparse.Namespace) -> int:
 def reread(daemon: DaemonClient, options: argparse.Namespace) -> int:
     """Read the settings again and list the changes, without applying them."""
     added, changed, removed = daemon.call("supervisor.reloadConfig")[0]
-    changes = (
-        dict.fromkeys(added, "available") | dict.fromkeys(changed, "changed") | dict.fromkeys(removed, "disappeared")
-    )
+    changes = dict.fromkeys(added, "available") | dict.fromkeys(changed, "changed")
+    changes |= dict.fromkeys(removed, "disappeared")
     for name in sorted(changes):
         print(f"{name}: {changes[name]}")
     if not changes:
@@ -267,15 +264,15 @@ def update(daemon: DaemonClient, options: argparse.Namespace) -> int:
     if not (added or changed or removed):
         print("No config updates to processes")
     code = 0
-    for name in sorted(requested - {*added, *changed, *removed}):
-        known = {info["name"] for info in daemon.call("supervisor.getAllProcessInfo")}
-        if name not in known:
-            print(f"{name}: ERROR (no such run)")
-            code = EXIT_FAILED
-    for name in (name for name in [*removed, *changed, *added] if not requested or name in requested):
-        outcome = _one(name, lambda name=name: _update_one(daemon, name, name in added, name in removed))  # type: ignore[misc]
-        word = "added" if name in added else "removed" if name in removed else "updated"
-        code = max(code, _results([outcome], word, 0))
+    known = {info["name"] for info in daemon.call("supervisor.getAllProcessInfo")} if requested else set()
+    for name in sorted(requested - {*added, *changed, *removed, *known}):
+        print(f"{name}: ERROR (no such run)")
+        code = EXIT_FAILED
+    for name in [*removed, *changed, *added]:
+        if not requested or name in requested:
+            outcome = _one(name, partial(_update_one, daemon, name, name in added, name in removed))
+            word = "added" if name in added else "removed" if name in removed else "updated"
+            code = max(code, _results([outcome], word, 0))
     return code
 
 

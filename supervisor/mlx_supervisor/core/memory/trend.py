@@ -92,8 +92,7 @@ class Trend:
         """Bytes per step, leak or warm-up: 0 when within noise, None while too little is known."""
         if not any(window.full for window in self._windows):
             return None
-        slope = _current([window.slope_bytes for window in self._windows])
-        return 0.0 if slope is None else slope
+        return _current([window.slope_bytes for window in self._windows]) or 0.0
 
     @property
     def _average_bytes(self) -> float:

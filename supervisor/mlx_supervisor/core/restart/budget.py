@@ -35,9 +35,8 @@ class RestartBudget:
     def reset(self) -> None:
         """A person started or restarted the run: every count begins again."""
         past = self._past
-        past.fruitless_generations = past.fruitless_memory_generations = past.waits = past.reboots = (
-            past.same_errors
-        ) = 0
+        past.fruitless_generations = past.fruitless_memory_generations = 0
+        past.waits = past.reboots = past.same_errors = 0
 
     def start_refused(self) -> float | None:
         """A start failed for a passing reason: seconds until the next attempt; None after too many."""
