@@ -180,8 +180,9 @@ def test_the_service_manager_is_notified_of_ready_watchdog_and_stopping(folder) 
         manager.bind(str(path))
         manager.settimeout(harness.PATIENCE_S)
         with serving(settings, NOTIFY_SOCKET=str(path), WATCHDOG_USEC="400000") as service:
-            received = ""
-            while "READY=1" not in received or received.count("WATCHDOG=1") < 3:
+            received = manager.recv(4096).decode()
+            assert "READY=1" in received, "a service manager ignores a watchdog before it"
+            while received.count("WATCHDOG=1") < 3:
                 received += manager.recv(4096).decode()
             service.process.send_signal(signal.SIGTERM)
             while "STOPPING=1" not in manager.recv(4096).decode():
