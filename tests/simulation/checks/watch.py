@@ -59,6 +59,9 @@ class Watch(ActionWatch):
         handled = type(event) in TABLE[before] and (
             not isinstance(event, ev.WorkerEvent) or event.generation == machine.history.generation
         )
+        stale = isinstance(event, ev.WorkerEvent) and event.generation < machine.history.generation
+        stale = stale and not isinstance(event, ev.Recovered)
+        known = machine.history.snapshot() if stale else None
         self.events += 1
         self._event = type(event).__name__
         try:
@@ -73,6 +76,9 @@ class Watch(ActionWatch):
             self._track(event, before)
         for action in actions:
             self._see(action, event, machine, actions)
+        if stale:
+            unchanged = (actions, after, machine.history.snapshot()) == ([], before, known)
+            check(unchanged, "older generations are ignored", lambda: f"{event} in {before} was not")
         if handled:
             self._check_answer(event, before, machine, deadline_s)
         self._check_batch(machine, size, actions)

@@ -129,6 +129,7 @@ class SimulatedWorker:
     def _evaluated(self) -> None:
         if self.alive and not self.hung and not self._leaves():
             self.extra_mib = 0.0
+            self.send(ev.ValidationReport, self.step, 2.0)
             self.send(ev.PhaseChange, ev.Phase.TRAIN)
             self._step()
 
