@@ -6,14 +6,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mlx_supervisor import wire
 from mlx_supervisor.cli.run import EXIT_WRONG_SETTINGS, choose
 from mlx_supervisor.core.actions import Spawn
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.host.memory import machine_bytes
+from mlx_supervisor.process.launch import write_job
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.settings.schema import SettingsError
-from mlx_supervisor.settings.to_job import job_of
 from mlx_supervisor.settings.to_policy import limit_bytes
 
 
@@ -29,9 +28,7 @@ def run_bare(file: Path, name: str | None, state_dir: Path | None) -> int:
     with tempfile.TemporaryDirectory(prefix="mlx-bare-") as folder:
         batch = settings.runs[chosen].batch
         effective = None if batch.size is None else batch.size * batch.accumulation
-        job = job_of(settings, chosen, Path(folder), None, Spawn(1, batch.size, effective), limit)
-        job_file = Path(folder) / "job.json"
-        job_file.write_bytes(wire.dump_json(job))
+        job_file = write_job(settings, chosen, Path(folder), None, Spawn(1, batch.size, effective), limit)
         limit_mib = str(limit // MIB)
         command = [sys.executable, "-P", "-m", "mlx_worker", str(job_file), "--bare", "--data-limit-mib", limit_mib]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}

@@ -19,7 +19,10 @@ log = structlog.get_logger()
 
 @dataclass(eq=False)
 class Recovery:
-    """Recovery of one run. `active` while it is under way; `changed` is called at its end."""
+    """Recovery of one run. `active` while it is under way; `changed` is called at its end.
+
+    `hurried`: set it to kill the orphans at once instead of waiting for them.
+    """
 
     run: str
     journal: Journal
@@ -28,12 +31,8 @@ class Recovery:
     post: Callable[[ev.Event], None]
     changed: Callable[[], None]
     active: bool = False
-    _hurried: bool = False
+    hurried: bool = False
     _waiting: asyncio.Task[None] | None = None
-
-    def hurry(self) -> None:
-        """Kill the orphans at once instead of waiting for them."""
-        self._hurried = True
 
     async def recover(self, orphans: Sequence[OpenGeneration]) -> None:
         """End the orphans, then report their progress to the machine as an `ev.Recovered`."""
@@ -42,7 +41,7 @@ class Recovery:
             restart = self.machine.policy.restart
             grace_s = restart.stop_grace_s + restart.term_grace_s
             for orphan in orphans:
-                if not await end_orphaned_generation(orphan, grace_s, lambda: self._hurried, self.notice):
+                if not await end_orphaned_generation(orphan, grace_s, lambda: self.hurried, self.notice):
                     self.machine.survivor = orphan.generation
                     self._waiting = asyncio.get_running_loop().create_task(self._wait_for(orphans))
                     return
@@ -50,7 +49,7 @@ class Recovery:
         except Exception as error:  # the run can be started: its last worker has ended, or never started
             log.error("recovery_failed", run=self.run, exc_info=error)
         finally:
-            self.active = self._hurried = False
+            self.active = self.hurried = False
             self.changed()
 
     async def close(self) -> None:

@@ -92,7 +92,7 @@ class SupervisedRun:
         """A command from outside. During recovery only KILL has an effect: it kills the orphans at once."""
         if self.recovery.active:
             if kind is ev.CommandKind.KILL:
-                self.recovery.hurry()
+                self.recovery.hurried = True
             return
         if self.at_rest:
             self._host.poll()

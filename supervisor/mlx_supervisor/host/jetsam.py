@@ -40,7 +40,6 @@ class _Body(msgspec.Struct):
 
 
 class _Header(msgspec.Struct):
-    bug_type: str = ""
     timestamp: str = ""
 
 

@@ -21,9 +21,12 @@ def worker_command() -> list[str]:
 
 
 def write_job(
-    settings: Settings, run: str, folder: Path, telemetry: str, spawn: act.Spawn, memory_limit_bytes: int
+    settings: Settings, run: str, folder: Path, telemetry: str | None, spawn: act.Spawn, memory_limit_bytes: int
 ) -> Path:
-    """Write `job.json` into the run's folder atomically, readable by its owner only. Raises OSError."""
+    """Write `job.json` into the run's folder atomically, readable by its owner only. Raises OSError.
+
+    `telemetry`: the address for reports; None: a bare run.
+    """
     job = job_of(settings, run, folder, telemetry, spawn, memory_limit_bytes)
     path = folder / "job.json"
     temporary = path.with_suffix(".tmp")
