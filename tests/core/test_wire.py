@@ -199,6 +199,11 @@ def test_deep_nesting_does_no_harm() -> None:
         with pytest.raises(wire.WireError) as caught:
             wire.decode_worker(frame)
         assert caught.value.kind == "malformed"
+    for depth in (10, 500, 900, 1000):  # read by msgpack, but too deep to show
+        for head, kind in ((b"\x81\xa1v", "version"), (b"\x82\xa1v\x01\xa4type", "type")):
+            with pytest.raises(wire.WireError) as caught:
+                wire.decode_worker(head + b"\x91" * depth + b"\xc0")
+            assert caught.value.kind in (kind, "malformed")
 
 
 LENGTHS = [b"\xdd", b"\xdf", b"\xdb", b"\xc6", b"\xc9"]  # array, map, string, binary, extension: 32 bits of length

@@ -1,5 +1,6 @@
 """Messages as msgpack frames. A frame from a peer is untrusted: whatever it holds, reading it raises only WireError."""
 
+import reprlib
 from functools import partial
 from typing import Any, TypeVar, get_args
 
@@ -87,11 +88,11 @@ def _decode(frame: bytes, kinds: dict[object, Any]) -> Any:
         raise WireError("type", "the frame is not a map")
     version = fields.get("v")
     if type(version) is not int or version != VERSION:
-        raise WireError("version", f"found {version!r:.40}, this side speaks {VERSION}")
+        raise WireError("version", f"found {reprlib.repr(version)}, this side speaks {VERSION}")
     tag = fields.get("type")
     kind = kinds.get(tag) if isinstance(tag, str) else None
     if kind is None:
-        raise WireError("type", f"unknown message type {tag!r:.40}")
+        raise WireError("type", f"unknown message type {reprlib.repr(tag)}")
     try:
         return msgspec.convert(fields, kind, strict=True)
     except (msgspec.ValidationError, RecursionError) as error:
