@@ -117,7 +117,8 @@ WRONG = [
     (with_table("drill", "generations = 1"), "runs.night.drill.generations", "whole number 1", "an array"),
     # sizes
     (with_table("memory", "limit = true"), "runs.night.memory.limit", "boolean true", "a whole number"),
-    (with_table("memory", "limit = nan"), "runs.night.memory.limit", "nan", "a finite number"),
+    (with_table("memory", "limit = nan"), "runs.night.memory.limit", "nan", "above 0 up to 1.0"),
+    (with_table("memory", "cache_limit = inf"), "runs.night.memory.cache_limit", "inf", "bytes (a whole number)"),
     (with_table("memory", 'limit = "lots"'), "runs.night.memory.limit", '"lots"', "units are B, KB"),
     (with_table("memory", 'limit = "18 GiBB"'), "runs.night.memory.limit", "18 GiBB", "units are"),
     (with_table("memory", 'limit = "-2 GB"'), "runs.night.memory.limit", "-2 GB", "units are"),

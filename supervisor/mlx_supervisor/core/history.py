@@ -11,6 +11,13 @@ from mlx_supervisor.core.events import Recovered, StepReport
 DEFAULT_MTBF_S = 4 * 3600.0
 """Mean time between failures of a run without any: a cautious guess."""
 
+_RENAMED = {
+    "asked_size": "requested_size", "asked_effective": "requested_effective",
+    "barren_lives": "fruitless_generations", "barren_memory_lives": "fruitless_memory_generations",
+    "life_steps": "generation_steps", "life_train_s": "generation_train_s", "life_active_s": "generation_active_s",
+}  # fmt: skip
+"""Keys in the journals of older versions, and their names today."""
+
 
 @dataclass(slots=True)
 class RunHistory:
@@ -138,6 +145,7 @@ class RunHistory:
     @classmethod
     def restore(cls, snapshot: Mapping[str, Any]) -> "RunHistory":
         """From a snapshot. Unknown keys, of other versions, are ignored. Raises ValueError for a wrong type."""
+        snapshot = {_RENAMED.get(key, key): value for key, value in snapshot.items()}
         history = cls()
         for each in fields(cls):
             if each.name not in snapshot:

@@ -103,11 +103,11 @@ def is_table(value: object) -> TypeGuard[Mapping[str, object]]:
 def _convert_field(value: object, kind: Any, path: str, problems: Problems) -> object:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return convert(value, kind, path, problems)
-    if isinstance(value, float) and not math.isfinite(value):
+    parse = _parser(kind)
+    if parse is None and isinstance(value, float) and not math.isfinite(value):
         problems.add(path, show(value), allowed(inspect.type_info(kind)), "a finite number")
         return None
     try:
-        parse = _parser(kind)
         return msgspec.convert(value, kind, strict=True) if parse is None else parse(value)
     except msgspec.ValidationError:
         where, what = _deepest(value, kind, path)
