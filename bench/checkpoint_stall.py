@@ -1,9 +1,9 @@
-"""What checkpoints cost training: how long it stands still, and steps per second with and without them, pair by pair.
+"""What checkpoints cost: how long training pauses for them, and steps per second with and without them, in pairs.
 
-A small Llama, once with LoRA adapters and once as a full fine-tune, a checkpoint every few seconds. A pair is two runs
-of the same steps, in an order that alternates: one with checkpoints and one without. The stall is what the worker
-counts by itself. What writing takes from the updates beside it is their time over the mean of the others in the same
-run: on a machine that others use too, that tells more than the difference between two runs.
+Trains a small Llama, with LoRA adapters and as a full fine-tune, with a checkpoint every few seconds. A pair is two
+runs of the same steps, in alternating order: one with checkpoints and one without. The stall is measured by the worker.
+The slow-down of the updates during a write is their time above the mean of the other updates of the same run: on a
+shared machine that is more reliable than the difference between two runs.
 """
 
 import statistics
@@ -36,14 +36,14 @@ SHAPES = {
         "args": {"hidden": 128, "layers": 4, "length": 24},
     },
 }
-"""The full fine-tune has 4 MiB of weights and twice as much of optimizer state."""
+"""The full fine-tune has 4 MiB of weights and 8 MiB of optimizer state."""
 TIMEOUT_S = 600.0
 WARM_UP_STEPS = 20
 
 
 @dataclass
 class Generation:
-    """Rates and shares are of the time after the warm-up."""
+    """Measured after the warm-up: `rate` in steps per second, fractions of the time, medians of one checkpoint."""
 
     rate: float
     stall_fraction: float
@@ -55,7 +55,7 @@ class Generation:
 
 
 def train(folder: Path, shape: dict[str, Any], steps: int, batch: int, every_s: float) -> Generation:
-    """One life of the worker in `folder`; `every_s` 0: no checkpoint but the last. Raises RuntimeError."""
+    """One run of the worker in `folder`; `every_s` 0: only the final checkpoint. Raises RuntimeError if it fails."""
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.bind(f"ipc://{folder}/t.sock")
@@ -67,15 +67,15 @@ def train(folder: Path, shape: dict[str, Any], steps: int, batch: int, every_s: 
     with (folder / "output.log").open("wb") as output:
         command = [sys.executable, "-P", "-m", "mlx_worker", str(folder / "job.json")]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        messages = list(heard(router, process))
+        messages = list(received(router, process))
     context.destroy(0)
     if process.returncode != 0:
         raise RuntimeError(f"the worker ended with {process.returncode}: {(folder / 'output.log').read_text()[-3000:]}")
     return measured(messages, steps)
 
 
-def heard(router: "zmq.Socket[bytes]", process: Any) -> Any:
-    """Every message with the time when it came, until the worker is gone."""
+def received(router: "zmq.Socket[bytes]", process: Any) -> Any:
+    """Every message with its time of arrival, until the worker has ended."""
     until_s = time.perf_counter() + TIMEOUT_S
     while time.perf_counter() < until_s:
         if router.poll(200):
@@ -88,7 +88,7 @@ def heard(router: "zmq.Socket[bytes]", process: Any) -> Any:
 
 
 def measured(messages: list[tuple[float, Any]], steps: int) -> Generation:
-    """From the end of the warm-up to the last step; the checkpoint at the very end is in neither kind of run."""
+    """Rates and costs from the end of the warm-up to the last step, without the final checkpoint."""
     at_s = {message.step: came_s for came_s, message in messages if isinstance(message, wire.Step)}
     last_s = at_s[steps]
     saved = [m for came_s, m in messages if isinstance(m, wire.Checkpoint) and came_s <= last_s and m.step < steps]
@@ -105,36 +105,38 @@ def measured(messages: list[tuple[float, Any]], steps: int) -> Generation:
 
 
 def slow_down_s(messages: list[tuple[float, Any]], saved: list[Any]) -> float:
-    """How much longer updates took in all that had a write beside them.
+    """Total extra seconds of the updates during which a checkpoint was written.
 
-    The update before counts with them: it was waited for, so it and the next one share their time unevenly.
+    The update before each write counts, too: the snapshot waits for it, which shifts time between it and the next one.
     """
     updates = [(s, m.step, m.seconds) for s, m in messages if isinstance(m, wire.Step) and m.step > WARM_UP_STEPS]
-    before = {one.step for one in saved}
+    snapshot_steps = {one.step for one in saved}
     at_s = {step: came_s for came_s, step, _ in updates}
     writes = [(at_s[one.step], at_s[one.step] + one.seconds) for one in saved if one.step in at_s]
 
-    def beside(came_s: float, seconds: float) -> bool:
+    def during_write(came_s: float, seconds: float) -> bool:
         return any(came_s - seconds < end_s and came_s > begin_s for begin_s, end_s in writes)
 
-    busy = [seconds for came_s, step, seconds in updates if step in before or beside(came_s, seconds)]
-    calm = [seconds for came_s, step, seconds in updates if step not in before and not beside(came_s, seconds)]
+    busy, calm = [], []
+    for came_s, step, seconds in updates:
+        slowed = step in snapshot_steps or during_write(came_s, seconds)
+        (busy if slowed else calm).append(seconds)
     return sum(busy) - len(busy) * statistics.mean(calm) if calm else 0.0
 
 
 def pair(number: int, shape: dict[str, Any], steps: int, batch: int, every_s: float) -> tuple[Generation, Generation]:
-    """With checkpoints, and without."""
-    lives: dict[float, Generation] = {}
+    """The run with checkpoints, and the one without."""
+    runs: dict[float, Generation] = {}
     for each_s in (every_s, 0.0) if number % 2 else (0.0, every_s):
         with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
-            lives[each_s] = train(Path(name), shape, steps, batch, each_s)
-    return lives[every_s], lives[0.0]
+            runs[each_s] = train(Path(name), shape, steps, batch, each_s)
+    return runs[every_s], runs[0.0]
 
 
 def main() -> None:
     parser = common.parser(__doc__, Path(__file__).stem)
-    parser.add_argument("--pairs", type=int, default=5, help="of each kind")
-    parser.add_argument("--steps", type=int, default=400, help="of each run")
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of each kind")
+    parser.add_argument("--steps", type=int, default=400, help="steps of each run")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--every-s", type=float, default=5.0, help="seconds between checkpoints")
     options = parser.parse_args()
@@ -145,30 +147,30 @@ def main() -> None:
             pairs.append(pair(number, shape, options.steps, options.batch, options.every_s))
             print(f"{kind} {number + 1}/{options.pairs}: {pairs[-1][0]}", file=sys.stderr)
         rows.append(row(kind, pairs))
-        results[kind] = [[vars(life) for life in both] for both in pairs]
+        results[kind] = [[vars(run) for run in both] for both in pairs]
     header = ["", "MiB", "checkpoints", "write ms", "stall ms", "stall %", "slower %", "steps/s", "without", "ratio"]
     common.table(header, rows)
-    print("Medians over the pairs. A ratio above 1 is noise of the machine.")
+    print("Medians over the pairs. A ratio above 1 is noise.")
     common.write(options.json, {"every_s": options.every_s, "steps": options.steps, "pairs": results})
 
 
 def row(kind: str, pairs: list[tuple[Generation, Generation]]) -> list[object]:
-    """The medians, as the table has them."""
+    """A row of the table: medians over the pairs."""
 
     def median(values: Any) -> float:
         return statistics.median(list(values))
 
     return [
         kind,
-        median(life.size_mib for life, _ in pairs),
-        int(median(life.checkpoints for life, _ in pairs)),
-        median(life.write_ms for life, _ in pairs),
-        median(life.stall_ms for life, _ in pairs),
-        median(100 * life.stall_fraction for life, _ in pairs),
-        median(100 * life.slow_down_fraction for life, _ in pairs),
-        median(life.rate for life, _ in pairs),
+        median(run.size_mib for run, _ in pairs),
+        int(median(run.checkpoints for run, _ in pairs)),
+        median(run.write_ms for run, _ in pairs),
+        median(run.stall_ms for run, _ in pairs),
+        median(100 * run.stall_fraction for run, _ in pairs),
+        median(100 * run.slow_down_fraction for run, _ in pairs),
+        median(run.rate for run, _ in pairs),
         median(bare.rate for _, bare in pairs),
-        f"{median(life.rate / bare.rate for life, bare in pairs):.4f}",
+        f"{median(run.rate / bare.rate for run, bare in pairs):.4f}",
     ]
 
 

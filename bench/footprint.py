@@ -1,7 +1,7 @@
-"""What the daemon itself costs: its resident memory and its share of a core, with one run sampled at 20 Hz.
+"""What the daemon costs: its resident memory and its share of a core, with one run sampled at 20 Hz.
 
-Measured from outside, once a second, of the daemon's own process (its worker not included), after a minute's warm-up
-unless the measurement is shorter. The slope is a least-squares line through the resident set of the whole measurement.
+Measures the daemon's own process, without its worker, from outside and once a second, after a warm-up of one minute
+(of a tenth of the measurement, if that is shorter). The slope is a least-squares line through the resident set.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ START_DEADLINE_S = 60.0
 
 
 def wait_for_worker(daemon: psutil.Process) -> None:
-    """Raises RuntimeError when no worker comes."""
+    """Return once the daemon has a worker. Raises RuntimeError after `START_DEADLINE_S`."""
     deadline_s = time.monotonic() + START_DEADLINE_S
     while not daemon.children():
         if time.monotonic() > deadline_s or not daemon.is_running():
@@ -27,8 +27,8 @@ def wait_for_worker(daemon: psutil.Process) -> None:
         time.sleep(0.1)
 
 
-def follow(daemon: psutil.Process, seconds: float) -> list[tuple[float, float, float, float]]:
-    """Seconds, resident MiB, MiB that are its own alone (USS), CPU seconds; once a second."""
+def measure(daemon: psutil.Process, seconds: float) -> list[tuple[float, float, float, float]]:
+    """Once a second: time in seconds, resident MiB, private MiB (USS), CPU seconds."""
     rows = []
     start_s = time.monotonic()
     while (now_s := time.monotonic() - start_s) < seconds:
@@ -36,7 +36,7 @@ def follow(daemon: psutil.Process, seconds: float) -> list[tuple[float, float, f
         rows.append((now_s, memory.rss / common.MIB, memory.uss / common.MIB, cpu.user + cpu.system))
         time.sleep(max(0.0, start_s + len(rows) - time.monotonic()))
     if not daemon.children():
-        raise RuntimeError("the worker was gone before the end: nothing was sampled")
+        raise RuntimeError("the worker ended before the measurement did, so the daemon was idle")
     return rows
 
 
@@ -62,7 +62,7 @@ def main() -> None:
             daemon = psutil.Process(process.pid)
             wait_for_worker(daemon)
             time.sleep(min(60.0, options.minutes * 60 / 10))
-            rows = follow(daemon, options.minutes * 60)
+            rows = measure(daemon, options.minutes * 60)
         except (RuntimeError, psutil.Error) as error:
             sys.exit(f"{error}\n{(folder / 'daemon.log').read_text()[-2000:]}")
         finally:
@@ -82,11 +82,9 @@ def main() -> None:
     }
     common.table(
         ["the daemon", "min", "median", "p95", "max"],
-        [["resident MiB", *result["rss_mib"].values()], ["of its own, MiB", *result["uss_mib"].values()]],
+        [["resident MiB", *result["rss_mib"].values()], ["private (USS) MiB", *result["uss_mib"].values()]],
     )
-    print(
-        f"resident slope {slope:+.2f} MiB per hour; {cpu_share:.2f} % of a core, {cpu_share * 0.6:.2f} CPU s a minute"
-    )
+    print(f"resident slope {slope:+.2f} MiB/h; {cpu_share:.2f} % of a core, {cpu_share * 0.6:.2f} CPU s per minute")
     common.write(options.json, result)
 
 

@@ -1,11 +1,11 @@
-"""A LoRA fine-tune of the shape of Qwen3-0.6B on one NVIDIA GPU: our worker against mlx_lm.lora's defaults.
+"""A LoRA fine-tune with the shape of Qwen3-0.6B on one NVIDIA GPU: the worker against mlx_lm.lora's defaults.
 
-Run from the repository's root: PYTHONPATH=supervisor:worker python bench/h100.py. Weights and tokens are random,
+Run it from the repository's root: PYTHONPATH=supervisor:worker python bench/h100.py. Weights and tokens are random;
 nothing is downloaded. Batch 4 x 512 tokens, bfloat16, rank 8 on 16 layers: mlx_lm.lora's defaults. Both train on the
-same samples in the same batches. Ours: telemetry to a listener, a checkpoint every 5 s, the memory policy under the
-device limit that is printed. Theirs: mlx_lm.tuner.train, which clears the cache after every step. Prints each result
-as it comes; at the end a table, and bit-equal resume: 30 updates at once, against 15, SIGKILL, and the rest.
-`--tiny` does it all with a model of a few thousand weights, on any machine.
+same samples in the same batches. The worker sends telemetry to a listener, takes a checkpoint every 5 s, and applies
+its memory policy under the device limit that is printed. mlx_lm.tuner.train clears the cache after every step. Prints
+each result at once, then a table. Also checks bit-equal resume: 30 updates in one generation, against 15, SIGKILL, and
+the rest in a second generation. `--tiny` uses a model of a few thousand weights, on any machine.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from typing import Any
 
 from support import paired
 
-WANTED = {"fixed": 1.6, "varied": 1.15}
+REQUIRED = {"fixed": 1.6, "varied": 1.15}
+"""How many times as fast as mlx_lm, by kind of data."""
 STARTED_S = time.monotonic()
 KILL_AT_STEP, LAST_STEP = 15, 30
 MIB = 1024 * 1024
@@ -34,7 +35,7 @@ def main() -> None:
     memory: dict[str, Any] = {"limit_bytes": options.limit_gib * 2**30}
     if options.device_limit_gib is not None:
         memory["device_limit_bytes"] = int(options.device_limit_gib * 2**30)
-    say(f"ours is given {memory}, and by default 80 % of the device's own memory")
+    say(f"the worker gets {memory}; the default device limit is 80 % of the device's memory")
     results: dict[str, Any] = {"device": device(), "memory": memory, "failures": []}
     for kind in options.only.split(","):
         attempt(results, kind, lambda kind=kind: resume(options) if kind == "resume" else race(options, kind, memory))
@@ -48,19 +49,19 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny model of the same architecture, for any machine")
-    parser.add_argument("--pairs", type=int, default=2, help="of each kind of data")
-    parser.add_argument("--steps", type=int, default=150, help="of each run; the first 50 are not timed")
-    parser.add_argument("--device-limit-gib", type=float, help="instead of 80 %% of the device's memory")
-    parser.add_argument("--limit-gib", type=int, default=64, help="of the machine's memory, for our process group")
-    parser.add_argument("--only", default="fixed,varied,resume", help="any of fixed,varied,resume")
-    parser.add_argument("--budget-s", type=float, default=330.0, help="begin no further pair after this")
+    parser.add_argument("--pairs", type=int, default=2, help="pairs for each kind of data")
+    parser.add_argument("--steps", type=int, default=150, help="steps of each run; the first 50 are not timed")
+    parser.add_argument("--device-limit-gib", type=float, help="device limit in GiB; default: 80 %% of its memory")
+    parser.add_argument("--limit-gib", type=int, default=64, help="memory limit of the worker's process group, in GiB")
+    parser.add_argument("--only", default="fixed,varied,resume", help="comma-separated; any of fixed, varied, resume")
+    parser.add_argument("--budget-s", type=float, default=330.0, help="start no further pair after this many seconds")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "h100.json")
     options = parser.parse_args()
     unknown = set(options.only.split(",")) - {"fixed", "varied", "resume"}
     if unknown:
         parser.error(f"--only: found {', '.join(sorted(unknown))}; allowed: fixed, varied, resume")
     if options.steps <= warm_up(options):
-        parser.error("--steps: more than 50 are needed, the first are not timed")
+        parser.error(f"--steps: found {options.steps}; allowed: more than {warm_up(options)}, the untimed warm-up")
     return options
 
 
@@ -73,7 +74,7 @@ def say(text: str) -> None:
 
 
 def device() -> dict[str, Any]:
-    """In a process of its own: this one must hold no memory of the device."""
+    """MLX's device, read in a subprocess: this process must hold no device memory."""
     code = "import json, mlx.core as mx; print(json.dumps({'default': str(mx.default_device()), **mx.device_info()}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -83,7 +84,7 @@ def device() -> dict[str, Any]:
 
 
 def attempt(results: dict[str, Any], name: str, work: Callable[[], Any]) -> None:
-    """What fails is told and noted; the rest goes on."""
+    """Print and record a failure, and continue with the rest."""
     try:
         results[name] = work()
     except Exception as error:
@@ -99,17 +100,17 @@ def setup(options: argparse.Namespace, kind: str, steps: int) -> paired.Setup:
 
 
 def race(options: argparse.Namespace, kind: str, memory: dict[str, Any]) -> dict[str, Any]:
-    """Ours and theirs by turns."""
-    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "mlx_lm": []}
+    """The worker and mlx_lm in alternating order."""
+    runs: dict[str, list[dict[str, Any]]] = {"worker": [], "mlx_lm": []}
     chosen = setup(options, kind, options.steps)
     for number in range(options.pairs):
-        if runs["ours"] and time.monotonic() - STARTED_S > options.budget_s:
+        if runs["worker"] and time.monotonic() - STARTED_S > options.budget_s:
             say(f"{kind}: no time for pair {number + 1}")
             break
-        order = ["ours", "mlx_lm"] if number % 2 == 0 else ["mlx_lm", "ours"]
+        order = ["worker", "mlx_lm"] if number % 2 == 0 else ["mlx_lm", "worker"]
         losses = {}
         for side in order:
-            result = paired.ours(chosen, memory) if side == "ours" else paired.mlx_lm(chosen)
+            result = paired.worker(chosen, memory) if side == "worker" else paired.mlx_lm(chosen)
             losses[side] = result.losses
             runs[side].append(paired.plain(result))
             say(
@@ -117,17 +118,18 @@ def race(options: argparse.Namespace, kind: str, memory: dict[str, Any]) -> dict
                 f"cache {result.cache_bytes / MIB:,.0f} MiB, {result.checkpoints} checkpoints"
             )
         compare(kind, losses, options.steps)
-    pairs = [theirs["step_ms"] / mine["step_ms"] for mine, theirs in zip(runs["ours"], runs["mlx_lm"], strict=True)]
-    return {"setup": vars(chosen), **runs, "ratios": pairs, "median_ratio": statistics.median(pairs)}
+    pairs = zip(runs["worker"], runs["mlx_lm"], strict=True)
+    ratios = [mlx_lm["step_ms"] / worker["step_ms"] for worker, mlx_lm in pairs]
+    return {"setup": vars(chosen), **runs, "ratios": ratios, "median_ratio": statistics.median(ratios)}
 
 
 def compare(kind: str, losses: dict[str, dict[int, float]], last: int) -> None:
-    """mlx_lm reports the mean of ten steps."""
-    mine = statistics.mean(losses["ours"][step] for step in range(last - 9, last + 1))
-    theirs = losses["mlx_lm"][last]
-    say(f"{kind}: mean loss of the last ten steps: ours {mine:.5f}, mlx_lm {theirs:.5f}")
-    if abs(mine - theirs) > 0.02 * abs(theirs):
-        raise RuntimeError(f"not the same training: {mine} and {theirs}")
+    """Raises RuntimeError if the final losses differ by over 2 %. mlx_lm reports the mean of ten steps."""
+    worker = statistics.mean(losses["worker"][step] for step in range(last - 9, last + 1))
+    mlx_lm = losses["mlx_lm"][last]
+    say(f"{kind}: mean loss of the last ten steps: worker {worker:.5f}, mlx_lm {mlx_lm:.5f}")
+    if abs(worker - mlx_lm) > 0.02 * abs(mlx_lm):
+        raise RuntimeError(f"the losses differ by over 2 %: worker {worker}, mlx_lm {mlx_lm}")
 
 
 def resume(options: argparse.Namespace) -> dict[str, Any]:
@@ -139,41 +141,42 @@ def resume(options: argparse.Namespace) -> dict[str, Any]:
     every = {"every_steps": 5, "every_seconds": 0}
     memory = {"limit_bytes": options.limit_gib * 2**30}
     with tempfile.TemporaryDirectory(prefix="bench-") as one, tempfile.TemporaryDirectory(prefix="bench-") as two:
-        whole = paired.life(Path(one), chosen, memory, every, deterministic=True)
-        say(f"resume: whole run {whole.weights_sha256}")
-        first = paired.life(Path(two), chosen, memory, every, 1, KILL_AT_STEP, deterministic=True)
-        say(f"resume: killed at step {max(first.losses)}, {first.checkpoints} checkpoints told of")
-        second = paired.life(Path(two), chosen, memory, every, 2, deterministic=True)
+        uninterrupted = paired.generation(Path(one), chosen, memory, every, deterministic=True)
+        say(f"resume: uninterrupted run {uninterrupted.weights_sha256}")
+        first = paired.generation(Path(two), chosen, memory, every, 1, KILL_AT_STEP, deterministic=True)
+        say(f"resume: killed at step {max(first.losses)}, {first.checkpoints} checkpoints reported")
+        second = paired.generation(Path(two), chosen, memory, every, 2, deterministic=True)
         begun = min(second.losses)
-        say(f"resume: went on with step {begun}, {second.weights_sha256}")
-    differing = [step for step, loss in (first.losses | second.losses).items() if whole.losses[step] != loss]
+        say(f"resume: resumed with step {begun}, {second.weights_sha256}")
+    differing = [step for step, loss in (first.losses | second.losses).items() if uninterrupted.losses[step] != loss]
     found = {
-        "whole": whole.weights_sha256, "resumed": second.weights_sha256, "resumed_with_step": begun,
+        "uninterrupted": uninterrupted.weights_sha256, "resumed": second.weights_sha256, "resumed_with_step": begun,
         "killed_at_step": max(first.losses), "steps_whose_loss_differs": differing,
     }  # fmt: skip
     if begun == 1:
-        raise RuntimeError(f"nothing was resumed, it began anew: {found}")
-    if whole.weights_sha256 is None or whole.weights_sha256 != second.weights_sha256 or differing:
+        raise RuntimeError(f"the second generation started from the beginning: {found}")
+    if second.weights_sha256 is None or uninterrupted.weights_sha256 != second.weights_sha256 or differing:
         raise RuntimeError(f"not bit-equal: {found}")
     say("resume: bit-equal, weights and losses")
     return found
 
 
 def show(results: dict[str, Any]) -> None:
-    for kind, wanted in WANTED.items():
+    for kind, required in REQUIRED.items():
         if kind not in results:
             continue
         found = results[kind]
-        for side in ("ours", "mlx_lm"):
+        for side in ("worker", "mlx_lm"):
             for run in found[side]:
                 print(
                     f"{kind:7} {side:7} {run['step_ms']:9.2f} ms/step  peak {run['peak_bytes'] / MIB:9,.0f} MiB  "
                     f"cache {run['cache_bytes'] / MIB:9,.0f} MiB"
                 )
         ratios = ", ".join(f"{ratio:.3f}" for ratio in found["ratios"])
-        print(f"{kind:7} mlx_lm/ours: {ratios}; median {found['median_ratio']:.3f} (wanted: {wanted})")
+        print(f"{kind:7} mlx_lm/worker: {ratios}; median {found['median_ratio']:.3f} (required: {required})")
     if "resume" in results:
-        print(f"resume  bit-equal after SIGKILL at {results['resume']['killed_at_step']}: {results['resume']['whole']}")
+        found = results["resume"]
+        print(f"resume  bit-equal after SIGKILL at step {found['killed_at_step']}: {found['uninterrupted']}")
     for failure in results["failures"]:
         print(f"FAILED  {failure[:1000]}")
 

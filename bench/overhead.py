@@ -1,7 +1,8 @@
-"""What supervision costs in speed: steps per second supervised over bare, pair by pair.
+"""What supervision costs: steps per second of a supervised run divided by those of a bare one, in pairs.
 
-The same job, `mlx-supervisor run` and then `python -m mlx_worker JOB --bare`, turn by turn, so that both see the same
-machine. Both numbers are of the worker's own loop, from its last line of output: start and end are left out.
+Runs the same job with `mlx-supervisor run` and then with `python -m mlx_worker JOB --bare`, alternately, so that both
+see the same machine load. Both rates are the training loop's own, from the worker's last line: start and end do not
+count.
 """
 
 import json
@@ -20,12 +21,12 @@ def supervised(folder: Path) -> float:
     """Steps per second under the supervisor."""
     summary = common.run(folder)
     if summary["outcome"] != "completed" or len(summary["generations"]) != 1:
-        raise RuntimeError(f"not one undisturbed life: {summary}")
+        raise RuntimeError(f"expected one completed generation: {summary}")
     return rate_of((folder / "state" / "runs" / "bench" / "logs" / "stdout.log").read_text())
 
 
 def bare(folder: Path) -> float:
-    """Steps per second of the very job that the supervisor wrote, with nobody listening, in a folder of its own."""
+    """Steps per second of the job that the supervisor wrote, unsupervised and in a separate folder."""
     job = json.loads((folder / "state" / "runs" / "bench" / "job.json").read_bytes())
     alone = folder / "bare"
     alone.mkdir()
@@ -35,7 +36,7 @@ def bare(folder: Path) -> float:
 
 
 def rate_of(output: str) -> float:
-    """Out of the worker's last line. Raises RuntimeError when it is not there."""
+    """Steps per second from the worker's last line. Raises RuntimeError without that line."""
     match = RATE.search(output)
     if match is None:
         raise RuntimeError(f"the worker printed no rate: {output[-500:]}")
@@ -45,7 +46,7 @@ def rate_of(output: str) -> float:
 def main() -> None:
     parser = common.parser(__doc__, Path(__file__).stem)
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=100, help="of each run")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each run")
     options = parser.parse_args()
     pairs = []
     for number in range(options.pairs):
@@ -59,7 +60,7 @@ def main() -> None:
         ["pair", "supervised steps/s", "bare steps/s", "ratio"],
         [[number + 1, *(f"{value:.3f}" for value in pair.values())] for number, pair in enumerate(pairs)],
     )
-    print(f"median ratio {median:.4f}: supervision costs {100 * (1 - median):.2f} % (less than 0: noise)")
+    print(f"median ratio {median:.4f}: supervision costs {100 * (1 - median):.2f} % (below 0: noise)")
     common.write(options.json, {"steps": options.steps, "pairs": pairs, "median_ratio": median})
 
 

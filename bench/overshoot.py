@@ -1,14 +1,13 @@
-"""How far past its limit a run gets before it is dead, when memory grows without a word of telemetry.
+"""How far a run exceeds its limit before it is dead, when memory grows and the worker sends no telemetry.
 
-Measured: what the ramp (bench/support/ramp.py) itself noted in a mapped file, its resident bytes at the start plus all
-it had touched since, minus the limit, at its death. It is exact to a chunk of 256 KiB (from 1 GiB/s on: 2 MiB), which
-counts as held once it is begun. What Python itself took meanwhile (some 100 KiB) is not in it, so that a kill at the
-very limit can read as a little below 0. The time is from the chunk that reached the limit to the last one. The rate is
-that of the whole ramp: what a busy machine holds up is made up for, so that it may be higher at the limit.
+The overshoot is the memory of the ramp (bench/support/ramp.py) at its death minus the limit: its resident bytes at the
+start plus all bytes touched since, as the ramp records them in a mapped file. The resolution is one chunk of 256 KiB
+(from 1 GiB/s on: 2 MiB), which counts from its beginning. About 100 KiB that Python allocates meanwhile do not count,
+so a kill exactly at the limit can read as slightly below 0. The time runs from the chunk that reached the limit to the
+last one. The rate is the average of the whole ramp, which catches up after delays and so may be faster at the limit.
 
-Sampler, machine and kill path are the real ones, by `mlx-supervisor run`; the supervisor's own last sample is shown
-beside, and how long it took the supervisor from the beginning of the sample that decided to the return of the call that
-kills (bench/support/timed.py).
+Uses the real sampler, state machine and kill path of `mlx-supervisor run`. Also shows the supervisor's last sample, and
+the time from the start of the deciding sample to the return of the kill call (bench/support/timed.py).
 """
 
 import json
@@ -22,7 +21,7 @@ from support import common, timed
 from support.ramp import RECORD
 
 RAMPS = ((128, 512), (1024, 2048), (4096, 6144))
-"""Rate in MiB/s and limit in MiB: about four, two, and one and a half seconds of ramp."""
+"""Rates in MiB/s and limits in MiB: ramps of about 4 s, 2 s and 1.5 s."""
 
 
 def settings(limit_mib: int) -> str:
@@ -34,7 +33,7 @@ def settings(limit_mib: int) -> str:
 
 
 def warm(size_mib: int) -> None:
-    """Touch and free memory, for a virtual machine's host to provide it: the first touch there may be too slow."""
+    """Touch and free memory, so that a virtual machine's host provides it: a first touch may be too slow."""
     with mmap.mmap(-1, size_mib * common.MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON) as room:
         room.madvise(mmap.MADV_HUGEPAGE)
         for offset in range(0, len(room), mmap.PAGESIZE):
@@ -42,7 +41,7 @@ def warm(size_mib: int) -> None:
 
 
 def ramp(rate_mib_per_s: int, limit_mib: int) -> dict[str, Any]:
-    """One ramp to its death."""
+    """Run one ramp until it is killed. Raises RuntimeError if it ended otherwise."""
     worker = shlex.join([sys.executable, str(common.SUPPORT / "ramp.py"), str(rate_mib_per_s), str(limit_mib)])
     warm(limit_mib * 5 // 4)
     with common.workplace(settings(limit_mib)) as folder:
@@ -50,24 +49,24 @@ def ramp(rate_mib_per_s: int, limit_mib: int) -> dict[str, Any]:
         summary = common.run(folder, {"MLX_SUPERVISOR_WORKER": worker, timed.RECORD: str(kill)})
         killed = json.loads(kill.read_bytes())
         numbers = RECORD.unpack((folder / "state" / "runs" / "ramp" / "ramp.bin").read_bytes())
-    base, asked, touched, start_ns, crossed_ns, last_ns = numbers
-    life = summary["generations"][-1]
-    if "signal 9" not in life["ended"].lower() and "sigkill" not in life["ended"].lower():
+    base, requested, touched, start_ns, crossed_ns, last_ns = numbers
+    generation = summary["generations"][-1]
+    if "signal 9" not in generation["ended"].lower() and "sigkill" not in generation["ended"].lower():
         raise RuntimeError(f"not killed: {summary}")
     return {
-        "overshoot_mib": (base + asked) / common.MIB - limit_mib,
-        "last_sample_over_limit_mib": life["peak_footprint_mib"] - limit_mib,
+        "overshoot_mib": (base + requested) / common.MIB - limit_mib,
+        "last_sample_over_limit_mib": generation["peak_footprint_mib"] - limit_mib,
         "limit_to_last_chunk_ms": (last_ns - crossed_ns) / 1e6 if crossed_ns else 0.0,
         "achieved_mib_per_s": touched / common.MIB / ((last_ns - start_ns) / 1e9),
         "decision_to_signal_ms": 1e3 * (killed["killed_s"] - killed["sampled_s"]),
-        "of_which_after_the_thread_ms": 1e3 * (killed["killed_s"] - killed["heard_s"]),
-        "cause": life["cause"],
+        "received_to_signal_ms": 1e3 * (killed["killed_s"] - killed["received_s"]),
+        "cause": generation["cause"],
     }
 
 
 def main() -> None:
     parser = common.parser(__doc__, Path(__file__).stem)
-    parser.add_argument("--ramps", type=int, default=20, help="of each rate")
+    parser.add_argument("--ramps", type=int, default=20, help="ramps at each rate")
     options = parser.parse_args()
     common.SUPERVISOR[1:] = [timed.__file__]
     rows, rates = [], []

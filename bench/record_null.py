@@ -1,9 +1,10 @@
-"""Real runs in which nothing leaks, watched by the real supervisor, and kept as fixtures of the tests.
+"""Records healthy runs under the real supervisor, as fixtures of the tests.
 
-Each task of `support/null_tasks.py`: first a short run to find its highest footprint, then 5,000 updates of varied
-lengths with evaluations and checkpoints under a limit of 1.5 times that. No trip, and no leak verdict, is allowed. The
-trace has a row a step: footprint at its end (null without a sample), highest sample since the step before, MLX's active
-memory and cache, in KiB, tokens, milliseconds; and the phases, each with the steps before it and its highest sample.
+For each task of `support/null_tasks.py`: a short run finds the highest footprint; then 5,000 updates of varied lengths,
+with evaluations and checkpoints, run under a limit of 1.5 times that. A trip or a leak verdict fails the recording. The
+trace has one row per step: footprint at its end (null without a sample), highest sample since the previous step, MLX's
+active memory and cache (all in KiB), tokens, milliseconds; and the phases, each with the number of steps before it and
+its highest sample.
 """
 
 import asyncio
@@ -29,14 +30,14 @@ from mlx_supervisor.state_dir import StateDir
 FIXTURES = common.BENCH.parent / "tests" / "core" / "memory" / "fixtures"
 LIMIT_BYTES = 200 * 1024
 TASKS = {"lora": 2, "full": 4}
-"""Batch sizes."""
+"""Micro-batches."""
 HEADROOM = 1.5
 SCOUT_STEPS = 400
 COLUMNS = ("footprint_kib", "peak_kib", "active_kib", "cache_kib", "tokens", "milliseconds")
 
 
 class Recorder(Observer):
-    """Notes what the breaker was told, and what it made of it."""
+    """Records the breaker's input and its verdicts."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int | None, ...]] = []
@@ -47,7 +48,7 @@ class Recorder(Observer):
         self._highest = 0
 
     def on_event(self, run: Run, event: ev.Event) -> None:
-        """Called after the machine has dealt with it."""
+        """Called after the machine has handled the event."""
         match event:
             case ev.Sample():
                 self.peak_bytes = max(self.peak_bytes, event.footprint_bytes)
@@ -78,8 +79,8 @@ def settings(task: str, steps: int, limit_mib: float) -> str:
     )
 
 
-def watch(task: str, steps: int, limit_mib: float) -> tuple[Recorder, dict[str, Any]]:
-    """One run to its end; what was seen, and the summary."""
+def record(task: str, steps: int, limit_mib: float) -> tuple[Recorder, dict[str, Any]]:
+    """One complete run: its recording and its summary."""
     with common.workplace(settings(task, steps, limit_mib)) as folder:
         for name in ("null_tasks.py", "lora_task.py", "slices.py"):
             (folder / name).symlink_to(common.SUPPORT / name)
@@ -105,8 +106,8 @@ async def _run(daemon: Daemon) -> dict[str, Any]:
         await daemon.close()
 
 
-def keep(path: Path, task: str, limit_bytes: int, recorder: Recorder, summary: Mapping[str, Any]) -> None:
-    """The trace as a fixture. Raises RuntimeError when it is too large."""
+def write(path: Path, task: str, limit_bytes: int, recorder: Recorder, summary: Mapping[str, Any]) -> None:
+    """Write the trace as a fixture. Raises RuntimeError if it is too large."""
     columns = dict(zip(COLUMNS, map(list, zip(*recorder.rows, strict=True)), strict=True))
     trace = {
         "task": task, "system": platform.system(), "limit_bytes": limit_bytes, "peak_bytes": recorder.peak_bytes,
@@ -114,7 +115,7 @@ def keep(path: Path, task: str, limit_bytes: int, recorder: Recorder, summary: M
     }  # fmt: skip
     data = gzip.compress(json.dumps(trace, separators=(",", ":")).encode(), 9, mtime=0)
     if len(data) > LIMIT_BYTES:
-        raise RuntimeError(f"{path}: {len(data)} bytes, allowed are {LIMIT_BYTES}")
+        raise RuntimeError(f"{path}: found {len(data):,} bytes; allowed: at most {LIMIT_BYTES:,}")
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
 
@@ -127,13 +128,13 @@ def main() -> None:
     options = parser.parse_args()
     results = {}
     for task in options.tasks:
-        scout, _ = watch(task, SCOUT_STEPS, 8192)
+        scout, _ = record(task, SCOUT_STEPS, 8192)
         limit_mib = HEADROOM * scout.peak_bytes / common.MIB
-        recorder, summary = watch(task, options.steps, limit_mib)
-        keep(options.fixtures / f"null-{task}.json.gz", task, int(limit_mib * common.MIB), recorder, summary)
+        recorder, summary = record(task, options.steps, limit_mib)
+        write(options.fixtures / f"null-{task}.json.gz", task, int(limit_mib * common.MIB), recorder, summary)
         results[task] = {
             "outcome": summary["outcome"], "steps": len(recorder.rows), "trips": summary["trips"],
-            "lives": len(summary["generations"]), "verdicts_at": recorder.verdicts[:50],
+            "generations": len(summary["generations"]), "verdicts_at": recorder.verdicts[:50],
             "scout_peak_mib": scout.peak_bytes / common.MIB, "peak_mib": recorder.peak_bytes / common.MIB,
             "sampled_steps": sum(row[0] is not None for row in recorder.rows),
             "phases": len(recorder.phases),
@@ -142,10 +143,10 @@ def main() -> None:
     common.write(options.json, {"tasks": results})
     bad = [
         name for name, one in results.items()
-        if one["trips"] or one["verdicts_at"] or one["outcome"] != "completed" or one["lives"] != 1
+        if one["trips"] or one["verdicts_at"] or one["outcome"] != "completed" or one["generations"] != 1
     ]  # fmt: skip
     if bad:
-        sys.exit(f"a trip, a verdict or a restart where nothing leaks: {', '.join(bad)}")
+        sys.exit(f"a healthy run had a trip, a leak verdict or a restart: {', '.join(bad)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How soon a killed run trains again: from SIGKILL to the next life's first update, against a bare start of the job.
+"""How soon a killed run trains again: from SIGKILL to the next generation's first update, against a bare start.
 
-`mlx-supervisor run` trains a small Llama and saves every second. Its worker is killed again and again, each time after
-it has saved something new; the times are those of the journal. Between the kills, turn by turn, the same job is started
-with nobody supervising it and with no checkpoint to load, from the start of the process to its first update.
+`mlx-supervisor run` trains a small Llama and saves a checkpoint every second. Its worker is killed repeatedly, each
+time after a new checkpoint; the times come from the journal. After each kill the same job is started unsupervised and
+without a checkpoint, and timed from the start of the process to its first update.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ STEPS = 1_000_000
 
 
 def until(what: str, holds: Callable[[], bool]) -> None:
-    """Look every few milliseconds. Raises RuntimeError when it takes too long."""
+    """Poll every 5 ms until `holds` is true. Raises RuntimeError after `PATIENCE_S`."""
     end_s = time.monotonic() + PATIENCE_S
     while not holds():
         if time.monotonic() > end_s:
-            raise RuntimeError(f"waited too long until {what}")
+            raise RuntimeError(f"{what}: not within {PATIENCE_S:g} s")
         time.sleep(0.005)
 
 
 class Supervised:
-    """A run in the foreground of its own, and what its journal says."""
+    """A run in the foreground, and its journal."""
 
     def __init__(self, folder: Path) -> None:
         self.run_dir = folder / "state" / "runs" / "bench"
@@ -49,14 +49,14 @@ class Supervised:
         return max(steps, default=0)
 
     def kill_worker(self) -> float:
-        """When, by the wall clock."""
+        """Send SIGKILL; returns the wall-clock time."""
         (worker,) = psutil.Process(self.process.pid).children()
         now_s = time.time()
         worker.send_signal(signal.SIGKILL)
         return now_s
 
     def first(self, table: str, generation: int, condition: str = "1") -> float | None:
-        """The time of the first row of that life, None when there is none yet."""
+        """The wall-clock time of the generation's first such row; None before it is written."""
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(self._journal, timeout=5)) as db:
             query = f"SELECT MIN(wall_s) FROM {table} WHERE generation = ? AND {condition}"
             found: float | None = db.execute(query, (generation,)).fetchone()[0]
@@ -64,7 +64,7 @@ class Supervised:
         return None
 
     def close(self) -> None:
-        """Stop it as a person would."""
+        """Interrupt the run, as Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)
         try:
             self.process.wait(PATIENCE_S)
@@ -74,7 +74,7 @@ class Supervised:
 
 
 def bare_s(folder: Path, number: int) -> float:
-    """Seconds from the start of the process to its first update."""
+    """Seconds from the start of an unsupervised process to its first update."""
     job = json.loads((folder / "state" / "runs" / "bench" / "job.json").read_bytes())
     alone = folder / f"bare-{number}"
     alone.mkdir()
@@ -91,13 +91,13 @@ def bare_s(folder: Path, number: int) -> float:
 
 
 def kill_once(run: Supervised, folder: Path, generation: int) -> dict[str, float]:
-    """Kill that life once it has saved something new; seconds from then to what follows."""
+    """Kill the generation after a new checkpoint; the seconds from the kill to each following event."""
     before = run.newest()
-    until("it trains", lambda: run.first("steps", generation) is not None)
-    until("it has saved something new", lambda: run.newest() > before)
-    time.sleep(0.3)  # the end of a write is told after the update beside it
+    until(f"generation {generation} trains", lambda: run.first("steps", generation) is not None)
+    until(f"generation {generation} saves a new checkpoint", lambda: run.newest() > before)
+    time.sleep(0.3)  # the end of a write is reported after the update that runs beside it
     killed_s = run.kill_worker()
-    until("the next life trains", lambda: run.first("steps", generation + 1) is not None)
+    until(f"generation {generation + 1} trains", lambda: run.first("steps", generation + 1) is not None)
     first_s, ready_s = run.first("steps", generation + 1), run.first("events", generation + 1, "kind = 'ready'")
     noticed_s = run.first("events", generation, "kind = 'restart'")
     assert first_s is not None

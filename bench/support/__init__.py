@@ -1,1 +1,1 @@
-"""What the benchmarks share; nothing here is run by itself."""
+"""Code that the benchmarks share; none of it is a benchmark."""

@@ -1,4 +1,4 @@
-"""What the benches share: a settings file in a folder of its own, the command line, a table, a result as JSON."""
+"""Shared by the benchmarks: a settings file in a temporary folder, the command line, a table, a JSON result."""
 
 import argparse
 import contextlib
@@ -25,15 +25,15 @@ MIB = 1024 * 1024
 
 
 def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
-    """A parser that has `--json` already."""
+    """An argument parser with `--json`."""
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--json", type=Path, default=BENCH / "results" / f"{name}.json", help="where the result goes")
+    result.add_argument("--json", type=Path, default=BENCH / "results" / f"{name}.json", help="the file for the result")
     return result
 
 
 @contextlib.contextmanager
 def workplace(settings: str) -> Iterator[Path]:
-    """A temporary folder with `settings.toml`, gone afterwards. Its path is short: it will hold sockets."""
+    """A temporary folder with `settings.toml`. Its path is short, because it holds sockets."""
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "settings.toml").write_text(settings)
@@ -41,7 +41,7 @@ def workplace(settings: str) -> Iterator[Path]:
 
 
 def llama(steps: int, batch: int, length: int, extra: str = "") -> str:
-    """Settings of the first run's task without its drill, as the run `bench`."""
+    """Settings of a run `bench`: the task of examples/first-run.toml without its drill."""
     return (
         f"[runs.bench]\nsteps = {steps}\nautostart = true\n"
         f'task = {{ kind = "python", entry = "first_run.stdlib_llama:build", args = {{ length = {length} }} }}\n'
@@ -50,12 +50,12 @@ def llama(steps: int, batch: int, length: int, extra: str = "") -> str:
 
 
 def with_examples(folder: Path) -> None:
-    """Tasks are imported from the settings file's folder."""
+    """Link the example's task into the settings file's folder, from which tasks are imported."""
     (folder / "first_run").symlink_to(EXAMPLES / "first_run")
 
 
 def run(folder: Path, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """`mlx-supervisor run` to its end; the summary. Raises RuntimeError when it printed none."""
+    """The summary of a complete `mlx-supervisor run`. Raises RuntimeError if it printed none."""
     command = [*SUPERVISOR, "run", str(folder / "settings.toml"), "--json", "--state-dir", str(folder / "state")]
     done = subprocess.run(
         command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
@@ -68,7 +68,7 @@ def run(folder: Path, environment: Mapping[str, str] | None = None) -> dict[str,
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print it, numbers to the right."""
+    """Print a table: the first column left-aligned, the others right-aligned."""
     cells = [list(header), *[[_cell(value) for value in row] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
@@ -85,14 +85,14 @@ def _cell(value: object) -> str:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Least, median, 95th percentile (nearest rank) and greatest."""
+    """Minimum, median, 95th percentile (nearest rank) and maximum."""
     ordered = sorted(values)
     rank = max(0, -(-len(ordered) * 95 // 100) - 1)
     return {"min": ordered[0], "median": statistics.median(ordered), "p95": ordered[rank], "max": ordered[-1]}
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """The result with the machine that it was measured on."""
+    """Write the result as JSON, with a description of the machine."""
     machine = {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": psutil.cpu_count(),

@@ -1,7 +1,7 @@
-"""A LoRA fine-tune on made-up tokens, twice: as a task of ours, and through mlx_lm's own training loop.
+"""A LoRA fine-tune on random tokens, both as a task of the worker and through mlx_lm's own training loop.
 
-Both see the same model, the same samples in the same batches, and the same padding. Nothing is downloaded: weights and
-tokens are random, and a step takes as long with them as with real ones.
+Both use the same model, the same samples in the same batches, and the same padding. Nothing is downloaded: weights and
+tokens are random, which does not change the time of a step.
 """
 
 import json
@@ -25,7 +25,7 @@ from mlx_worker.data.batches import EffectiveBatches
 from mlx_worker.task import Task
 
 LORA = {"rank": 8, "dropout": 0.0, "scale": 20.0}
-"""mlx_lm.lora's own defaults, as the 16 layers and the learning rate below."""
+"""mlx_lm.lora's defaults, like the number of layers and the learning rate below."""
 LAYERS, LEARNING_RATE = 16, 1e-5
 SEED = 7
 LLAMA = {
@@ -46,14 +46,14 @@ SHAPES = {"llama": LLAMA, "micro-llama": MICRO_LLAMA, "qwen3": QWEN3, "tiny-qwen
 
 
 def samples(vocabulary: int, length: int, varied: bool, count: int) -> list[tuple[list[int], int]]:
-    """Token sequences with a prompt of none: all of `length` tokens, or of an eighth of it up to all of it."""
+    """Token sequences without a prompt, of `length` tokens or, if `varied`, of an eighth of `length` up to `length`."""
     generator = np.random.default_rng(SEED)
     lengths = generator.integers(max(2, length // 8), length + 1, count) if varied else [length] * count
     return [(generator.integers(1, vocabulary, int(one)).tolist(), 0) for one in lengths]
 
 
 def adapted_model(shape: str) -> Any:
-    """The model with LoRA layers, its weights random, in bfloat16 where a GPU has to compute."""
+    """The model with LoRA layers and random weights; the shape `qwen3`, meant for a GPU, is in bfloat16."""
     config = SHAPES[shape]
     if config["model_type"] == "qwen3":
         from mlx_lm.models import qwen3 as architecture
@@ -71,7 +71,7 @@ def adapted_model(shape: str) -> Any:
 
 
 def build(shape: str = "llama", length: int = 64, varied: bool = False, count: int = 256) -> Task:
-    """The task of ours."""
+    """The fine-tune as a `Task`."""
     counter = slices.counter()
 
     def collate(chosen: list[Any]) -> tuple[mx.array, mx.array]:
@@ -94,7 +94,7 @@ def _longest(length: int) -> int:
 
 
 class Listener(trainer.TrainingCallback):  # type: ignore[misc]
-    """Notes when each report came; a report has waited for its step."""
+    """Records the time of each report, which comes after its step has been computed."""
 
     def __init__(self) -> None:
         self.at_s: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""Two healthy fine-tunes of varied lengths, with evaluations: nothing in them leaks. `record_null.py` watches them."""
+"""Two healthy fine-tunes of varied lengths, with evaluations, without a leak; `record_null.py` records them."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ EVALUATION_BATCHES = 8
 
 
 def lora(shape: str = "tiny-qwen3", length: int = 128) -> Task:
-    """mlx_lm's LoRA on a frozen model; evaluated on batches of the full length, twice as large as in training."""
+    """mlx_lm's LoRA on a frozen model; evaluated on batches of the longest samples, twice as large as in training."""
     task = lora_task.build(shape, length, varied=True, count=600)
     longest = sorted(range(len(task.dataset)), key=lambda i: len(task.dataset[i][0]))[-2 * EVALUATION_BATCHES :]
 
@@ -33,7 +33,7 @@ def lora(shape: str = "tiny-qwen3", length: int = 128) -> Task:
 
 
 def full(hidden: int = 32, length: int = 96) -> Task:
-    """Every weight of a small Llama, AdamW; lengths from an eighth up, padded to the next multiple of 16."""
+    """A full fine-tune of a small Llama with AdamW; lengths from an eighth up, padded to a multiple of 16."""
     model = Model(ModelArgs(
         model_type="llama", hidden_size=hidden, num_hidden_layers=1, intermediate_size=4 * hidden,
         num_attention_heads=2, rms_norm_eps=1e-5, vocab_size=256, tie_word_embeddings=True,

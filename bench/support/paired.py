@@ -1,4 +1,4 @@
-"""Runs one fine-tune in a process of its own, by our worker or by mlx_lm's loop, and times its steps."""
+"""Runs a fine-tune in a subprocess, in the worker or in mlx_lm's loop, and times its steps."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Result:
-    """Milliseconds of a step, from the end of the warm-up to the end, whatever came in between; bytes by MLX."""
+    """`step_ms`: wall-clock time per step after the warm-up, checkpoints included. Bytes are MLX's counters."""
 
     step_ms: float
     peak_bytes: int
@@ -55,7 +55,7 @@ class Result:
 
 
 def mlx_lm(setup: Setup, every: int = 10, own_order: bool = False) -> Result:
-    """By `mlx_lm.tuner.train`. Raises RuntimeError with its last words when it failed."""
+    """Train with `mlx_lm.tuner.train`. Raises RuntimeError with the end of its stderr if it fails."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         file = Path(folder) / "result.json"
         done = subprocess.run(
@@ -73,32 +73,32 @@ def mlx_lm(setup: Setup, every: int = 10, own_order: bool = False) -> Result:
     )  # fmt: skip
 
 
-def ours(setup: Setup, memory: Mapping[str, Any] | None = None, checkpoint_every_s: float = 5.0) -> Result:
-    """By our worker as a supervisor runs it: telemetry on, checkpoints by the clock."""
+def worker(setup: Setup, memory: Mapping[str, Any] | None = None, checkpoint_every_s: float = 5.0) -> Result:
+    """Train with the worker as the supervisor runs it, with telemetry and checkpoints."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        return life(Path(name), setup, memory, {"every_seconds": checkpoint_every_s})
+        return generation(Path(name), setup, memory, {"every_seconds": checkpoint_every_s})
 
 
-def life(
+def generation(
     folder: Path,
     setup: Setup,
     memory: Mapping[str, Any] | None,
     checkpoint: Mapping[str, Any],
-    generation: int = 1,
+    number: int = 1,
     kill_at_step: int | None = None,
     deterministic: bool = False,
 ) -> Result:
-    """One life of the run in `folder`. Raises RuntimeError when it failed, unless it was to be killed."""
+    """One generation of the run in `folder`. Raises RuntimeError if it fails without `kill_at_step`."""
     with listening(folder, kill_at_step) as listener:
-        command = worker_command(folder, setup, listener.endpoint, memory, checkpoint, generation, deterministic)
-        code = live(folder, command, listener)
+        command = worker_command(folder, setup, listener.endpoint, memory, checkpoint, number, deterministic)
+        code = run_worker(folder, command, listener)
     if code != 0 and kill_at_step is None:
-        raise RuntimeError(f"our worker ended with {code}: {(folder / 'output.log').read_text()[-3000:]}")
+        raise RuntimeError(f"the worker ended with {code}: {(folder / 'output.log').read_text()[-3000:]}")
     return _result(listener, setup, whole=kill_at_step is None)
 
 
-def live(folder: Path, command: list[str], listener: "Listener", timeout_s: float = TIMEOUT_S) -> int:
-    """From start to end, everything heard out; the exit code. What it prints goes to `output.log`."""
+def run_worker(folder: Path, command: list[str], listener: "Listener", timeout_s: float = TIMEOUT_S) -> int:
+    """Run the worker and receive all its messages; returns its exit code. Its output goes to `output.log`."""
     with (folder / "output.log").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         listener.process = process
@@ -120,7 +120,7 @@ def worker_command(
     generation: int = 1,
     deterministic: bool = False,
 ) -> list[str]:
-    """What starts our worker; its job is written."""
+    """The command that starts the worker. Writes its job file."""
     run_dir = folder / "run"
     run_dir.mkdir(exist_ok=True)
     task = {"base_dir": str(SUPPORT), "entry": "lora_task:build", "args": setup.data}
@@ -133,7 +133,7 @@ def worker_command(
 
 
 def mlx_lm_command(setup: Setup, every: int = 10, own_order: bool = False) -> list[str]:
-    """What starts mlx_lm's loop; it writes its result to $BENCH_RESULT."""
+    """The command that starts mlx_lm's loop, which writes its result to $BENCH_RESULT."""
     arguments = setup.data | {"batch": setup.batch, "steps": setup.steps, "every": every, "own_order": own_order}
     return [sys.executable, str(SUPPORT / "lora_task.py"), json.dumps(arguments)]
 
@@ -141,7 +141,7 @@ def mlx_lm_command(setup: Setup, every: int = 10, own_order: bool = False) -> li
 def _result(listener: "Listener", setup: Setup, whole: bool) -> Result:
     steps = listener.steps
     if not steps:
-        raise RuntimeError("our worker reported no step")
+        raise RuntimeError("the worker reported no step")
     ms = float("nan")
     if whole and setup.warm_up in listener.at_s and setup.steps in listener.at_s:
         seconds = listener.at_s[setup.steps] - listener.at_s[setup.warm_up]
@@ -153,7 +153,7 @@ def _result(listener: "Listener", setup: Setup, whole: bool) -> Result:
 
 
 class Listener:
-    """Where a supervisor would sit: takes every frame in, in a thread, and notes when it came."""
+    """Receives the worker's frames in place of the supervisor, in a thread, and records their times of arrival."""
 
     def __init__(self, folder: Path, kill_at_step: int | None) -> None:
         self.endpoint = f"ipc://{folder}/t.sock"
@@ -171,7 +171,7 @@ class Listener:
         self._thread.start()
 
     def drain(self) -> None:
-        """Return once everything that was sent is here."""
+        """Return once every message that was sent has been received."""
         self._ended.set()
         self._thread.join()
 
@@ -188,9 +188,9 @@ class Listener:
                 continue
             _, frame = self._socket.recv_multipart()
             now_s = time.perf_counter()
-            self._take(wire.decode_worker(frame), now_s)
+            self._record(wire.decode_worker(frame), now_s)
 
-    def _take(self, message: wire.WorkerMessage, now_s: float) -> None:
+    def _record(self, message: wire.WorkerMessage, now_s: float) -> None:
         match message:
             case wire.Step():
                 self.at_s[message.step] = now_s
@@ -205,7 +205,7 @@ class Listener:
 
 @contextlib.contextmanager
 def listening(folder: Path, kill_at_step: int | None = None) -> Iterator[Listener]:
-    """A listener at a socket in the folder."""
+    """A listener on a socket in the folder."""
     listener = Listener(folder, kill_at_step)
     try:
         yield listener
@@ -214,5 +214,5 @@ def listening(folder: Path, kill_at_step: int | None = None) -> Iterator[Listene
 
 
 def plain(result: Result) -> dict[str, Any]:
-    """For JSON, without the losses."""
+    """The result for JSON, without the losses."""
     return {name: value for name, value in asdict(result).items() if name != "losses"}

@@ -1,10 +1,10 @@
-"""A worker that only eats memory, at a steady rate, until it is killed; it says nothing to its supervisor.
+"""A worker that only allocates memory, at a steady rate, until it is killed; it sends no telemetry.
 
-    python bench/ramp.py RATE_MIB_PER_S LIMIT_MIB JOB
+    python bench/support/ramp.py RATE_MIB_PER_S LIMIT_MIB JOB
 
-Before and after every chunk it writes what it holds into `ramp.bin` of the run's folder, a mapped file that outlives
-it. Six little-endian 64-bit numbers: resident bytes at the start, bytes asked for, bytes touched, and in nanoseconds of
-the monotonic clock the start, the moment when the limit was reached, and the last chunk.
+Before and after every chunk it records its memory in `ramp.bin` in the run's folder, a mapped file that survives the
+process. Six little-endian 64-bit numbers: resident bytes at the start, bytes requested, bytes touched, and the times of
+the start, of reaching the limit, and of the last chunk (nanoseconds of the monotonic clock).
 """
 
 import json
@@ -20,10 +20,10 @@ import psutil
 RECORD = struct.Struct("<6q")
 CHUNK_BYTES = 256 * 1024
 FAST_BYTES_PER_S = 2**30
-"""From this rate on, in huge pages and chunks of one each: no single process gets small ones faster."""
+"""From this rate on, chunks of one huge page each: one process cannot touch small pages faster."""
 FAST_CHUNK_BYTES = 2 * 2**20
 END_AT_LIMITS = 2
-"""A ramp that nobody stops ends itself at so many times the limit."""
+"""A ramp that is not killed ends at this multiple of the limit."""
 
 
 def main() -> None:
@@ -45,13 +45,13 @@ def main() -> None:
         if touched >= due:
             time.sleep(chunk_bytes / rate_bytes_per_s / 4)
             continue
-        asked = touched + chunk_bytes
-        RECORD.pack_into(record, 0, base, asked, touched, start_ns, crossed_ns, time.monotonic_ns())
-        room[touched : asked : mmap.PAGESIZE] = touch
-        touched, now_ns = asked, time.monotonic_ns()
+        requested = touched + chunk_bytes
+        RECORD.pack_into(record, 0, base, requested, touched, start_ns, crossed_ns, time.monotonic_ns())
+        room[touched : requested : mmap.PAGESIZE] = touch
+        touched, now_ns = requested, time.monotonic_ns()
         if not crossed_ns and base + touched >= limit_bytes:
             crossed_ns = now_ns
-        RECORD.pack_into(record, 0, base, asked, touched, start_ns, crossed_ns, now_ns)
+        RECORD.pack_into(record, 0, base, requested, touched, start_ns, crossed_ns, now_ns)
 
 
 if __name__ == "__main__":

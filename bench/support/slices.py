@@ -1,7 +1,7 @@
-"""Two processes that take turns on one machine, slice by slice, and what each got done in its slices.
+"""Two processes that run in alternating time slices, and the rate of each.
 
-Runs one after the other differ by what else the machine did meanwhile, by 10 % and more on a shared one. Slices of a
-second, turn by turn, see the same machine: one process is stopped (SIGSTOP) while the other works.
+Consecutive runs on a shared machine differ by 10 % and more, because of its other load. Alternating slices of one
+second see the same load: one process is stopped (SIGSTOP) while the other runs.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from pathlib import Path
 import psutil
 
 VARIABLE = "BENCH_COUNTER"
-"""Environment variable with the path of a file of 8 bytes, where a process counts the batches that it takes."""
+"""Environment variable with the path of an 8-byte file in which a process counts its batches."""
 
 
 class Counter:
-    """A number that two processes share."""
+    """A counter in a file that two processes share."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -31,23 +31,23 @@ class Counter:
 
     @property
     def value(self) -> int:
-        """As it is now."""
+        """The current count."""
         (number,) = struct.unpack("q", self._map[:])
         return int(number)
 
     def increase(self) -> None:
-        """By one."""
+        """Add one."""
         self._map[:] = struct.pack("q", self.value + 1)
 
 
 def counter() -> Counter | None:
-    """That of this process, when it is being timed."""
+    """This process's counter; None if it is not timed."""
     path = os.environ.get(VARIABLE)
     return None if path is None else Counter(Path(path))
 
 
 class Contestant:
-    """A process, stopped whenever it is not its turn."""
+    """A process that is stopped outside its slices."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -60,21 +60,21 @@ class Contestant:
                 env={**os.environ, **environment, VARIABLE: str(folder / f"{name}.count")},
             )  # fmt: skip
 
-    def go_to(self, count: int, timeout_s: float) -> None:
-        """Work until so many batches were taken, then stop. Raises RuntimeError when it ends or takes too long."""
+    def run_to(self, count: int, timeout_s: float) -> None:
+        """Run until `count` batches, then stop. Raises RuntimeError if the process ends or takes too long."""
         self._signal(signal.SIGCONT)
         end_s = time.monotonic() + timeout_s
         while self._counter.value < count:
-            self._require_life()
+            self._require_running()
             if time.monotonic() > end_s:
                 raise RuntimeError(f"{self.name} took {self._counter.value} batches in {timeout_s} s, not {count}")
             time.sleep(0.01)
         self._signal(signal.SIGSTOP)
 
-    def work(self, seconds: float) -> float:
-        """Batches per second of a slice, from one batch to another: a slice ends with the batch in hand.
+    def run_slice(self, seconds: float) -> float:
+        """Run for one slice, to the end of its last batch; returns the batches per second.
 
-        `batches` and `cpu_s`, the processor time of all its threads, are those of all slices so far.
+        Adds to `batches` and to `cpu_s`, the CPU time of all threads.
         """
         first_count, first_cpu_s = self._counter.value, self._cpu_s()
         self._signal(signal.SIGCONT)
@@ -93,29 +93,29 @@ class Contestant:
 
     def _next_batch(self, before: int) -> tuple[int, float]:
         while (value := self._counter.value) == before:
-            self._require_life()
+            self._require_running()
             time.sleep(0.0005)
         return value, time.perf_counter()
 
     def end(self) -> None:
-        """SIGKILL; it may be stopped."""
+        """Send SIGKILL, which works on a stopped process, too."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
 
-    def _require_life(self) -> None:
+    def _require_running(self) -> None:
         if self.process.poll() is not None:
             text = self.output.read_text(errors="replace")[-3000:]
             raise RuntimeError(f"{self.name} ended with {self.process.returncode}: {text}")
 
     def _signal(self, number: signal.Signals) -> None:
-        self._require_life()
+        self._require_running()
         self.process.send_signal(number)
 
 
 @contextlib.contextmanager
 def taking_turns(*contestants: Contestant) -> Iterator[None]:
-    """All of them end with this."""
+    """End all contestants on leaving."""
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""`mlx-supervisor` as it is, but for a note of how long its first kill took: bench/overshoot.py runs it.
+"""`mlx-supervisor` with a timer for its first kill; bench/overshoot.py runs it.
 
-Into the file that `BENCH_KILL_RECORD` names, in seconds of the monotonic clock: when the sample that decided was begun
-(before it was read), when the event loop got it, and when the call that kills returned.
+Writes to the file that `BENCH_KILL_RECORD` names, in seconds of the monotonic clock: when reading the deciding sample
+began, when the event loop received it, and when the kill call returned.
 """
 
 import json
@@ -19,22 +19,22 @@ RECORD = "BENCH_KILL_RECORD"
 
 def main() -> None:
     record = Path(os.environ[RECORD])
-    latest = {"sampled_s": 0.0, "heard_s": 0.0}
+    latest = {"sampled_s": 0.0, "received_s": 0.0}
     post, kill = run.SupervisedRun.post, Child.kill
 
-    def noted_post(self: run.SupervisedRun, event: Event) -> None:
+    def timed_post(self: run.SupervisedRun, event: Event) -> None:
         if isinstance(event, Sample):
-            latest.update(sampled_s=event.at_s, heard_s=time.monotonic())
+            latest.update(sampled_s=event.at_s, received_s=time.monotonic())
         post(self, event)
 
-    def noted_kill(self: Child) -> None:
+    def timed_kill(self: Child) -> None:
         kill(self)
         killed_s = time.monotonic()
         if not record.exists():
             record.write_text(json.dumps({**latest, "killed_s": killed_s}))
 
-    run.SupervisedRun.post = noted_post  # type: ignore[method-assign]
-    Child.kill = noted_kill  # type: ignore[method-assign]
+    run.SupervisedRun.post = timed_post  # type: ignore[method-assign]
+    Child.kill = timed_kill  # type: ignore[method-assign]
     from mlx_supervisor.cli.main import main as command
 
     sys.exit(command())
