@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.project-installed
 PYTHON ?= $(shell for one in python3 python3.13 python3.12 python3.14 python3.11; do \
 	"$$one" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo "$$one" && break; done)
 
-# A virtual environment holds absolute paths: one whose Python is gone, or that was moved, is made again.
+# A virtual environment holds absolute paths: one that was moved, or whose Python was removed, is made again.
 ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null)$(shell cat $(VENV)/.made-in 2>/dev/null),1$(CURDIR))
 $(DEPENDENCIES): again
 endif
@@ -23,11 +23,11 @@ help:
 	@echo "make install    the environment in $(VENV), from the hash-pinned requirements.txt"
 	@echo "make run        a first run with a fire drill: it leaks, trips, halves its batch, and finishes"
 	@echo "make run-bare   the same drill without the supervisor: it dies"
-	@echo "make test-core  the core's tests and a smoke of the simulator: after every edit"
+	@echo "make test-core  the core's tests and a few simulator seeds; run it after every edit"
 	@echo "make test       the default tests; make test-long the slow ones; make check ruff and mypy"
 	@echo "make simulate   1,000 seeds of simulated worlds; SEEDS=10000 or SEEDS=7..99; SEED=42 replays one; simulate-bugs"
 	@echo "make bench      what supervision costs, into bench/results; make bench-worker the worker's own figures"
-	@echo "make clean      removes all that make made"
+	@echo "make clean      removes everything that make created"
 
 install: $(INSTALLED)
 
@@ -52,21 +52,21 @@ $(INSTALLED): $(DEPENDENCIES) pyproject.toml
 run: $(INSTALLED)
 	$(BIN)/mlx-supervisor run examples/first-run.toml --fresh
 
-# it dies: that is what it shows
+# shows how the unsupervised run dies
 run-bare: $(INSTALLED)
 	-$(BIN)/mlx-supervisor run examples/first-run.toml --bare
 
-# Most tests wait for processes: twice as many workers as cores pay on two. `make test WORKERS=8` where there are more.
+# Most tests wait for processes, so twice as many test workers as cores (here two) are faster. More cores: WORKERS=8.
 WORKERS ?= 4
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not long" -n $(WORKERS) --dist worksteal --durations=10
 
-# These compute, and do not wait.
+# These tests compute and do not wait.
 test-core: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --hypothesis-profile=quick \
 		tests/core "tests/simulation/test_simulation.py::test_seeds[0]"
 
-# besides, ten times the examples of each property
+# also runs ten times as many examples of each property
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "long or hypothesis" --hypothesis-profile=long
 
@@ -75,13 +75,13 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
-# SEEDS=10000 for so many, SEEDS=7..99 for these; SEED=42 replays one with its timeline, all of it with ALL=1;
-# with SEEDS, ALL=1 goes on after a violation
+# SEEDS=10000: the first 10,000; SEEDS=7..99: a range; SEED=42 replays one with its timeline (ALL=1: every line);
+# with SEEDS, ALL=1 continues after a violation
 SEEDS ?= 1000
 simulate: $(INSTALLED)
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(if $(ALL),--all)
 
-# how soon each bug that is planted into the machine is found
+# how many seeds it takes to find each planted bug
 simulate-bugs: $(INSTALLED)
 	$(BIN)/python -m tests.simulation --bugs --seeds 1000
 
@@ -91,11 +91,11 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/overhead.py
 	$(BIN)/python bench/founding.py
 
-# the breaker's judgement on simulated traces; TRACES=folder takes another generator's
+# the breaker's accuracy on simulated traces; TRACES=FOLDER uses the traces of another generator
 bench-leaks: $(INSTALLED)
 	$(BIN)/python bench/leak_traces.py $(if $(TRACES),--traces $(TRACES))
 
-# the worker's: speed against mlx_lm, growth over 10,000 updates, checkpoints, restarts (about half an hour)
+# the worker: speed against mlx_lm, growth over 10,000 updates, checkpoints, restarts (about half an hour)
 bench-worker: $(INSTALLED)
 	$(BIN)/python bench/throughput.py
 	$(BIN)/python bench/memory_growth.py

@@ -38,7 +38,7 @@ loaded() {
     launchctl print "$domain/$label" >/dev/null 2>&1
 }
 
-unload() { # bootout returns before the job is gone; loading it again too early fails
+unload() { # bootout returns before the job has ended; loading it again too early fails
     loaded || return 0
     launchctl bootout "$domain/$label" 2>/dev/null || true
     for _ in $(seq 1 100); do

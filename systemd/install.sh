@@ -78,7 +78,7 @@ if [ -z "$reachable" ]; then
 fi
 manager daemon-reload
 if [ -f "$settings" ]; then
-    manager enable --now "$unit"  # a running daemon is left alone
+    manager enable --now "$unit"  # does not restart a running daemon
 else
     manager enable "$unit"
     echo "No settings yet. Write $settings, then run: systemctl --user start $unit"

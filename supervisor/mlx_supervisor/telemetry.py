@@ -84,7 +84,7 @@ class Telemetry:
         """Queue a command for the run's worker. Returns None, or why it could not be sent."""
         identity, peer = next(((key, peer) for key, peer in self._peers.items() if peer.run == run), (b"", None))
         if peer is None:
-            return "the worker has not said hello"
+            return "the worker has not connected yet"
         self._seq += 1
         frame = wire.encode(kind(run=run, generation=peer.generation, seq=self._seq, **fields))
         try:

@@ -149,14 +149,14 @@ def test_the_worker_knows_only_the_wire() -> None:
 
 @pytest.mark.parametrize("package", ["mlx_supervisor", "mlx_worker"])
 def test_only_declared_packages_are_imported(package: str) -> None:
-    ours = {"mlx_supervisor", "mlx_worker"}
+    own = {"mlx_supervisor", "mlx_worker"}
     declared = {"h11", "msgpack", "msgspec", "platformdirs", "psutil", "zmq", "structlog", *TERMINAL}
     if package == "mlx_worker":
         declared = {"mlx", "mlx_lm", "msgspec", "numpy", "psutil", "zmq", "tqdm"}
         declared |= {"huggingface_hub", "transformers", "yaml"}  # mlx-lm's own: they define its models and files
     folder = SUPERVISOR if package == "mlx_supervisor" else WORKER
     found = {top(module) for path in files_of(folder) for module in imports(path, folder.parent)}
-    assert found - set(sys.stdlib_module_names) - ours - declared == set()
+    assert found - set(sys.stdlib_module_names) - own - declared == set()
 
 
 def test_no_pickle() -> None:

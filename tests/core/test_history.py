@@ -48,11 +48,11 @@ def test_unknown_keys_are_ignored() -> None:
 
 
 def test_the_keys_of_older_journals_are_read() -> None:
-    older = {"asked_size": 8, "asked_effective": 16, "barren_lives": 2, "barren_memory_lives": 3, "batch_size": 4}
+    older = {"asked_size": 8, "asked_effective": 16, "barren_lives": 2, "barren_memory_lives": 3, "wanted": True}
     counted = {"life_steps": 5, "life_train_s": 2.5, "life_active_s": 4.0}
     restored = RunHistory.restore(older | counted)
-    assert (restored.batch_size, restored.requested_size, restored.requested_effective) == (4, 8, 16)
-    assert (restored.fruitless_generations, restored.fruitless_memory_generations) == (2, 3)
+    assert (restored.unfinished, restored.requested_size, restored.requested_effective) == (True, 8, 16)
+    assert (restored.without_progress, restored.memory_without_progress) == (2, 3)
     assert (restored.generation_steps, restored.generation_train_s, restored.generation_active_s) == (5, 2.5, 4.0)
 
 

@@ -147,7 +147,7 @@ WRONG = [
         "2",
         "at least batch.minimum, 4",
     ),
-    (with_table("batch", "start = 2"), "runs.night.batch.start", "2", "only together with batch.size"),
+    (with_table("batch", "start = 2"), "runs.night.batch.start", "2", "no value, because batch.size is not set"),
     (with_table("batch", "accumulation = 2"), "runs.night.batch.accumulation", "2", "batch.size is not set"),
     (with_table("batch", "size = 65536\naccumulation = 65536"), "runs.night.batch.accumulation", "65536", "below"),
     (with_table("checkpoint", "every_seconds = 0"), "runs.night.checkpoint", "no interval above 0", "be resumed"),
@@ -192,7 +192,7 @@ WRONG = [
         "deeper nesting",
         "32 levels",
     ),
-    (GOOD + f'args = {{a = "{"x" * 300_000}"}}', "runs.night.task.args", "bytes as JSON", "at most 262144"),
+    (GOOD + f'args = {{a = "{"x" * 300_000}"}}', "runs.night.task.args", "bytes as JSON", "at most 262,144 bytes"),
 ]
 
 

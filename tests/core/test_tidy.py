@@ -48,8 +48,8 @@ def without_importer(folders: Iterable[Path]) -> set[str]:
             name = ".".join(parts_of(path, root))
             if path.name != "__init__.py" and not is_command(path):
                 modules.add(name)
-            ours = [each for each in imports(path, root) if top(each) in roots]
-            imported |= {".".join(module_of(each, roots[top(each)])) for each in ours} - {name}
+            own = [each for each in imports(path, root) if top(each) in roots]
+            imported |= {".".join(module_of(each, roots[top(each)])) for each in own} - {name}
     return modules - imported
 
 

@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).parents[2]
 STOCK = REPOSITORY / ".venv-stock"
 REQUIREMENTS = REPOSITORY / "tests" / "stock-supervisor.txt"
 DEADLINE_S = 20.0
-OURS = [sys.executable, "-m", "mlx_supervisor.cli.ctl.main"]
+SUPERVISORCTL = [sys.executable, "-m", "mlx_supervisor.cli.ctl.main"]
 
 
 @dataclass
@@ -257,9 +257,9 @@ def stock(stock_command: list[str]) -> Callable[..., Ran]:
 
 
 @pytest.fixture
-def our_command(served: Served) -> list[str]:
+def ctl_command(served: Served) -> list[str]:
     """The command of the supervisor's client for the server under test."""
-    return [*OURS, "-s", served.url]
+    return [*SUPERVISORCTL, "-s", served.url]
 
 
 @pytest.fixture
@@ -271,10 +271,10 @@ def in_background() -> Callable[..., Any]:
 @pytest.fixture
 def client() -> Callable[..., Ran]:
     """Run the supervisor's client without a server."""
-    return lambda *words, **variables: run_client([*OURS, *words], **variables)
+    return lambda *words, **variables: run_client([*SUPERVISORCTL, *words], **variables)
 
 
 @pytest.fixture
-def ours(our_command: list[str]) -> Callable[..., Ran]:
+def ctl(ctl_command: list[str]) -> Callable[..., Ran]:
     """Run the supervisor's client with the server under test."""
-    return lambda *words: run_client([*our_command, *words])
+    return lambda *words: run_client([*ctl_command, *words])

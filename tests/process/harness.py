@@ -29,7 +29,7 @@ def write_settings(
     *,
     args: Mapping[str, Any],
     steps: int = 20,
-    entry: str = "nobody:imports",
+    entry: str = "unused:entry",
     **tables: Mapping[str, Any],
 ) -> Path:
     """A settings file with one run called `run`; `tables` are its sub-tables."""

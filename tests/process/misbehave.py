@@ -27,7 +27,7 @@ class Worker:
         self.job = job
         self.args: dict[str, Any] = job.task.args
         self.mode = self.args.get("mode", "normal")
-        self.lives = self.args.get("lives", 1 if self.mode == "suicide" else sys.maxsize)
+        self.generations = self.args.get("generations", 1 if self.mode == "self_kill" else sys.maxsize)
         self.saved = Path(job.run_dir) / "saved"
         self.step = int(self.saved.read_text()) if self.saved.exists() else 0
         self.seq = 0
@@ -124,7 +124,7 @@ class Worker:
             time.sleep(max(began_s + held / rate - time.monotonic(), 0))
 
     def misbehave(self) -> None:
-        """At the step named by `at_step`, in the first `lives` generations."""
+        """At the step named by `at_step`, in the first `generations` generations."""
         if self.mode in deaths.WAYS:
             deaths.WAYS[self.mode](self)
         if self.mode == "crash":
@@ -137,7 +137,7 @@ class Worker:
             print("failed: the loss is nan", file=sys.stderr, flush=True)
             self.bye("failed", "the loss is nan", [wire.Raised(kind="NotFiniteError", message="the loss is nan")])
             sys.exit(wire.EXIT_NOT_FINITE)
-        if self.mode == "suicide":
+        if self.mode == "self_kill":
             time.sleep(0.1)  # what it has said is on its way
             os.kill(os.getpid(), signal.SIGKILL)
         if self.mode == "refuse":
@@ -153,7 +153,7 @@ class Worker:
         assert self.job.steps is not None
         while self.step < self.job.steps:
             time.sleep(self.args.get("delay_s", 0.005))
-            if self.step + 1 == self.args.get("at_step") and self.job.generation <= self.lives:
+            if self.step + 1 == self.args.get("at_step") and self.job.generation <= self.generations:
                 self.misbehave()
             self.kept.append(bytearray(b"x" * int(self.args.get("leak_mib", 0) * MIB)))
             self.step += 1
@@ -163,7 +163,7 @@ class Worker:
             self.poll()
             if self.stop:
                 self.save()
-                self.bye("stopped", "asked")
+                self.bye("stopped", "requested")
                 return wire.EXIT_STOPPED
         self.save()
         self.bye("completed", "all steps done")

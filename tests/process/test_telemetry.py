@@ -98,7 +98,7 @@ def test_only_the_expected_worker_is_heard(folder: Path) -> None:
             assert telemetry.dropped["sequence"] == 1
             assert telemetry.dropped["stranger"] == 5
             assert telemetry.dropped["lost"] == 3
-            assert heard.complaints  # said, and not once per frame
+            assert heard.complaints  # reported once, not for every frame
             assert len(heard.complaints) == 1
 
     asyncio.run(scenario())
@@ -116,7 +116,7 @@ def test_a_new_generation_silences_the_old_one(folder: Path) -> None:
             old.phase(2)
             await until(lambda: telemetry.dropped["stranger"] == 1)
             assert len(heard.events) == 1
-            assert telemetry.send("run", wire.ClearCache) == "the worker has not said hello"
+            assert telemetry.send("run", wire.ClearCache) == "the worker has not connected yet"
 
     asyncio.run(scenario())
 
@@ -164,7 +164,7 @@ def test_what_a_worker_says_cannot_move_a_terminal_or_look_like_another_line(fol
             telemetry.expect("run", 1, TOKEN)
             worker = Peer(telemetry.address)
             worker.hello()
-            worker.send(type="ready", seq=1, checkpoint=HOSTILE, notes=[HOSTILE], passed_over=[HOSTILE], **step)
+            worker.send(type="ready", seq=1, checkpoint=HOSTILE, notes=[HOSTILE], skipped=[HOSTILE], **step)
             worker.send(type="autopsy", seq=2, step=1, seconds=0.1, findings=[finding])
             worker.send(type="autopsy", seq=3, step=1, seconds=0.1, findings=[finding | NOTE])
             worker.send(type="checkpoint", seq=4, step=1, ok=False, seconds=1, stall_s=1, size_bytes=1, error=HOSTILE)
@@ -177,7 +177,7 @@ def test_what_a_worker_says_cannot_move_a_terminal_or_look_like_another_line(fol
             assert isinstance(noted, ev.Autopsied)
             assert isinstance(saved, ev.CheckpointReport)
             assert isinstance(bye, ev.Bye)
-            texts = [str(ready.checkpoint), *ready.notes, *ready.passed_over, *grown.findings, *noted.findings]
+            texts = [str(ready.checkpoint), *ready.notes, *ready.skipped, *grown.findings, *noted.findings]
             (error,) = bye.errors
             assert (error.line, error.message) == (3, "first")
             of_error = [error.kind, error.message, error.file, error.function]
@@ -215,7 +215,7 @@ def test_the_socket_is_the_owners_alone(folder: Path) -> None:
 
 
 def hostile_frames(count: int, seed: int) -> Iterator[list[bytes]]:
-    """Random, truncated, oversized, wrongly typed, badly split: what a program gone mad could send."""
+    """Random, truncated, oversized, wrongly typed and badly split frames."""
     rng = random.Random(seed)
     good = peer_encode({"type": "hello", "v": 1, "run": "run", "generation": 1, "seq": 0, "pid": 1, "token": TOKEN})
     step = {"type": "step", "v": 1, "run": "run", "generation": 1, "seq": 1, "step": 10**6, "loss": 0.0}

@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def _hold_standard_descriptors() -> None:
-    """Open those that are closed (`2>&-`): otherwise one of our files takes the number, and receives output."""
+    """Open closed standard descriptors (`2>&-`): otherwise a file opened later gets the number, and the output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The machine's output. An action that fails comes back as an `ActionFailed` event."""
+"""The machine's output. A failed action results in an `ActionFailed` event."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

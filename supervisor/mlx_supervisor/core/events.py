@@ -90,7 +90,7 @@ class Spawned(WorkerEvent):
 class Ready(WorkerEvent):
     """The model is loaded and the checkpoint restored: steps follow.
 
-    `batch_size`: the micro-batch; `effective_batch`: samples of one update. `passed_over`: skipped checkpoints, with
+    `batch_size`: the micro-batch; `effective_batch`: samples of one update. `skipped`: skipped checkpoints, with
     the reason.
     """
 
@@ -99,7 +99,7 @@ class Ready(WorkerEvent):
     batch_size: int
     effective_batch: int
     checkpoint: str | None = None
-    passed_over: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
     can_checkpoint_gradients: bool = False

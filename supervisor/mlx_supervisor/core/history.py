@@ -13,7 +13,7 @@ DEFAULT_MTBF_S = 4 * 3600.0
 
 _RENAMED = {
     "asked_size": "requested_size", "asked_effective": "requested_effective",
-    "barren_lives": "fruitless_generations", "barren_memory_lives": "fruitless_memory_generations",
+    "barren_lives": "without_progress", "barren_memory_lives": "memory_without_progress", "wanted": "unfinished",
     "life_steps": "generation_steps", "life_train_s": "generation_train_s", "life_active_s": "generation_active_s",
 }  # fmt: skip
 """Keys in the journals of older versions, and their names today."""
@@ -23,7 +23,7 @@ _RENAMED = {
 class RunHistory:
     """Counters over all generations of one run. Steps are optimizer updates, times in seconds.
 
-    `least_size`: the smallest micro-batch since the last progress. `wanted`: the next supervisor resumes the run.
+    `least_size`: the smallest micro-batch since the last progress. `unfinished`: the next supervisor resumes the run.
     `generation_…`: the current generation's share of the totals, needed if the supervisor dies and must add the rest.
     """
 
@@ -36,8 +36,8 @@ class RunHistory:
     least_size: int | None = None
     gradient_checkpointing: bool = False
     can_checkpoint_gradients: bool = False
-    fruitless_generations: int = 0
-    fruitless_memory_generations: int = 0
+    without_progress: int = 0
+    memory_without_progress: int = 0
     waits: int = 0
     reboots: int = 0
     cooling: bool = False
@@ -67,7 +67,7 @@ class RunHistory:
     breaker_open: bool = False
     autopsy: list[str] = field(default_factory=list)
     error: str = ""
-    wanted: bool = False
+    unfinished: bool = False
     outcome: str = ""
     reason: str = ""
 

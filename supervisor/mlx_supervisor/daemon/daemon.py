@@ -94,7 +94,7 @@ class Daemon:
             history = run.machine.history
             autostart = run.settings.runs[name].autostart
             fresh = history.generation == 0 and autostart
-            unfinished = history.wanted or (autostart and history.outcome == "")
+            unfinished = history.unfinished or (autostart and history.outcome == "")
             if run.at_rest and (fresh or unfinished):
                 run.command(ev.CommandKind.START, "autostart")
 

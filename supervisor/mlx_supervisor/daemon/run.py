@@ -188,7 +188,7 @@ class SupervisedRun:
             self.worker.child.kill()
         self.machine.state = State.FATAL
         self.machine.reason = self.machine.history.reason = reason
-        self.machine.history.outcome, self.machine.history.wanted = "failed", False
+        self.machine.history.outcome, self.machine.history.unfinished = "failed", False
         generation = self.machine.current
         last: list[act.Action] = [act.Notice("bug", f"Failed: {reason}.", act.Severity.ERROR)]
         if generation is not None and self.worker.child is not None:

@@ -108,7 +108,7 @@ class WorkerProcess:
     async def _wait(self, child: Child, generation: int) -> None:
         try:
             status = await child.wait()
-        except Exception as error:  # whatever it is, the run must not wait for this worker forever
+        except Exception as error:  # of any kind: the run must not wait for this worker forever
             log.error("worker_wait_failed", run=self.run, exc_info=error)
             child.kill()
             status = ExitStatus(None, None, None)

@@ -1,6 +1,6 @@
 """Messages to systemd: one datagram each to NOTIFY_SOCKET (sd_notify(3)). Without systemd, nothing is sent.
 
-Never raises: training goes on when systemd can't be reached. Each function returns whether the message was sent.
+Never raises: training continues when systemd can't be reached. Each function returns whether the message was sent.
 """
 
 import os

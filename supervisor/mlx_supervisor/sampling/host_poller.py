@@ -28,7 +28,7 @@ class HostPoller:
         """Read the machine's memory now. A failure is logged, and nothing is posted."""
         try:
             memory = machine_memory.read()
-        except Exception as error:  # whatever it is, a start must not fail because of it
+        except Exception as error:  # of any kind: a start must not fail because of it
             log.error("machine_memory_unreadable", error=repr(error))
             return
         self._post(MachineSample(time.monotonic(), memory.available_bytes, memory.pressure))

@@ -143,7 +143,7 @@ class WorkerSampler:
                 return
             used_bytes = found.total_bytes
             event = self._sample(watch, found, now_s)
-        except Exception as error:  # whatever it is, sampling continues, and a failure is not a zero
+        except Exception as error:  # of any kind: sampling continues, and a failure is not a zero
             event = SampleMissing(now_s, watch.generation, f"{type(error).__name__}: {error}"[:200])
             watch.due_s = now_s + watch.pace.interval_s
         else:

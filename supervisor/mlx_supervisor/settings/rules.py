@@ -59,7 +59,7 @@ def _check_args(args: dict[str, Any], path: str, problems: validation.Problems) 
     before = problems.count
     validation.check_plain(args, path, problems)
     if problems.count == before and (size := len(msgspec.json.encode(args))) > ARGS_LIMIT_BYTES:
-        problems.add(path, f"{size} bytes as JSON", f"at most {ARGS_LIMIT_BYTES}")
+        problems.add(path, f"{size:,} bytes as JSON", f"at most {ARGS_LIMIT_BYTES:,} bytes")
 
 
 _ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -80,7 +80,7 @@ def _check_task(run: RunSettings, base: Path, report: Report) -> None:
         unused = {"config": task.config is not None}
     for key, present in unused.items():
         if present:
-            report(f"task.{key}", f'a value with kind "{task.kind}"', f'only with kind "{other}"')
+            report(f"task.{key}", f'a value with kind "{task.kind}"', f'no value; the key is for kind "{other}"')
 
 
 def _check_config(config: str | None, base: Path, report: Report) -> None:
@@ -98,9 +98,9 @@ def _check_batch(batch: BatchSettings, report: Report) -> None:
         report("batch.start", str(batch.start), f"at least batch.minimum, {batch.minimum}")
     if batch.size is None:
         if batch.accumulation != 1:
-            report("batch.accumulation", str(batch.accumulation), "1 while batch.size is not set")
+            report("batch.accumulation", str(batch.accumulation), "1, because batch.size is not set")
         if batch.start is not None:
-            report("batch.start", str(batch.start), "only together with batch.size")
+            report("batch.start", str(batch.start), "no value, because batch.size is not set")
         return
     if batch.minimum > batch.size:
         report("batch.minimum", str(batch.minimum), f"at most batch.size, {batch.size}")
@@ -119,11 +119,11 @@ def _check_memory(memory: MemorySettings, report: Report) -> None:
 def _check_drill(run: RunSettings, report: Report) -> None:
     drill = run.drill
     if drill.allocate_at_step is not None and drill.allocate_mib == 0:
-        report("drill.allocate_mib", "0", "above 0 with drill.allocate_at_step")
+        report("drill.allocate_mib", "0", "above 0, because drill.allocate_at_step is set")
     if drill.allocate_mib and drill.allocate_at_step is None:
-        report("drill.allocate_at_step", "nothing", "a step with drill.allocate_mib")
+        report("drill.allocate_at_step", "nothing", "a step, because drill.allocate_mib is set")
     if drill.leak_from_step and not drill.leak_mib_per_step:
-        report("drill.leak_mib_per_step", "0", "above 0 with drill.leak_from_step")
+        report("drill.leak_mib_per_step", "0", "above 0, because drill.leak_from_step is set")
     for key in ("leak_from_step", "allocate_at_step", "crash_at_step", "hang_at_step"):
         step = getattr(drill, key)
         if step is not None and run.steps is not None and step > run.steps:

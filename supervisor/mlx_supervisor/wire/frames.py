@@ -88,7 +88,7 @@ def _decode(frame: bytes, kinds: dict[object, Any]) -> Any:
         raise WireError("type", "the frame is not a map")
     version = fields.get("v")
     if type(version) is not int or version != VERSION:
-        raise WireError("version", f"found {reprlib.repr(version)}, this side speaks {VERSION}")
+        raise WireError("version", f"found {reprlib.repr(version)}, expected {VERSION}")
     tag = fields.get("type")
     kind = kinds.get(tag) if isinstance(tag, str) else None
     if kind is None:

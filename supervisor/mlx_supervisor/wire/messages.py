@@ -28,7 +28,7 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 
 
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
-    """Model, data and checkpoint are loaded. `passed_over`: skipped checkpoints, each with the reason.
+    """Model, data and checkpoint are loaded. `skipped`: skipped checkpoints, each with the reason.
 
     `gradient_checkpointing`: whether activations are recomputed instead of kept; `can_checkpoint_gradients`: whether
     this task supports that.
@@ -39,7 +39,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     batch_size: Positive
     effective_batch: Positive
     checkpoint: ShortText | None = None
-    passed_over: Annotated[list[ShortText], msgspec.Meta(max_length=16)] = []
+    skipped: Annotated[list[ShortText], msgspec.Meta(max_length=16)] = []
     notes: Annotated[list[ShortText], msgspec.Meta(max_length=16)] = []
     gradient_checkpointing: bool = False
     can_checkpoint_gradients: bool = False

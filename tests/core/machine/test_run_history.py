@@ -172,7 +172,7 @@ def test_a_higher_limit_allows_tripped_sizes_again() -> None:
 
 
 def test_a_suspended_run_is_resumed_a_stopped_one_is_not() -> None:
-    for verb, wanted in (("suspend", True), ("stop", False)):
+    for verb, unfinished in (("suspend", True), ("stop", False)):
         line = MachineTimeline().play(
             RUNNING
             + f"""
@@ -180,8 +180,8 @@ def test_a_suspended_run_is_resumed_a_stopped_one_is_not() -> None:
             exit 75                     -> stopped: close requested, save, finish stopped
         """
         )
-        assert line.machine.history.wanted is wanted
-        assert _restored(line).machine.history.wanted is wanted
+        assert line.machine.history.unfinished is unfinished
+        assert _restored(line).machine.history.unfinished is unfinished
 
 
 def test_a_generation_older_than_the_history_is_recovered() -> None:
@@ -217,7 +217,7 @@ def test_the_cooldown_survives_another_supervisor_crash() -> None:
         start                       -> backoff: save
     """)
     after = _restored(line)
-    assert after.machine.history.wanted
+    assert after.machine.history.unfinished
     after.play("""
         start                       -> backoff: save
         early after=59              -> backoff

@@ -77,7 +77,7 @@ def test_healthy_time_resets_the_wait_but_not_the_count(lived_s: float, expected
     past = RunHistory()
     each = waits(RestartBudget(steady(healthy_s=600.0), past), lived_s)
     assert [next(each) for _ in range(3)] == expected
-    assert past.fruitless_generations == 3
+    assert past.without_progress == 3
 
 
 def test_counts_and_waits_survive_the_supervisor() -> None:

@@ -45,21 +45,21 @@ def test_without_growth_there_is_no_time_to_the_limit() -> None:
     assert info["steps_to_limit"] is info["seconds_to_limit"] is None
 
 
-def test_status_and_info_show_the_leak(ours, backend) -> None:
+def test_status_and_info_show_the_leak(ctl, backend) -> None:
     backend.infos["night"] = info = info_after_steps(grow_mib=10)
-    assert f", leak 10.0 MiB/step, limit in {info['steps_to_limit']:,.0f} steps (8m1" in ours("status", "night").out
-    shown = json.loads(ours("info", "night").out)
+    assert f", leak 10.0 MiB/step, limit in {info['steps_to_limit']:,.0f} steps (8m1" in ctl("status", "night").out
+    shown = json.loads(ctl("info", "night").out)
     for key in ("leak_by_cause_bytes_per_step", "steps_to_limit", "seconds_to_limit"):
         assert shown[key] == info[key]
 
 
-def test_status_and_info_show_the_validation_loss(ours, backend) -> None:
+def test_status_and_info_show_the_validation_loss(ctl, backend) -> None:
     timeline = MachineTimeline(policy())
     timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running")
     run = cast(SupervisedRun, SimpleNamespace(machine=timeline.machine))
     assert run_info(run)["validation_loss"] is run_info(run)["validation_step"] is None
     timeline.feed(ev.ValidationReport(timeline.at_s, 1, 1, 2.25))
     backend.infos["night"] = run_info(run)
-    assert ", validation loss 2.25, " in ours("status", "night").out
-    shown = json.loads(ours("info", "night").out)
+    assert ", validation loss 2.25, " in ctl("status", "night").out
+    shown = json.loads(ctl("info", "night").out)
     assert (shown["validation_loss"], shown["validation_step"]) == (2.25, 1)

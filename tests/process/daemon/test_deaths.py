@@ -28,7 +28,7 @@ HALVED, KEPT = [8, 4], [8, 8]
 
 def die(folder: Path, mode: str, *, trains: bool = False, **more: Any) -> harness.Foreground:
     """A generation that dies at step 12, after a checkpoint of step 10; the next one completes."""
-    args: dict[str, Any] = {"mode": mode, "at_step": 12, "lives": 1} | more
+    args: dict[str, Any] = {"mode": mode, "at_step": 12, "generations": 1} | more
     memory = args.pop("memory", {})
     restart = {"jitter": 0} | args.pop("restart", {})
     settings = harness.write_settings(folder, args=args, batch={"size": 8}, memory=memory, restart=restart)
@@ -84,7 +84,7 @@ def in_cage_or_simulated(
     except NoCageError as reason:
         warnings.warn(f"no control group could be made, so the kill is simulated: {reason}", stacklevel=2)
     if mode == "ramp":
-        return simulated(folder, monkeypatch, True, "suicide")
+        return simulated(folder, monkeypatch, True, "self_kill")
     return simulated(folder, monkeypatch, True, **recorded("python-pool"))
 
 
@@ -113,11 +113,11 @@ def test_without_a_control_group_the_kill_is_simulated_and_the_reason_reported(
 
 
 def test_killed_externally(tmp_path: Path) -> None:
-    check(tmp_path, die(tmp_path, "suicide"), "killed externally", KEPT, "another process sent it SIGKILL")
+    check(tmp_path, die(tmp_path, "self_kill"), "killed externally", KEPT, "another process sent it SIGKILL")
 
 
 def test_killed_where_the_kernel_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = simulated(tmp_path, monkeypatch, None, "suicide")
+    done = simulated(tmp_path, monkeypatch, None, "self_kill")
     check(tmp_path, done, "killed externally", KEPT, "another process sent it SIGKILL")
 
 
@@ -210,7 +210,7 @@ def test_an_error_while_handling_one_of_memory(tmp_path: Path) -> None:
 
 
 def test_the_same_error_again_and_again_is_the_end(tmp_path: Path) -> None:
-    done = die(tmp_path, "user_error", lives=99, restart={"max_same_error": 2, "max_without_progress": 9})
+    done = die(tmp_path, "user_error", generations=99, restart={"max_same_error": 2, "max_without_progress": 9})
     summary = done.summary()
     assert (done.process.returncode, summary["outcome"]) == (1, "failed")
     assert "KeyError: 'label' (deaths.py:" in summary["reason"]

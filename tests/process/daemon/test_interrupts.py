@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.process import harness
-from tests.process.conftest import OURS
+from tests.process.conftest import SUPERVISORCTL
 from tests.process.daemon.test_serve import serving
 
 
@@ -150,7 +150,7 @@ def test_runs_resume_after_the_daemon_ended_even_by_a_second_signal(folder, agai
     args = {"delay_s": 0.01} | ({"mode": "deaf"} if again else {})
     settings = harness.write_settings(folder, args=args, steps=10**6, restart={"stop_grace_s": 600})
     with serving(settings) as service:
-        service.ours("start", "run")
+        service.ctl("start", "run")
         service.process.send_signal(signal.SIGHUP)
         if again:
             # one at a time: the kernel keeps only one pending signal of a kind
@@ -165,11 +165,13 @@ def test_runs_resume_after_the_daemon_ended_even_by_a_second_signal(folder, agai
 def test_a_run_being_stopped_stays_stopped_when_the_daemon_ends_meanwhile(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 1.0}, steps=10**6)
     with serving(settings) as service:
-        service.ours("start", "run")
-        stopping = subprocess.Popen([*OURS, "-s", f"unix://{service.socket}", "stop", "run"], stdout=subprocess.DEVNULL)
+        service.ctl("start", "run")
+        stopping = subprocess.Popen(
+            [*SUPERVISORCTL, "-s", f"unix://{service.socket}", "stop", "run"], stdout=subprocess.DEVNULL
+        )
         service.until_state("STOPPING")
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(harness.PATIENCE_S) == 0
         stopping.wait()
     with serving(settings) as service:
-        assert "STOPPED" in service.ours("status").out
+        assert "STOPPED" in service.ctl("status").out

@@ -251,7 +251,9 @@ def test_a_refusal_is_final(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_externally_resumes_at_the_same_batch(tmp_path: Path) -> None:
-    settings = harness.write_settings(tmp_path, args={"mode": "suicide", "at_step": 13, "lives": 2}, batch={"size": 4})
+    settings = harness.write_settings(
+        tmp_path, args={"mode": "self_kill", "at_step": 13, "generations": 2}, batch={"size": 4}
+    )
     summary = harness.run(settings).summary()
     assert summary["outcome"] == "completed"
     assert [record["cause"] for record in summary["generations"]] == ["killed externally"] * 2 + ["completed"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.process import harness
-from tests.process.conftest import OURS, Ran, run_client
+from tests.process.conftest import SUPERVISORCTL, Ran, run_client
 
 
 class ServeProcess:
@@ -31,18 +31,18 @@ class ServeProcess:
                 start_new_session=True,
             )
 
-    def ours(self, *words: str) -> Ran:
-        return run_client([*OURS, "-s", f"unix://{self.socket}", *words])
+    def ctl(self, *words: str) -> Ran:
+        return run_client([*SUPERVISORCTL, "-s", f"unix://{self.socket}", *words])
 
     def until_state(self, state: str, run: str = "run") -> None:
-        harness.eventually(lambda: f"{state}" in self.ours("status", run).out, lambda: self.ours("status", run).out)
+        harness.eventually(lambda: f"{state}" in self.ctl("status", run).out, lambda: self.ctl("status", run).out)
 
 
 @contextmanager
 def serving(settings: Path, **variables: str) -> Iterator[ServeProcess]:
     service = ServeProcess(settings, **variables)
     try:
-        harness.eventually(lambda: service.ours("version").code == 0, (settings.parent / "serve.txt").read_text)
+        harness.eventually(lambda: service.ctl("version").code == 0, (settings.parent / "serve.txt").read_text)
         yield service
     finally:
         tokens = harness.tokens_of(service.process.pid)
@@ -120,21 +120,21 @@ def test_a_failed_start_is_reported_with_its_reason(folder, stock_for) -> None:
         assert ran.out in ("run: ERROR (spawn error)\n", "run: ERROR (abnormal termination)\n")
         assert ran.code == 7
         service.until_state("FATAL")
-        assert "No such file" in service.ours("status", "run").out
+        assert "No such file" in service.ctl("status", "run").out
 
 
 def test_our_client_shows_training_progress(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=1_000_000, batch={"size": 4})
     with serving(settings) as service:
-        service.ours("start", "run")
-        harness.eventually(lambda: re.search(r"step \d+/1000000", service.ours("status").out) is not None)
-        assert "loss" in service.ours("status").out
+        service.ctl("start", "run")
+        harness.eventually(lambda: re.search(r"step \d+/1000000", service.ctl("status").out) is not None)
+        assert "loss" in service.ctl("status").out
 
 
 def test_a_daemon_that_ends_suspends_its_runs_and_the_next_one_resumes_them(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01, "save_every": 10**6}, steps=1_000_000)
     with serving(settings) as service:
-        service.ours("start", "run")
+        service.ctl("start", "run")
         harness.eventually(lambda: harness.journaled_steps(folder) > 0)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(harness.PATIENCE_S) == 0
@@ -142,16 +142,16 @@ def test_a_daemon_that_ends_suspends_its_runs_and_the_next_one_resumes_them(fold
     assert saved > 0
     with serving(settings) as service:
         service.until_state("RUNNING")
-        assert f"Ready at step {saved} of" in service.ours("tail", "-100000", "run").out
-        service.ours("stop", "run")
+        assert f"Ready at step {saved} of" in service.ctl("tail", "-100000", "run").out
+        service.ctl("stop", "run")
     with serving(settings) as service:  # a stopped run stays stopped
-        assert "STOPPED" in service.ours("status").out
+        assert "STOPPED" in service.ctl("status").out
 
 
 def test_the_daemon_after_a_killed_one_resumes_its_runs(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01, "save_every": 10**6}, steps=1_000_000)
     with serving(settings) as service:
-        service.ours("start", "run")
+        service.ctl("start", "run")
         harness.eventually(lambda: harness.journaled_steps(folder) > 0)
         tokens = harness.tokens_of(service.process.pid)
         os.kill(service.process.pid, signal.SIGKILL)
@@ -160,7 +160,7 @@ def test_the_daemon_after_a_killed_one_resumes_its_runs(folder) -> None:
     saved = int((folder / "state/runs/run/saved").read_text())
     with serving(settings) as service:
         service.until_state("RUNNING")
-        assert f"Ready at step {saved} of" in service.ours("tail", "-100000", "run").out
+        assert f"Ready at step {saved} of" in service.ctl("tail", "-100000", "run").out
 
 
 def test_autostart_starts_once_and_not_again_when_completed(folder) -> None:
@@ -169,7 +169,7 @@ def test_autostart_starts_once_and_not_again_when_completed(folder) -> None:
     for _ in range(2):
         with serving(settings) as service:
             service.until_state("EXITED")
-            log = service.ours("tail", "-100000", "run").out
+            log = service.ctl("tail", "-100000", "run").out
             assert log.count("Starting.") == 1
 
 

@@ -48,8 +48,8 @@ def shown(thing: ev.Event | ac.Action) -> str:
             "durable_step",
             "batch_size",
             "tripped_sizes",
-            "fruitless_generations",
-            "wanted",
+            "without_progress",
+            "unfinished",
             "outcome",
         )
         return f"saves{'' if thing.wait else ' later'} " + " ".join(f"{key}={past.get(key)}" for key in keys)

@@ -237,8 +237,8 @@ class Watch(ActionWatch):
         if past.outcome in ("completed", "failed"):
             return
         check(
-            past.wanted or request not in ("run", "suspend"),
-            "a wanted run is never left standing",
+            past.unfinished or request not in ("run", "suspend"),
+            "a run that should resume never stays at rest",
             lambda: f"{past}, {request}",
         )
 

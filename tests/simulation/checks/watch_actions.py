@@ -189,7 +189,9 @@ class ActionWatch:
             )
         elif action.outcome == "stopped":
             check(
-                self.shadow.request != "run", "a wanted run is never left standing", lambda: f"{action}, {self.shadow}"
+                self.shadow.request != "run",
+                "a run that should resume never stays at rest",
+                lambda: f"{action}, {self.shadow}",
             )
         else:
             check(machine.state is State.FATAL, "a failed run is in FATAL", lambda: f"{action} in {machine.state}")

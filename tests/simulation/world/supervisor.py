@@ -90,7 +90,7 @@ class SimulatedSupervisor:
             self._resume()
 
     def _resume(self) -> None:
-        if self.machine.state in AT_REST and self.machine.history.wanted:
+        if self.machine.state in AT_REST and self.machine.history.unfinished:
             self.command(ev.CommandKind.START, AUTOSTART)
 
     def die(self) -> None:

@@ -235,7 +235,7 @@ def test_many_reasons_stay_within_what_a_message_holds(store: CheckpointStore, f
     wire.encode(
         wire.Ready(
             run="run", generation=1, seq=0, step=1, target_steps=1, batch_size=1, effective_batch=1,
-            passed_over=store.skipped,
+            skipped=store.skipped,
         )
     )  # fmt: skip
     assert len(store.skipped) == 16

@@ -270,7 +270,7 @@ class CheckpointStore:
     def _delete_old(self, saved: Path) -> list[str]:
         """Delete all but the `keep` newest checkpoints, never `saved`; returns notes on failed deletions.
 
-        Validity is checked by names and sizes only: hashing all after every save would cost a second per GB. One that
+        Validity is checked by names and sizes only: hashing all after every save would cost a second per GiB. One that
         `load_newest` found damaged does not count.
         """
         kept, notes = 0, []

@@ -9,7 +9,7 @@ ERRORS_LIMIT = 8
 MESSAGE_LIMIT_BYTES = 2048
 FILE_LIMIT_BYTES = 1024
 NAME_LIMIT_BYTES = 256
-"""Eight errors of these sizes take 29 KB of the 64 KiB frame; the reason takes at most 16 KiB."""
+"""Eight errors of these sizes take 28 KiB of the 64 KiB frame; the reason takes at most 16 KiB."""
 _FOLDERS = (Path(traceback.__file__).parent, Path(wire.__file__).parents[1], Path(__file__).parents[1])
 _LIBRARIES = ("<frozen ", *(f"{folder}/" for folder in _FOLDERS))
 """How the files of the standard library, the supervisor and the worker begin."""

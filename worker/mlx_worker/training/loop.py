@@ -157,7 +157,7 @@ class Trainer:
             wire.Ready,
             step=self.progress.step, target_steps=self.plan.steps, batch_size=self.plan.size,
             effective_batch=self.plan.effective, checkpoint=self.checkpoint,
-            passed_over=self.skipped, notes=self.notes,
+            skipped=self.skipped, notes=self.notes,
             gradient_checkpointing=self.recomputes,
             can_checkpoint_gradients=self.recomputes or not gradient_checkpointing.why_not(self.task),
         )  # fmt: skip
@@ -306,8 +306,9 @@ class Trainer:
         self.facts["free"] |= {"batch.size": size, "batch.effective": resize.effective_batch}
 
     def _report(self, launched: _Launched, tokens: int, rate: float, seconds: float) -> None:
-        """Report an update. In 15 of 16 reports `active_bytes` includes a part of the next update (measured: 6 MB); the
-        lowest of 16 consecutive ones is within 23 kB of what is held between updates.
+        """Report an update. In 15 of 16 reports `active_bytes` includes a part of the next update (measured: 6 MiB).
+
+        The lowest of 16 consecutive ones is within 22 KiB of what is held between updates.
         """
         counters = self.memory.note_update()
         self.link.send(

@@ -22,7 +22,7 @@ def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
 
 
 def details_of(extra: Mapping[str, Any]) -> list[str]:
-    """Those known of: step, losses, batch, gradient checkpointing, memory and its limit, leak, trips, breaker."""
+    """The known ones of: step, losses, batch, gradient checkpointing, memory and its limit, leak, trips, breaker."""
     parts = [
         _step(extra),
         _loss("loss", extra.get("loss")),

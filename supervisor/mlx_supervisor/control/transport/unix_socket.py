@@ -19,7 +19,7 @@ class SocketFileError(Exception):
 class SocketFile:
     """A listening Unix socket that only its owner can reach. `close` removes the file unless it was replaced.
 
-    Two daemons that start at the same moment are kept apart by the lock on the state folder.
+    The lock on the state folder keeps two daemons from starting at the same moment.
     """
 
     def __init__(self, path: Path) -> None:

@@ -227,12 +227,12 @@ def _by_error(chain: tuple[Raised, ...]) -> Diagnosis:
 
 
 def _by_signal(signal: int, end: StderrEnd, near_limit: bool) -> Diagnosis:
-    """A crash in native code. MLX on the CPU crashes so when it is refused memory: it does not check what it got."""
+    """A crash in native code. MLX on the CPU crashes like this after a failed allocation, which it does not check."""
     name = SIGNAL_NAMES.get(signal, f"signal {signal}")
     place = end.fatal.place if end.fatal else ""
     where = f"{name} at {place}" if place else name
     if near_limit and signal in BAD_ACCESS_SIGNALS:
-        text = f"{where}, near the memory limit: native code that is refused memory crashes like this"
+        text = f"{where}, near the memory limit: native code crashes like this when an allocation fails"
         return _diagnosis(Cause.PRESSURE, text)
     said = end.fatal.kind if end.fatal else end.last if signal == SIGABRT else ""
     text = f"{where}: {said}" if said else where

@@ -13,7 +13,7 @@ TEXT_LIMIT = 64 * 1024
 LINE_LIMIT = 2000
 FRAMES_LIMIT = 64
 LINES_AFTER = 40
-"""An error that more lines than this follow was caught and logged."""
+"""An error followed by more lines than this was caught and logged."""
 ABORT_LINES = 12
 """How far before the end of the text, or before a dump of stacks, a C++ abort's message may stand."""
 
@@ -112,7 +112,7 @@ def _innermost(frames: list[tuple[str, int, str]]) -> tuple[str, int, str]:
 def _dump_start(lines: list[str]) -> int:
     """The index of the dump of stacks that ends the text; the number of lines if none does.
 
-    A process may be asked for its stacks and go on: then what it printed afterwards counts.
+    A process can dump its stacks on request and continue: then its later output counts.
     """
     start = len(lines)
     for index in reversed(range(len(lines))):

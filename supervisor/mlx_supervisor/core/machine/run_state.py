@@ -95,8 +95,8 @@ class Run:
         self.state = state
         self.deadline_s = deadline_s
 
-    def say(self, kind: str, text: str, level: act.Severity = act.Severity.INFO, **fields: act.Field) -> None:
-        self.out.append(act.Notice(kind, text, level, self.history.generation, fields))
+    def say(self, kind: str, text: str, severity: act.Severity = act.Severity.INFO, **fields: act.Field) -> None:
+        self.out.append(act.Notice(kind, text, severity, self.history.generation, fields))
 
     def save(self, wait: bool = True) -> None:
         past = self.history
@@ -141,9 +141,9 @@ class Run:
     def finish(self, reason: str) -> None:
         outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[self.state]
         self.history.outcome = outcome
-        self.history.wanted = self.suspending and self.state is S.STOPPED
+        self.history.unfinished = self.suspending and self.state is S.STOPPED
         self.reason = reason
-        level = act.Severity.ERROR if self.state is S.FATAL else act.Severity.INFO
-        self.say("finish", f"{outcome.capitalize()} at step {self.history.highest_step}: {reason}.", level)
+        severity = act.Severity.ERROR if self.state is S.FATAL else act.Severity.INFO
+        self.say("finish", f"{outcome.capitalize()} at step {self.history.highest_step}: {reason}.", severity)
         self.save()
         self.out.append(act.Finish(outcome, reason))

@@ -18,7 +18,7 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             text = f"Start refused: a process of generation {run.survivor} survived SIGKILL and is still running."
             run.say("start_refused", text, Severity.ERROR)
             return
-        if not run.history.wanted:
+        if not run.history.unfinished:
             run.budget.reset()
         run.say("start", "Starting.", batch_size=run.batch.size)
         _cool_down(run, event.at_s)
@@ -42,7 +42,7 @@ def _cool_down(run: Run, at_s: float) -> None:
 
 def _pause(run: Run, kind: str, text: str) -> None:
     """Keep a delayed start in the history, in case the supervisor dies before it."""
-    run.history.wanted, run.history.outcome = True, ""
+    run.history.unfinished, run.history.outcome = True, ""
     run.reason = text
     run.say(kind, sentence(text), Severity.WARNING)
 
@@ -131,7 +131,7 @@ def on_wait_over(run: Run, event: ev.Tick) -> None:
 def spawn(run: Run, at_s: float) -> None:
     past = run.history
     past.generation += 1
-    past.wanted, past.outcome, past.cooling = True, "", False
+    past.unfinished, past.outcome, past.cooling = True, "", False
     past.durable_before = past.durable_step
     past.begin_generation()
     run.reason = ""
@@ -169,7 +169,7 @@ def on_ready(run: Run, event: ev.Ready) -> None:
     past.durable_step = max(past.durable_step, event.step)
     past.highest_step = max(past.highest_step, event.step)
     past.can_checkpoint_gradients = event.can_checkpoint_gradients
-    for each in event.passed_over:
+    for each in event.skipped:
         run.say("checkpoint_skipped", f"Skipped checkpoint: {each}", Severity.WARNING)
     for each in event.notes:
         run.say("note", each)
@@ -187,7 +187,7 @@ def on_ready(run: Run, event: ev.Ready) -> None:
 
 
 def _gradient_checkpointing(run: Run, event: ev.Ready) -> str:
-    """Take over what the worker does; returns the words for it."""
+    """Adopt the worker's gradient checkpointing; returns the words for the ready notice."""
     assert run.current is not None
     requested = run.current.gradient_checkpointing
     run.current.ready_step = event.step

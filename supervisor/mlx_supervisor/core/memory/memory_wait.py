@@ -1,4 +1,4 @@
-"""Has the machine's memory come back since the last worker died?
+"""Whether enough of the machine's memory is available for a start.
 
 Some systems free memory late, or not before a reboot (GPU memory can stay wired after a SIGKILL), and a worker that
 starts without it dies. So a start waits until the available memory reaches 80 % of the baseline (what was available
@@ -11,9 +11,9 @@ from mlx_supervisor.core.events import MemoryPressure
 from mlx_supervisor.core.words import size
 
 BASELINE_SHARE = 0.8
-"""Of the baseline: other programs come and go."""
+"""Share of the baseline; the rest allows for other programs."""
 NEED_SHARE = 0.9
-"""Of the last generation's peak footprint: less is known to be too little, more is left to the breaker."""
+"""Share of the last generation's peak footprint. Less is known to be too little; the breaker handles more."""
 
 
 class MemoryWait:

@@ -35,7 +35,7 @@ class RestartBudget:
     def reset(self) -> None:
         """A person started or restarted the run: every count begins again."""
         past = self._past
-        past.fruitless_generations = past.fruitless_memory_generations = 0
+        past.without_progress = past.memory_without_progress = 0
         past.waits = past.reboots = past.same_errors = 0
 
     def start_refused(self) -> float | None:
@@ -57,15 +57,15 @@ class RestartBudget:
         if progress or lived_s >= self._policy.healthy_s:
             past.waits = 0
         if progress:
-            past.fruitless_generations = past.fruitless_memory_generations = past.reboots = 0
+            past.without_progress = past.memory_without_progress = past.reboots = 0
             return None
         if cause in OF_MEMORY:
-            past.fruitless_memory_generations += not eased
-            count, at_most = past.fruitless_memory_generations, self._policy.max_memory_without_progress
+            past.memory_without_progress += not eased
+            count, at_most = past.memory_without_progress, self._policy.max_memory_without_progress
             which = ", ended by memory (restart.max_memory_without_progress)"
         else:
-            past.fruitless_generations += 1
-            count, at_most = past.fruitless_generations, self._policy.max_without_progress
+            past.without_progress += 1
+            count, at_most = past.without_progress, self._policy.max_without_progress
             which = " (restart.max_without_progress)"
         generations = "1 generation" if count == 1 else f"{count} consecutive generations"
         return f"{generations} without a new checkpoint{which}" if count >= at_most else None

@@ -16,7 +16,7 @@ from mlx_supervisor.control.backend import ConfigChanges, Fault, FaultCode, Proc
 GIB = 1024**3
 
 
-def test_status_without_arguments_shows_the_progress_of_training(ours, backend):
+def test_status_without_arguments_shows_the_progress_of_training(ctl, backend):
     backend.infos["night"] = RunInfo(
         step=120,
         target_steps=1000,
@@ -34,72 +34,72 @@ def test_status_without_arguments_shows_the_progress_of_training(ours, backend):
         breaker="half-open",
         phase="train",
     )
-    ran = ours()
+    ran = ctl()
     assert ran.words[0] == ["idle", "STOPPED", "Not", "started"]
     assert ran.out.splitlines()[1].endswith(
         "  step 120/1000, loss 2.346, batch 8×2, gradient checkpointing, memory 5.5 GiB of 12.0 GiB, "
         "leak 0.8 MiB/step, limit in 1,200 steps (2m10s), 1 trip, breaker half-open"
     )
     assert ran.code == 3
-    assert ours("status", "night").code == 0
+    assert ctl("status", "night").code == 0
 
 
-def test_status_of_a_run_that_has_not_reported_yet(ours, backend):
+def test_status_of_a_run_that_has_not_reported_yet(ctl, backend):
     backend.infos["night"] = RunInfo(phase="load", loss=float("nan"), step=None)
-    assert ours("status", "night").out.rstrip("\n").endswith("  (load), loss nan")
+    assert ctl("status", "night").out.rstrip("\n").endswith("  (load), loss nan")
     backend.infos["night"] = RunInfo(leak="", leak_bytes_per_step=9e6, steps_to_limit=9.0, phase="running")
-    assert len(ours("status", "night").words[0]) == 6, "growth that is not called a leak is not shown as one"
+    assert len(ctl("status", "night").words[0]) == 6, "growth that is not called a leak is not shown as one"
     backend.infos["night"] = RunInfo(leak="leaking", leak_bytes_per_step=50.2 * 1024**2, steps_to_limit=1.2)
-    assert ours("status", "night").out.endswith("  leak 50.2 MiB/step, limit in 1 step\n")
+    assert ctl("status", "night").out.endswith("  leak 50.2 MiB/step, limit in 1 step\n")
     backend.infos["night"] = RunInfo(leak="leaking")
-    assert ours("status", "night").out.endswith("  leak\n"), "its rate may not be known yet"
+    assert ctl("status", "night").out.endswith("  leak\n"), "its rate may not be known yet"
     backend.infos.clear()
-    assert len(ours("status", "night").out.splitlines()) == 1
+    assert len(ctl("status", "night").out.splitlines()) == 1
 
 
-def test_status_of_unknown_runs_exits_4_and_still_shows_the_others(ours):
-    ran = ours("status", "nix", "idle")
+def test_status_of_unknown_runs_exits_4_and_still_shows_the_others(ctl):
+    ran = ctl("status", "nix", "idle")
     assert ran.words[0][:2] == ["idle", "STOPPED"]
     assert ran.out.splitlines()[1] == "nix: ERROR (no such run)"
     assert ran.code == 4
 
 
-def test_start_stop_restart(ours, backend):
-    assert ours("start", "idle").out == "idle: started\n"
-    ran = ours("start", "idle", "nix")
+def test_start_stop_restart(ctl, backend):
+    assert ctl("start", "idle").out == "idle: started\n"
+    ran = ctl("start", "idle", "nix")
     assert (ran.out, ran.code) == ("idle: ERROR (already started)\nnix: ERROR (no such run)\n", 1)
-    assert ours("start", "idle").code == 0
-    assert ours("stop", "all").out == "idle: stopped\nnight: stopped\n"
-    ran = ours("stop", "night")
+    assert ctl("start", "idle").code == 0
+    assert ctl("stop", "all").out == "idle: stopped\nnight: stopped\n"
+    ran = ctl("stop", "night")
     assert (ran.out, ran.code) == ("night: ERROR (not running)\n", 0)
     backend.calls.clear()
-    assert ours("restart", "night").out == "night: restarted\n"
+    assert ctl("restart", "night").out == "night: restarted\n"
     assert backend.calls[0] == ("restart", "night"), "one call, so that an interrupted client leaves nothing stopped"
 
 
-def test_a_failed_start_gives_the_reason_and_exits_7(ours, backend):
+def test_a_failed_start_gives_the_reason_and_exits_7(ctl, backend):
     backend.start_fails["idle"] = Fault(FaultCode.ABNORMAL_TERMINATION, "out of memory at batch 1")
-    ran = ours("start", "idle")
+    ran = ctl("start", "idle")
     assert (ran.out, ran.code) == ("idle: ERROR (out of memory at batch 1)\n", 7)
 
 
-def test_tail(ours, folder):
+def test_tail(ctl, folder):
     (folder / "night-stdout.log").write_text("x" * 3000 + "the end\n")
     (folder / "night-stderr.log").write_text("a warning\n")
-    assert ours("tail", "-8", "night").out == "the end\n\n"
-    assert len(ours("tail", "night").out) == 1601
-    assert ours("tail", "night", "stderr").out == "a warning\n\n"
-    ran = ours("tail", "idle")
+    assert ctl("tail", "-8", "night").out == "the end\n\n"
+    assert len(ctl("tail", "night").out) == 1601
+    assert ctl("tail", "night", "stderr").out == "a warning\n\n"
+    ran = ctl("tail", "idle")
     assert (ran.code, "idle: ERROR (no such file)" in ran.err) == (1, True)
-    ran = ours("tail", "-f", "nix")
+    ran = ctl("tail", "-f", "nix")
     assert (ran.code, "BAD_NAME: nix" in ran.err) == (1, True)
-    assert ours("tail").code == ours("tail", "night", "stdin").code == 2
+    assert ctl("tail").code == ctl("tail", "night", "stdin").code == 2
 
 
-def test_tail_f_until_interrupted(our_command, folder, in_background):
+def test_tail_f_until_interrupted(ctl_command, folder, in_background):
     log = folder / "night-stdout.log"
     log.write_text("before\n")
-    with in_background([*our_command, "tail", "-f", "night"]) as client:
+    with in_background([*ctl_command, "tail", "-f", "night"]) as client:
         assert client.stdout.readline() == "before\n"
         with log.open("a") as file:
             file.write("after\n")
@@ -108,38 +108,38 @@ def test_tail_f_until_interrupted(our_command, folder, in_background):
         assert client.wait(10) == 0
 
 
-def test_a_closed_pipe_causes_no_traceback(our_command, backend):
+def test_a_closed_pipe_causes_no_traceback(ctl_command, backend):
     for number in range(3000):
         backend.put(f"run-with-a-long-name-{number}", ProcessState.FATAL, detail="because of something long" * 3)
-    line = " ".join([*our_command, "status"])
+    line = " ".join([*ctl_command, "status"])
     ran = subprocess.run(["bash", "-c", f"{line} | head -1"], capture_output=True, text=True, timeout=20, check=False)
     assert ran.stderr == ""
 
 
-def test_the_other_commands(ours, backend, folder):
+def test_the_other_commands(ctl, backend, folder):
     (folder / "supervisor.log").write_text("the supervisor speaks\n")
     backend.available = ["new"]
-    assert ours("version").out == f"{__version__}\n"
-    assert int(ours("pid").out) > 1
-    assert [ours("pid", name).code for name in ("night", "idle", "nix")] == [0, 7, 1]
-    assert ours("maintail", "-7").out == "speaks\n\n"
-    assert [words[:2] for words in ours("avail").words] == [["idle", "in"], ["new", "avail"], ["night", "in"]]
-    assert ours("signal", "USR1", "night").out == "night: signalled\n"
-    assert ours("signal", "NIX", "night").out == "night: ERROR (bad signal name)\n"
-    assert ours("clear", "night", "nix").code == 1
-    assert ours("add", "new").out == "new: added\n"
-    assert ours("remove", "new").out == "new: removed\n"
-    assert ours("remove", "night").out == "night: ERROR (still running)\n"
-    assert ours("shutdown").code == 0
+    assert ctl("version").out == f"{__version__}\n"
+    assert int(ctl("pid").out) > 1
+    assert [ctl("pid", name).code for name in ("night", "idle", "nix")] == [0, 7, 1]
+    assert ctl("maintail", "-7").out == "speaks\n\n"
+    assert [words[:2] for words in ctl("avail").words] == [["idle", "in"], ["new", "avail"], ["night", "in"]]
+    assert ctl("signal", "USR1", "night").out == "night: signalled\n"
+    assert ctl("signal", "NIX", "night").out == "night: ERROR (bad signal name)\n"
+    assert ctl("clear", "night", "nix").code == 1
+    assert ctl("add", "new").out == "new: added\n"
+    assert ctl("remove", "new").out == "new: removed\n"
+    assert ctl("remove", "night").out == "night: ERROR (still running)\n"
+    assert ctl("shutdown").code == 0
     assert ("signal", "night", signal.SIGUSR1) in backend.calls
     assert backend.calls[-1] == ("shutdown", False)
-    ran = ours("reread")
+    ran = ctl("reread")
     assert (ran.code, ran.err) == (1, "ERROR (the supervisor is shutting down)\n")
 
 
-def test_info_prints_json_with_sizes_over_32_bits_as_integers(ours, backend):
+def test_info_prints_json_with_sizes_over_32_bits_as_integers(ctl, backend):
     backend.infos["night"] = RunInfo(footprint_bytes=20 * GIB, loss=float("inf"), reason="ok\x00", step=None)
-    info = json.loads(ours("info", "night").out)
+    info = json.loads(ctl("info", "night").out)
     assert info == {
         "name": "night",
         "statename": "RUNNING",
@@ -147,18 +147,18 @@ def test_info_prints_json_with_sizes_over_32_bits_as_integers(ours, backend):
         "loss": "inf",
         "reason": "ok",
     }
-    assert len(ours("info").out.splitlines()) == 2
+    assert len(ctl("info").out.splitlines()) == 2
 
 
-def test_update_applies_what_changed(ours, backend):
+def test_update_applies_what_changed(ctl, backend):
     backend.changes = ConfigChanges(added=["new"], changed=["night"], removed=["idle"])
-    assert ours("reread").out == "idle: disappeared\nnew: available\nnight: changed\n"
-    assert ours("update", "nix").code == 1
-    ran = ours("update")
+    assert ctl("reread").out == "idle: disappeared\nnew: available\nnight: changed\n"
+    assert ctl("update", "nix").code == 1
+    ran = ctl("update")
     assert (ran.out, ran.code) == ("idle: removed\nnight: updated\nnew: added\n", 0)
     assert sorted(backend.runs) == ["new", "night"]
     backend.reread_error = "run.toml: runs.x.seed: found -1, allowed are 0 and more"
-    assert ours("reread").err == f"ERROR ({backend.reread_error})\n"
+    assert ctl("reread").err == f"ERROR ({backend.reread_error})\n"
 
 
 def test_without_a_daemon_the_error_names_the_socket_and_how_to_start_one(folder, client):
@@ -193,9 +193,9 @@ def test_wrong_options_exit_2_and_name_what_is_allowed(folder, client):
     assert "BYTES" in client("help", "tail").out
 
 
-def test_a_daemon_that_shuts_down_during_a_call_is_reported(our_command, served, backend, in_background):
+def test_a_daemon_that_shuts_down_during_a_call_is_reported(ctl_command, served, backend, in_background):
     backend.hold_forever()
-    with in_background([*our_command, "start", "idle"]) as client:
+    with in_background([*ctl_command, "start", "idle"]) as client:
         backend.wait_for(("start", "idle"))
         served.on_loop(served.server.close())
         out, _ = client.communicate(timeout=10)
