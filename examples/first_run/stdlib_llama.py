@@ -49,7 +49,7 @@ def build(hidden: int = 64, layers: int = 2, heads: int = 4, length: int = 96, l
     )
     text = read_standard_library()
     dataset = Windows(np.frombuffer(text, np.uint8), length)
-    print(f"{len(text) / 2**20:.1f} MiB of Python source, {len(dataset)} samples of {length} bytes", flush=True)
+    print(f"{len(text) / 2**20:.1f} MiB of Python source, {len(dataset):,} samples of {length} bytes", flush=True)
     return Task(
         model=model,
         optimizer=optim.AdamW(learning_rate=learning_rate),

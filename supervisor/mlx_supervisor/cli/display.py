@@ -18,7 +18,7 @@ from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.words import duration
+from mlx_supervisor.core.words import counted, duration
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.daemon.step_line import step_line
 
@@ -109,7 +109,7 @@ class LiveDisplay(Display):
         limit = run.policy.memory.limit_bytes
         used = 0 if sample is None else sample.footprint_bytes
         rows.add_row("memory", _bar(used, limit), Text(memory_text(used, limit, run.breaker.growth)))
-        facts = f"{history.trips} trips, breaker {run.breaker.state.value}, loss {_loss(run)}"
+        facts = f"{counted(history.trips, 'trip')}, breaker {run.breaker.state.value}, loss {_loss(run)}"
         rows.add_row("batch", Text(_batch(run.last_step)), Text(facts))
         return Group(title, rows)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -51,13 +52,19 @@ def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, 
         state.close()
     folder = state.path / "runs" / chosen
     stream.settle()
-    print_summary(console, summary, folder, resume=f"mlx-supervisor run {file}" + (f" {name}" if name else ""))
+    print_summary(console, summary, folder, resume_command(file, name, state_dir))
     if as_json:
         line = NonblockingStream(sys.stdout)
         line.settle()
         line.write(json.dumps(summary, allow_nan=False) + "\n")
         line.flush()
     return _exit_code(summary, interrupted)
+
+
+def resume_command(file: Path, name: str | None, state_dir: Path | None) -> str:
+    """The command line that resumes a run started with these arguments, quoted for a shell."""
+    words = ["mlx-supervisor", "run", str(file), *([name] if name else [])]
+    return shlex.join(words + ([] if state_dir is None else ["--state-dir", str(state_dir)]))
 
 
 def choose(settings: Settings, name: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlx_supervisor.core.words import duration
+from mlx_supervisor.core.words import counted, duration
 
 GENERATIONS_SHOWN = 12
 
@@ -31,7 +31,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
 
 
 def _figures(summary: Mapping[str, Any]) -> str:
-    figures = [f"{summary['trips']} trips", f"{summary['replayed_steps']} steps replayed"]
+    figures = [counted(summary["trips"], "trip"), f"{counted(summary['replayed_steps'], 'step')} replayed"]
     if summary["loss"] is not None:
         figures.insert(0, f"loss {summary['loss']:.4f}")
     if summary["goodput"] is not None:

@@ -25,6 +25,11 @@ def growth_rate(bytes_per_step: float) -> str:
     return f"{bytes_per_step / MIB:.1f} MiB/step"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 trip`, `2 trips`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def sentence(text: str) -> str:
     """`text` with a capital letter and a full stop."""
     return f"{text[0].upper()}{text[1:]}."

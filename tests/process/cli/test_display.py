@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from mlx_supervisor.cli.display import memory_text
+from mlx_supervisor.cli.run import resume_command
 from mlx_supervisor.cli.summary_text import print_summary
 from mlx_supervisor.core.memory.growth import Growth
 
@@ -59,9 +60,15 @@ def printed(outcome: str, generations: int) -> list[str]:
     return stream.getvalue().splitlines()
 
 
+def test_the_command_that_resumes_can_be_pasted_into_a_shell() -> None:
+    command = resume_command(Path("my runs/a.toml"), "night", Path("/tmp/state"))
+    assert command == "mlx-supervisor run 'my runs/a.toml' night --state-dir /tmp/state"
+    assert resume_command(Path("a.toml"), None, None) == "mlx-supervisor run a.toml"
+
+
 def test_a_stopped_run_shows_its_generations_and_how_to_resume() -> None:
     lines = printed("stopped", 14)
-    assert lines[1:3] == ["night: stopped at step 9 of 20: SIGINT.", "loss 2.5000, 1 trips, 0 steps replayed."]
+    assert lines[1:3] == ["night: stopped at step 9 of 20: SIGINT.", "loss 2.5000, 1 trip, 0 steps replayed."]
     assert lines[3].split() == ["generation", "batch", "steps", "time", "peak", "MiB", "ended"]
     assert [line.split()[0] for line in lines[4:16]] == [str(number) for number in range(3, 15)]
     assert lines[4].split("  ")[-1] == "memory leak (signal 9)"

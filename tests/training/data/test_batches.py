@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_worker.data.batches import EffectiveBatches, Grouping, grouped, permutation
+from mlx_worker.data.batches import EffectiveBatches
+from mlx_worker.data.order import Grouping, grouped, permutation
 
 counts = st.integers(1, 60)
 seeds = st.integers(0, 2**62)

@@ -118,7 +118,8 @@ def in_worker_order(dataset, sizes, batch_size, accumulation, max_seq_length):
     """Micro-batches as the worker's loop cuts them, padded by mlx_lm."""
     from mlx_lm.tuner.trainer import iterate_batches
 
-    from mlx_worker.data.batches import EffectiveBatches, Grouping
+    from mlx_worker.data.batches import EffectiveBatches
+    from mlx_worker.data.order import Grouping
 
     effective = batch_size * accumulation
     stream = EffectiveBatches(len(dataset), 7, grouping=Grouping(sizes, effective))

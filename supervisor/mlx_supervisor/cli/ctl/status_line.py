@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_supervisor.core.words import duration
+from mlx_supervisor.core.words import counted, duration
 
 NAME_WIDTH = 33
 STATE_WIDTH = 10
@@ -82,7 +82,7 @@ def _leak(extra: Mapping[str, Any]) -> str:
 
 def _trips(extra: Mapping[str, Any]) -> str:
     trips, breaker = extra.get("trips"), extra.get("breaker")
-    parts = [f"{trips:.0f} trip{'s' if trips != 1 else ''}"] if trips else []
+    parts = [counted(int(trips), "trip")] if trips else []
     if breaker and breaker != "closed":
         parts.append(f"breaker {breaker}")
     return ", ".join(parts)
