@@ -1,4 +1,4 @@
-"""Who may import whom: a core that touches the world can't be simulated, a daemon with MLX in it is a worker's size."""
+"""Allowed imports: a core that reads files can't be simulated, and a daemon with MLX would be as large as a worker."""
 
 import ast
 import sys
@@ -38,7 +38,7 @@ PURE = {
     *("__future__", "bisect", "collections", "dataclasses", "enum", "functools", "itertools", "math", "random", "re"),
     *("statistics", "types", "typing"),
 }
-"""What `core` may import of the standard library: nothing that can touch the world."""
+"""What `core` may import of the standard library: nothing with access to clocks, files or processes."""
 FOUNDATION = {"wire", "core", "core.diagnosis", "core.machine", "core.memory", "core.restart", "state_dir"}
 """What every adapter may import; `daemon` and `cli` join the adapters."""
 USES = {

@@ -1,4 +1,4 @@
-"""Nothing in the product is there for nobody: no module without an importer, no field without a reader."""
+"""The product has no unused parts: no module without an importer, no field without a reader."""
 
 import ast
 import tomllib
@@ -40,7 +40,7 @@ def is_command(path: Path) -> bool:
 
 
 def without_importer(folders: Iterable[Path]) -> set[str]:
-    """Modules that no other module imports and that are no command; a package counts by its modules."""
+    """Modules that are no commands and that no other module imports; a package counts by its modules."""
     roots = {folder.name: folder.parent for folder in folders}
     modules, imported = set(), commands()
     for root in roots.values():

@@ -306,7 +306,7 @@ def test_a_loss_that_is_nan_arrives() -> None:
     assert math.isnan(read.loss)
 
 
-def test_a_manifest_comes_back_and_names_only_plain_files() -> None:
+def test_a_manifest_survives_a_round_trip_and_names_only_plain_files() -> None:
     digest = "0" * 64
     manifest = manifest_file.Manifest(run="a", step=1, files=[manifest_file.FileEntry("model.safetensors", 1, digest)])
     assert manifest_file.load_manifest(wire.dump_json(manifest)) == manifest
@@ -339,7 +339,7 @@ def test_oversized_json_is_not_read() -> None:
             manifest_file.load_manifest(frame)
 
 
-def test_a_job_comes_back() -> None:
+def test_a_job_survives_a_round_trip() -> None:
     job = jobs.job(run="a", run_dir="/x", task={"args": {"n": [1]}})
     assert wire.load_job(wire.dump_json(job)) == job
 

@@ -1,4 +1,4 @@
-"""Ways for the misbehaving worker to die, each as the real thing does where this machine can do the real thing."""
+"""Ways for the misbehaving worker to die: real deaths where this machine allows them, else recorded ones."""
 
 import concurrent.futures
 import ctypes
@@ -30,7 +30,7 @@ def die_as_recorded(worker: Any) -> None:
     how = worker.args["exit"]
     if how >= 0:
         os._exit(how)
-    time.sleep(0.1)  # the messages sent before are on their way
+    time.sleep(0.1)  # lets the messages sent before arrive
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(-how, signal.SIG_DFL)
     os.kill(os.getpid(), -how)
@@ -54,7 +54,7 @@ def failed_handler(worker: Any) -> None:
 
 
 def handled_long_ago(worker: Any) -> None:
-    """An error of CUDA's that was caught and logged, and then a mistake."""
+    """A CUDA error that was caught and logged, then an error of the user's code."""
     print("skipped: RuntimeError: cudaMallocAsync(&data, size, stream) failed: out of memory", file=sys.stderr)
     worker.args["no such key"]
 
@@ -66,7 +66,7 @@ def segfault(worker: Any) -> None:
 
 
 def segfault_near_limit(worker: Any) -> None:
-    """As MLX on the CPU when memory is refused: it writes to memory that it did not get."""
+    """As MLX on the CPU after a failed allocation: it writes to an invalid address."""
     page = resource.getpagesize()
     while int(Path("/proc/self/statm").read_text().split()[1]) * page < worker.args["hold_mib"] * MIB:
         worker.kept.append(bytearray(b"x" * MIB))

@@ -21,7 +21,7 @@ from mlx_supervisor.wire import TOKEN_VARIABLE
 
 MISBEHAVE = Path(__file__).with_name("misbehave.py")
 PATIENCE_S = 60.0
-"""Longer than this is a failure, however slow the machine."""
+"""A longer wait is a failure, even on a slow machine."""
 
 
 def write_settings(

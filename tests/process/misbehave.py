@@ -113,7 +113,7 @@ class Worker:
         )
 
     def ramp(self) -> None:
-        """Grow at a given rate without a word, recording what is held: the kill interrupts it."""
+        """Allocate at a given rate without telemetry, and record the amount, until killed."""
         rate = self.args.get("mib_per_s", 256) * MIB
         chunk = max(rate // 1000, 4096)
         began_s = time.monotonic()
@@ -138,7 +138,7 @@ class Worker:
             self.bye("failed", "the loss is nan", [wire.Raised(kind="NotFiniteError", message="the loss is nan")])
             sys.exit(wire.EXIT_NOT_FINITE)
         if self.mode == "self_kill":
-            time.sleep(0.1)  # what it has said is on its way
+            time.sleep(0.1)  # lets its messages arrive
             os.kill(os.getpid(), signal.SIGKILL)
         if self.mode == "refuse":
             print("refused: data/train.jsonl:3: empty line", file=sys.stderr, flush=True)
@@ -171,7 +171,7 @@ class Worker:
 
 
 def watch_lifeline(worker: Worker) -> None:
-    """As the real worker does: the supervisor's death is a wish to stop."""
+    """As in the real worker: the supervisor's death is a stop request."""
     import threading
 
     def wait() -> None:

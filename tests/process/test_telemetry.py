@@ -79,7 +79,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_only_the_expected_worker_is_heard(folder: Path) -> None:
+def test_only_frames_of_the_expected_worker_are_accepted(folder: Path) -> None:
     async def scenario() -> None:
         async with listening(folder) as (telemetry, heard):
             telemetry.expect("run", 1, TOKEN)
@@ -104,7 +104,7 @@ def test_only_the_expected_worker_is_heard(folder: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_new_generation_silences_the_old_one(folder: Path) -> None:
+def test_after_a_new_hello_frames_of_the_old_generation_are_dropped(folder: Path) -> None:
     async def scenario() -> None:
         async with listening(folder) as (telemetry, heard):
             telemetry.expect("run", 1, TOKEN)
@@ -234,7 +234,7 @@ def hostile_frames(count: int, seed: int) -> Iterator[list[bytes]]:
         yield [bytes(wire.FRAME_LIMIT_BYTES + 1)] if number % 1000 == 0 else rng.choice(kinds)()
 
 
-def test_a_hundred_thousand_hostile_frames_while_a_run_goes_on(folder: Path) -> None:
+def test_a_hundred_thousand_hostile_frames_do_not_disturb_a_run(folder: Path) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=1_000_000)
     with harness.Foreground(settings) as foreground:
         foreground.until("Ready")

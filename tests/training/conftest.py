@@ -49,7 +49,7 @@ class Worker:
         os.close(read_end)
 
     def until(self, kind, holds=lambda message: True):
-        """The first message of that kind for which it holds, among all that came and come."""
+        """Wait for a message of that kind for which `holds` is true; messages received earlier count, too."""
         end_s = time.monotonic() + DEADLINE_S
         seen = 0
         while True:
@@ -61,7 +61,7 @@ class Worker:
                 raise AssertionError(f"no such {kind.__name__}: {self.messages[-3:]}\n{self.stderr}")
 
     def until_saved(self, step):
-        """Until that checkpoint is there: it is written in the background, and reported after the next update."""
+        """Wait until that checkpoint exists; it is written in the background and reported after the next update."""
         end_s = time.monotonic() + DEADLINE_S
         while step not in self.saved_steps:
             assert time.monotonic() < end_s, f"no checkpoint of step {step}: {self.saved_steps}\n{self.stderr}"
@@ -85,9 +85,9 @@ class Worker:
         self.lifeline = None
 
     def wait(self):
-        """Its exit code, once it has ended and all its messages are received."""
+        """The exit code, once the worker has ended and all its messages are received."""
         end_s = time.monotonic() + DEADLINE_S
-        while self.process.poll() is None:  # received meanwhile, so that no queue fills up
+        while self.process.poll() is None:  # receives meanwhile, so that no queue fills up
             assert time.monotonic() < end_s, f"still running: {self.messages[-3:]}\n{self.stderr}"
             self.supervisor.receive(0.02)
         while self.supervisor.receive(0.1):
@@ -169,7 +169,7 @@ class FakeSupervisor:
         return worker
 
     def receive(self, seconds):
-        """Take one message in, if one comes in time."""
+        """Receive one message, if one arrives in time."""
         if not self.socket.poll(int(seconds * 1000)):
             return False
         identity, frame = self.socket.recv_multipart()
@@ -211,7 +211,7 @@ def supervisor():
 def llama_dir():
     """A folder with a tiny model, `model`, and data of three kinds."""
     folder = Path(tempfile.mkdtemp(prefix="mw-llama-", dir="/tmp"))
-    # In a process of its own: the tests' process stays small, and sees mlx_lm only where it is the subject.
+    # In a subprocess: the tests' process stays small and imports mlx_lm only in tests of it.
     code = "import sys, pathlib; import tiny_llama; tiny_llama.make(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(folder / "model")], cwd=HERE, check=True, capture_output=True)
     lines = {

@@ -15,7 +15,7 @@ LAYERS, LENGTH = 4, 128
 
 
 def build(seed: int, dropout: float = 0.0, how: str = "layers", evaluate_every: int = 0) -> Task:
-    """`how`: who can checkpoint gradients: anybody ("layers"), the task itself ("own"), or it has done so ("done")."""
+    """`how`: who can turn on gradient checkpointing: the worker ("layers") or the task ("own"); "done": it is on."""
     config = CONFIG | {"num_hidden_layers": LAYERS}
     model = llama.Model(llama.ModelArgs.from_dict(config))
     if dropout:

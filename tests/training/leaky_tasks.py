@@ -22,7 +22,7 @@ class Recorder:
 
 
 class Slotted:
-    """Holds its array in a slot, and the one before it: a list without a list."""
+    """Holds its array and the previous node in slots: a linked list."""
 
     __slots__ = ("before", "value")
 

@@ -1,4 +1,4 @@
-"""The toy task with what tests need to come at an exact moment."""
+"""The toy task with events at an exact moment."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from mlx_worker.task import EvaluationContext, Task, Update
 
 
 def stopping(seed: int, at: int, every: int) -> Task:
-    """Asks for a stop once update `at` is done (0: while it is built). Evaluations and milestones every `every`."""
+    """Requests a stop once update `at` is done (0: while it is built). Evaluations and milestones every `every`."""
     task = build_toy(seed, evaluate_every=every)
 
     def stop_at(update: Update) -> None:
@@ -69,7 +69,7 @@ def failing(seed: int) -> Task:
 
 
 def evaluating(seed: int) -> Task:
-    """Tells, after every batch of an evaluation, what MLX's cache holds."""
+    """Prints the size of MLX's cache after every batch of an evaluation."""
     task = build_toy(seed, evaluate_every=5)
 
     def evaluate(model: Any, context: EvaluationContext) -> float:

@@ -1,4 +1,4 @@
-"""The toy task on a disk that takes its time, so that tests can come in the middle of a write."""
+"""The toy task on a slow disk, so that tests can act during a write."""
 
 import time
 from typing import Any

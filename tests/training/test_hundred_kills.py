@@ -15,11 +15,11 @@ KILLS = 100
 STEPS = 2000
 DEADLINE_S = 600.0
 PAUSE_S = 0.01
-"""Within every update, so that a generation of half a second makes twenty of them, and a hundred not all."""
+"""Sleep in every update: a generation makes about 20 updates, and 100 generations don't complete the run."""
 
 
 def settings_in(folder: Path, *, pause_s: float, **tables: Any) -> Path:
-    """With everything that must come back: dropout, running statistics, a schedule, the order of grouped samples, and
+    """With all state that must be restored: dropout, running statistics, a schedule, the order of grouped samples, and
     evaluations that draw random numbers."""
     folder.mkdir()
     (folder / "toy_task.py").write_text(TASK.read_text())

@@ -1,4 +1,4 @@
-"""The whole promise, with real MLX: whatever happens on the way, the run ends as the undisturbed one would have."""
+"""End to end with real MLX: a disturbed run ends with the same result as an undisturbed one."""
 
 import json
 import os

@@ -124,7 +124,7 @@ def test_what_the_gpu_did_never_halves_the_batch_and_says_what_helps(name: str) 
         (200, None, None, True, Cause.CRASH),
     ],
 )
-def test_exits_without_a_word(
+def test_exits_without_output(
     exit_code: int | None, signal: int | None, oom_killed: bool | None, near_limit: bool, cause: Cause
 ) -> None:
     found = of("", exit_code, signal, oom_killed, near_limit)
@@ -133,7 +133,7 @@ def test_exits_without_a_word(
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_a_kill_is_a_kill_whatever_was_said_before(mark: str) -> None:
+def test_stderr_does_not_change_the_cause_of_a_kill(mark: str) -> None:
     assert of(traceback(f"RuntimeError: {mark}"), None, 9, False).cause is Cause.KILLED
     assert of(traceback(f"RuntimeError: {mark}"), None, 11).cause is Cause.CRASH
 
@@ -179,7 +179,7 @@ def test_an_abort_message_counts_only_in_an_abort(mark: str) -> None:
     assert of(f"{ABORT}{mark}\n{log}Assertion failed: (x), file y.c\n", None, 6).cause is Cause.CRASH
 
 
-def test_the_errors_of_the_bye_count_whatever_else_stands_in_stderr() -> None:
+def test_the_errors_of_the_bye_take_precedence_over_stderr() -> None:
     noise = traceback(f"RuntimeError: {CUDA_OOM}")
     key, oom = (raised("KeyError", "'label'", 3),), (raised("RuntimeError", CUDA_OOM),)
     found = of(noise, errors=key)
@@ -252,7 +252,7 @@ def test_with_a_counted_kill_a_lost_child_was_killed_for_memory() -> None:
 
 @pytest.mark.parametrize("name", ["python-key", "python-colours", "cpp-abort-teardown", "worker-not-finite"])
 def test_the_tail_may_begin_anywhere(name: str) -> None:
-    """Its beginning is wherever 16 KiB before the end happens to be, also within a character."""
+    """The tail begins 16 KiB before the end, possibly inside a character."""
     whole = (STDERR / f"{name}.txt").read_bytes()
     code = INDEX[name]["exit"]
     last = whole.rstrip().rfind(b"\n") if code > 0 else whole.find(b"terminate") - 1
@@ -343,7 +343,7 @@ def test_some_errors_of_the_user_come_with_advice(name: str, advice: str) -> Non
     assert advice in found.advice
 
 
-def test_a_worker_that_heard_ctrl_c_was_interrupted() -> None:
+def test_a_worker_that_received_ctrl_c_was_interrupted() -> None:
     assert of(errors=(Raised("KeyboardInterrupt"),)).cause is Cause.INTERRUPTED
     assert of(traceback("KeyboardInterrupt")).cause is Cause.INTERRUPTED, "before it could send a bye"
 
@@ -421,5 +421,5 @@ def test_the_list_for_readers_is_whole_and_says_which_halve_the_batch() -> None:
     assert {Cause(name) for name, what in batch.items() if what.startswith("halved")} == MEMORY_CAUSES
 
 
-def test_a_last_line_is_one_that_a_terminal_only_shows() -> None:
+def test_the_last_line_has_no_control_characters() -> None:
     assert last_line("one\n\x1b[31mtwo\x1b[0m \x85 three\x07\u202e\n\n") == "two  three"

@@ -62,7 +62,7 @@ def test_there_are_recordings() -> None:
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.name)
-def test_a_real_run_neither_trips_nor_is_called_a_leak(path: Path) -> None:
+def test_a_recorded_healthy_run_causes_no_trip_and_no_verdict(path: Path) -> None:
     recorded = _recorded(path)
     assert recorded["limit_bytes"] <= 1.5 * recorded["peak_bytes"]
     assert _played(path) == ([], [])

@@ -42,7 +42,7 @@ def test_a_healthy_run_with_a_quarter_more_hardly_ever_does() -> None:
     assert trips <= 1
 
 
-def test_a_healthy_run_is_hardly_ever_called_a_leak() -> None:
+def test_false_verdicts_on_healthy_runs_are_rare() -> None:
     """Native memory does wander and fragment: some rises are a leak by any measure until they end."""
     found = [seed for seed in NULL_SEEDS if replay(_healthy(seed), NO_LIMIT_MB, to_the_trip=False).verdicts]
     assert len(found) <= 2

@@ -77,7 +77,7 @@ def test_growth_that_flattens_out_is_no_leak() -> None:
         assert _verdicts(2000 - 1000 * pace**step for step in range(800)) == []
 
 
-def test_a_leak_that_stops_is_forgiven() -> None:
+def test_the_verdict_is_revoked_when_a_leak_stops() -> None:
     found = _verdicts(1000 + 5 * min(step, 400) for step in range(800))
     assert found[0] < 400
     assert found[-1] < 700
@@ -118,7 +118,7 @@ def test_an_accelerating_leak_is_measured_at_its_present_rate() -> None:
     assert trend.leak_bytes == pytest.approx(50 * MB, rel=0.2)
 
 
-def test_a_verdict_does_not_come_and_go() -> None:
+def test_a_verdict_does_not_alternate() -> None:
     for seed in SEEDS:
         found = [step for step in _verdicts(leaking(seed, 5, 400, 900)) if step >= 400]
         assert found == list(range(found[0], 900)), f"seed {seed}"

@@ -18,7 +18,7 @@ STEP_S = 0.3
 class Trace:
     """What a step's end looks like from outside (`footprint`) and inside; `excursions`: evaluations before a step.
 
-    `peak_mb`: the highest that it would be without the leak.
+    `peak_mb`: the peak without the leak.
     """
 
     footprint: list[float] = field(default_factory=list)
@@ -101,7 +101,7 @@ class Replay:
 
 
 def replay(trace: Trace, limit_mb: float, *, to_the_trip: bool = True, step_s: float = STEP_S) -> Replay:
-    """Feed a breaker with it. `to_the_trip`: no further; else trips are passed over, and verdicts are what matters."""
+    """Feed a breaker with the trace. `to_the_trip`: stop at the first trip; else ignore trips."""
     breaker, seen = Breaker(memory_policy(int(limit_mb * MB)), 20), Replay()
     breaker.begin_generation()
     for step, footprint in enumerate(trace.footprint):

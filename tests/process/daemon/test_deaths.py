@@ -91,7 +91,7 @@ def in_cage_or_simulated(
 def simulated(
     folder: Path, monkeypatch: pytest.MonkeyPatch, killed: bool | None, mode: str, **args: Any
 ) -> harness.Foreground:
-    """The kernel's count says `killed`, whatever happened."""
+    """The kernel's count reports `killed`, whatever happened."""
     (folder / "seam").mkdir()
     (folder / "seam/sitecustomize.py").write_text(
         "import sys\n"
@@ -156,7 +156,7 @@ def test_a_leak(tmp_path: Path) -> None:
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """How the worker has to die: with these errors in its bye, or with this stderr."""
+    """How the worker must die: with these errors in its bye, or with this stderr."""
     if name in RAISED:
         return {"mode": "fail_as_recorded", "errors": json.dumps(RAISED[name]["errors"])}
     return {

@@ -95,7 +95,7 @@ def test_brackets_in_a_reason_are_shown_as_they_are(tmp_path: Path) -> None:
     assert f"RuntimeError: {says}" in done.stderr.rpartition("failed at step")[2]
 
 
-def test_closed_standard_descriptors_do_no_harm(tmp_path: Path) -> None:
+def test_a_run_completes_with_closed_standard_descriptors(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={})
     command = f"exec {sys.executable} -m mlx_supervisor run {settings} 0<&- >&- 2>&-"
     done = subprocess.run(["/bin/sh", "-c", command], env=harness.environment(), check=False, timeout=60)

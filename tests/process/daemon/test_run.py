@@ -143,7 +143,7 @@ def test_ctrl_c_checkpoints_and_the_next_start_resumes(tmp_path: Path) -> None:
     assert summary["generations"][1]["first_step"] == stopped["step"] + 1
 
 
-def test_second_ctrl_c_kills_a_deaf_worker(tmp_path: Path) -> None:
+def test_second_ctrl_c_kills_a_worker_that_ignores_signals(tmp_path: Path) -> None:
     settings = harness.write_settings(
         tmp_path, args={"mode": "deaf", "children": True}, steps=100_000, restart={"stop_grace_s": 600}
     )
@@ -158,7 +158,7 @@ def test_second_ctrl_c_kills_a_deaf_worker(tmp_path: Path) -> None:
     assert foreground.summary()["generations"][0]["ended"] == "signal 9"
 
 
-def test_sigterm_then_sigkill_to_a_deaf_worker_and_its_children(tmp_path: Path) -> None:
+def test_sigterm_then_sigkill_to_a_worker_that_ignores_signals_and_its_children(tmp_path: Path) -> None:
     settings = harness.write_settings(
         tmp_path,
         args={"mode": "deaf", "children": True},

@@ -123,7 +123,7 @@ def test_a_failed_start_is_reported_with_its_reason(folder, stock_for) -> None:
         assert "No such file" in service.ctl("status", "run").out
 
 
-def test_our_client_shows_training_progress(folder) -> None:
+def test_supervisorctl_shows_training_progress(folder) -> None:
     settings = harness.write_settings(folder, args={"delay_s": 0.01}, steps=1_000_000, batch={"size": 4})
     with serving(settings) as service:
         service.ctl("start", "run")

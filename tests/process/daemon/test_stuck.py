@@ -214,9 +214,7 @@ def test_a_kill_over_the_limit_while_the_event_loop_is_stuck_counts_as_a_trip(fo
     asyncio.run(scenario())
 
 
-def test_the_orphan_of_a_run_that_left_the_settings_is_ended_and_one_that_comes_back_is_waited_for(
-    folder, monkeypatch
-) -> None:
+def test_the_orphan_of_a_removed_run_is_ended_and_waited_for_when_the_run_is_added_again(folder, monkeypatch) -> None:
     settings = harness.write_settings(folder, args={}, restart={"stop_grace_s": 0, "term_grace_s": 0})
     monkeypatch.setattr(daemon, "UNKNOWN_ORPHAN_GRACE_S", 0.0)
 

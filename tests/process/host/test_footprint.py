@@ -297,7 +297,7 @@ def gauge_of(process: "subprocess.Popen[bytes]", token: str = "", limit_bytes: i
 
 
 @on_linux
-def test_a_session_and_its_memory_are_seen_for_real() -> None:
+def test_a_real_session_and_its_memory_are_found() -> None:
     with worker("kept = b'x' * (64 << 20)\nif os.fork() == 0: sys.stdin.read(); os._exit(0)") as process:
         found = gauge_of(process).measure()
         assert found is not None
@@ -335,7 +335,7 @@ FORKS = "kept = b'x' * (100 << 20)\nfor _ in range(3):\n    if os.fork() == 0: s
 
 
 @on_linux
-def test_what_forked_children_share_counts_once_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_shared_by_real_forked_children_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_tree, "NEWBORN_S", 0.0)
     with worker(FORKS) as process:
         roomy, short = gauge_of(process).measure(), gauge_of(process, limit_bytes=200 * MIB).measure()

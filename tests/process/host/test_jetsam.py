@@ -71,7 +71,7 @@ def test_a_report_that_names_the_worker(tmp_path: Path) -> None:
     assert jetsam.killed(PID, START_S, tmp_path) is True
 
 
-def test_without_a_folder_nothing_can_be_told(tmp_path: Path) -> None:
+def test_without_a_folder_the_answer_is_unknown(tmp_path: Path) -> None:
     assert jetsam.killed(PID, START_S, tmp_path / "none") is None
 
 
@@ -79,7 +79,7 @@ def test_without_a_folder_nothing_can_be_told(tmp_path: Path) -> None:
     "victim",
     [{"pid": PID + 1}, {"reason": None}, {"reason": "vnode-limit"}, {"reason": "disk-space-shortage"}, {"pid": None}],
 )
-def test_others_and_other_reasons_are_not_ours(tmp_path: Path, victim: dict[str, Any]) -> None:
+def test_other_processes_and_other_reasons_do_not_count(tmp_path: Path, victim: dict[str, Any]) -> None:
     report(tmp_path, **victim)
     assert jetsam.killed(PID, START_S, tmp_path) is False
 
@@ -91,7 +91,7 @@ def test_a_process_in_the_list_without_a_reason_was_not_killed(tmp_path: Path) -
     assert jetsam.killed(PID, START_S, tmp_path) is False
 
 
-def test_a_report_from_before_the_worker_is_of_anothers_pid(tmp_path: Path) -> None:
+def test_a_report_older_than_the_worker_does_not_count(tmp_path: Path) -> None:
     path = report(tmp_path, at_s=START_S - 60)
     assert jetsam.killed(PID, START_S, tmp_path) is False
     os.utime(path, (START_S + 60, START_S + 60))
@@ -184,7 +184,9 @@ def test_a_worker_that_a_report_names_was_killed_for_memory(monkeypatch: pytest.
     assert ended(monkeypatch, tmp_path, by_supervisor=False).oom_killed is True
 
 
-def test_our_own_kill_and_a_kernel_that_counts_need_no_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_kill_by_the_supervisor_or_with_a_kernel_count_needs_no_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert ended(monkeypatch, tmp_path, by_supervisor=True).oom_killed is None
     assert ended(monkeypatch, tmp_path, by_supervisor=False, counted=False).oom_killed is False
 

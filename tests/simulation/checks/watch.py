@@ -252,7 +252,7 @@ class Watch(ActionWatch):
         self._events_at_most = self.events + events
 
     def stuck(self) -> str:
-        """Why nothing happens any more."""
+        """Why the world has stopped making progress."""
         machine = self.world.supervisor.machine
         return f"nothing will happen again in {machine.state}: {machine.history}"
 

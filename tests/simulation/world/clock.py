@@ -10,7 +10,7 @@ Happening = tuple[float, int, Callable[..., object], tuple[Any, ...]]
 
 
 class SimulatedClock:
-    """Seconds of a monotonic clock. Nothing waits: time jumps to whatever comes next."""
+    """Seconds of a monotonic clock. Nothing waits: time jumps to the next scheduled call."""
 
     def __init__(self, now_s: float = 1000.0) -> None:
         self.now_s = now_s

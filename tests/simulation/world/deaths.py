@@ -1,4 +1,4 @@
-"""How workers end in truth, what the kernel, the bye and stderr report of it, and which causes are right for it."""
+"""How workers really end, what the kernel, the bye and stderr report, and which causes are right."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class SimulatedSupervisor:
         if self.child is not None:
             self.child.orphaned()
 
-    # ---- people
+    # ---- commands
 
     def command(self, kind: ev.CommandKind, reason: str = "by hand") -> None:
         """During recovery only KILL has an effect: it ends the wait."""

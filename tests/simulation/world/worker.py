@@ -23,7 +23,7 @@ GRACE_S = 30.0
 UNKILLABLE_DELAY_S = (5.0, 300.0)
 """How late SIGKILL takes effect on a process that hangs in the kernel."""
 CHECKPOINTED_SHARE = 0.45
-"""Share of a sample's memory that remains with gradient checkpointing."""
+"""Share of a sample's memory that is still needed with gradient checkpointing."""
 
 
 class SimulatedWorker:

@@ -102,7 +102,7 @@ def test_shape_holder_and_line_of_a_leak_are_named(supervisor, name, function, w
     assert a_step == 3 if name == "unevaluated_metric" else a_step == 1  # full is two operations, the sum one
 
 
-def test_a_healthy_run_is_not_accused_and_computes_the_same(supervisor):
+def test_a_healthy_run_gets_no_finding_and_computes_the_same(supervisor):
     """Dropout, and numbers drawn from all generators: each loss and the weights equal those of an unexamined run."""
     workers = []
     for requested in (False, True):
@@ -147,7 +147,7 @@ def test_the_report_is_sent_before_the_bye_of_a_stop(supervisor):
     (report,) = worker.of(wire.AutopsyReport)
     assert report.seq < worker.bye.seq
     assert report.step == worker.bye.step
-    (finding,) = accusations(report)  # weights are small here, and no suspects
+    (finding,) = accusations(report)  # weights are too small here to be reported
     assert finding.what == "uint8 [1048576]"
     assert finding.count_before == finding.count_now == report.step
     assert finding.holder.startswith("list `_kept`, attribute of object mlx_worker.training.drills.Drills")
@@ -155,7 +155,7 @@ def test_the_report_is_sent_before_the_bye_of_a_stop(supervisor):
 
 
 def test_a_stop_for_memory_saves_before_counting(supervisor):
-    """Counting takes memory too: a kill over it must cost no update."""
+    """Counting takes memory, too: if it causes a kill, no update may be lost."""
     worker = supervisor.start(
         supervisor.job(entry="leaky_tasks:kept_logits", checkpoint={"every_seconds": 0}, **ENDLESS)
     )

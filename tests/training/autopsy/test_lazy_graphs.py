@@ -19,7 +19,7 @@ def chain(length):
 
 
 def test_a_graph_deeper_than_the_usual_stack_is_counted():
-    """In a process of its own: MLX's recursion could crash it."""
+    """Runs in a subprocess: MLX's recursion could crash it."""
     code = """
 import time, threading
 from mlx_worker.autopsy import census, lazy_graphs

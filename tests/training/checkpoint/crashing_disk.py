@@ -1,4 +1,4 @@
-"""A disk for the checkpoint store that fails at a chosen call, and that may forget what was not flushed.
+"""A simulated disk for the checkpoint store: fails at a chosen call, and loses unflushed data at a power loss.
 
 Calls are done on a real folder, so that reading sees what a running system would show. Beside it stands what the device
 is known to hold: the content of a file as of its last flush, the names in a folder as of the folder's last flush. At a

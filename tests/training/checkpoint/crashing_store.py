@@ -1,4 +1,4 @@
-"""A checkpoint store on a crashing disk, with a memory of what it acknowledged."""
+"""A checkpoint store on a crashing disk, with a record of the acknowledged steps."""
 
 import contextlib
 import os
@@ -66,7 +66,7 @@ class Trial:
         return ""
 
     def check(self) -> int:
-        """A new process loads the newest acknowledged step or a newer one, whole, and names what it passed over."""
+        """A new process loads the newest acknowledged step or a newer one, intact, and names what it skipped."""
         self.disk.arm(None, -1)
         return self.load(self.open())
 
@@ -87,7 +87,7 @@ class Trial:
         self.disk.arm(None, -1)
         store = self.open()
         self.save(store, self.load(store) + 1)
-        assert not list(self.folder.glob(".tmp-*")), "remains of crashes must not fill the disk"
+        assert not list(self.folder.glob(".tmp-*")), "temporary folders of crashed saves must not fill the disk"
 
     def _checked(self, loaded: LoadedCheckpoint) -> int:
         tag = loaded.trainer["tag"]

@@ -46,7 +46,7 @@ def flipped(name: str, find: bytes | None = None) -> Callable[[Trial], None]:
 
 
 def left_behind(trial: Trial) -> None:
-    """What a writer that was killed while it wrote, and one while it deleted, leave."""
+    """The folders that a killed writer and a killed deleter leave behind."""
     saved(1)(trial)
     whole = trial.snapshot()[0]
     here: object = whole
@@ -68,9 +68,9 @@ SCENES: dict[str, tuple[Callable[[Trial], None], int, int]] = {
     "a damaged one is replaced": (flipped("optimizer.safetensors"), 2, 2),
     "a foreign one is renamed and replaced": (flipped("MANIFEST.json", b'"run": "'), 2, 2),
     "the same step again": (saved(1, 2), 2, 2),
-    "remains of crashes are swept": (left_behind, 2, 2),
+    "temporary folders of crashed saves are deleted": (left_behind, 2, 2),
 }
-"""How it begins; the step that is saved; how many are kept."""
+"""The initial state; the step to save; how many checkpoints are kept."""
 
 
 class Matrix:
@@ -145,7 +145,7 @@ def test_a_call_goes_wrong_and_then_the_power_fails(matrix: Matrix, scene: str, 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("wrong", [name for name, fault in FAULTS.items() if fault.code])
 def test_a_call_goes_wrong_and_the_same_process_saves_again(matrix: Matrix, scene: str, wrong: str) -> None:
-    """The same step, as after a full disk: remains of the first attempt must not count as durable."""
+    """The same step again, as after a full disk: files of the first attempt must not count as durable."""
     tried = 0
     for at, step, trial in matrix.trials(scene, wrong):
         error = trial.strike(step, FAULTS[wrong], at)
@@ -189,7 +189,7 @@ def test_the_power_fails_once_it_is_acknowledged(matrix: Matrix, scene: str, wro
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_a_loaded_checkpoint_does_not_vanish(matrix: Matrix, scene: str) -> None:
-    """The one before may have been killed between the rename and its flush."""
+    """The previous process may have been killed between the rename and its flush."""
     for at, step, trial in matrix.trials(scene, "kill amid or after"):
         trial.strike(step, FAULTS["kill amid or after"], at)
         loaded = trial.check()

@@ -13,7 +13,7 @@ from mlx_worker.checkpoint.manifest import UnusableError, name_of, verify
 from mlx_worker.checkpoint.store import CheckpointError
 
 CHAINS, CRASHES = 500, 20
-"""One disk from crash to crash: each process finds what the last one left."""
+"""One disk from crash to crash: each process starts from the state that the last one left."""
 SAVES_LIMIT = 3
 CALLS_LIMIT = 70
 """More calls than most processes make: some crash after the last save."""
@@ -60,7 +60,7 @@ class Chain:
                 self.counts["failed saves"] += 1
 
     def _damage(self) -> None:
-        """A bit of the newest flips between two processes; the newest intact one remains."""
+        """A bit of the newest checkpoint flips between two processes; an older intact one still loads."""
         newest = self.trial.check()
         intact = [step for step in self._steps() if step < newest and self._is_intact(step)]
         if not intact:

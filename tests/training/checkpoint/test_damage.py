@@ -114,14 +114,14 @@ def test_a_file_of_two_checkpoints_swapped(trial: Trial, name: str) -> None:
 
 
 def test_two_checkpoints_swapped(trial: Trial) -> None:
-    """Each is whole, and says that it is the other."""
+    """Each file is intact, but belongs to the other checkpoint."""
     swap(trial.folder / NEWEST, trial.folder / MIDDLE)
     trial.restore(trial.snapshot())
     goes_on(trial, 1)
 
 
 def test_an_older_one_under_a_newer_name(trial: Trial) -> None:
-    """It would pass for step 4, and the run would repeat what it did under a wrong number."""
+    """It would load as step 4, and the run would repeat steps under wrong numbers."""
     shutil.copytree(trial.folder / OLDEST, trial.folder / "step-000000004")
     trial.restore(trial.snapshot())
     goes_on(trial, 3)

@@ -93,7 +93,7 @@ def test_a_failed_call_costs_no_acknowledged_checkpoint(tmp_path: Path, name: st
 
 
 def test_a_file_whose_flush_failed_is_never_flushed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system has dropped the unwritten pages: a second fsync would succeed and lie."""
+    """The system has dropped the unwritten pages: a second fsync would wrongly report success."""
     store = CheckpointStore(tmp_path, "run", 2)
     failed: set[int] = set()
     real = os.fsync
@@ -166,7 +166,7 @@ def test_sweeping_does_not_follow_links(tmp_path: Path) -> None:
 
 
 def test_a_failed_deletion_is_repeated_by_the_next_save(tmp_path: Path) -> None:
-    """Otherwise a disk that is full once would stay so."""
+    """Otherwise a full disk would stay full."""
     store = CheckpointStore(tmp_path, "run", 1)
     with pytest.MonkeyPatch.context() as patch:
         Failpoint(patch, "write", errno.ENOSPC, at=3)
@@ -179,7 +179,7 @@ def test_a_failed_deletion_is_repeated_by_the_next_save(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("code", "opens"), [(errno.EACCES, True), (errno.EIO, False), (errno.ENOSPC, False)])
 def test_a_folder_above_that_cannot_be_flushed(tmp_path: Path, code: int, opens: bool) -> None:
-    """One that may not be opened was made by others, long ago. Else the whole run could vanish in a power loss."""
+    """A folder without access is older than the run. Any other must be flushed, or a power loss may delete the run."""
 
     class Files(durable_files.Files):
         def flush_folder(self, folder: Path) -> None:

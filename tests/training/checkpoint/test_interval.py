@@ -51,7 +51,7 @@ def test_the_rarer_the_failures_the_rarer_the_checkpoints(
 
 
 def waste(interval: float, cost_s: float, between_s: float) -> float:
-    """Of a second of training, to first order: what checkpoints cost, and what is done again after a failure."""
+    """First-order loss per second of training: the cost of checkpoints plus the work repeated after failures."""
     return cost_s / interval + interval / (2 * between_s)
 
 
@@ -65,7 +65,7 @@ def test_between_its_bounds_no_other_interval_wastes_less(cost_s: float, between
 def test_a_worked_example() -> None:
     assert interval_s(0.5, 2.0, 14_400.0, 0.01) == pytest.approx(120.0)  # Young's: sqrt(2 * 0.5 * 14400)
     assert interval_s(0.5, 2.0, 900.0, 0.01) == pytest.approx(50.0)  # 30 by Young, and 0.5 s are 1 % of 50
-    assert interval_s(0.0, 2.0, 900.0, 0.01) == pytest.approx(20.0)  # the writer rests
+    assert interval_s(0.0, 2.0, 900.0, 0.01) == pytest.approx(20.0)  # the writer must idle
     assert interval_s(30.0, 30.0, 1e9, 0.01) == pytest.approx(3000.0)  # the overhead is as requested
 
 
@@ -73,7 +73,7 @@ def test_measured_costs_are_averaged_and_older_ones_forgotten() -> None:
     measured = MeasuredInterval(0.5, 800.0)
     assert measured.seconds(0.0) == FIRST_S
     measured.note(3.0, 0.5)
-    measured.note(-1.0, 0.5)  # beside a write updates were faster, by chance
+    measured.note(-1.0, 0.5)  # updates during the write happened to be faster
     assert measured.seconds(0.0) == pytest.approx(math.sqrt(2 * 1.0 * 800))
     for _ in range(8):
         measured.note(4.0, 0.5)
@@ -88,7 +88,7 @@ def test_measured_costs_are_averaged_and_older_ones_forgotten() -> None:
 
 def test_updates_beside_a_write_are_held_against_it() -> None:
     slow_down = SlowDown()
-    slow_down.note_update(9.0, writing=True)  # nothing yet to compare it with
+    slow_down.note_update(9.0, writing=True)  # no undisturbed update to compare with yet
     assert slow_down.take_s() == 0.0
     for _ in range(10):
         slow_down.note_update(1.0, writing=False)

@@ -63,7 +63,7 @@ def test_a_slow_write_has_the_state_of_its_step(tmp_path: Path, compiled: bool, 
     for _ in range(8):
         run.update()
         bench.saver.note_update(0.001)
-    assert bench.reports == [], "it is being written all the while"
+    assert bench.reports == [], "the write is still running"
     bench.files.gate.set()
     bench.saver.settle()
     found = bench.store.load_newest()
@@ -71,7 +71,7 @@ def test_a_slow_write_has_the_state_of_its_step(tmp_path: Path, compiled: bool, 
     assert weights_sha256(found.trained | found.optimizer) == states[3][0]
     assert found.trainer["rng"] == states[3][1]
     assert (found.trainer["progress"]["step"], found.trainer["progress"]["cursor"]) == (4, 32)
-    assert run.digest() == states[11][0], "training is not disturbed by it either"
+    assert run.digest() == states[11][0], "training is not disturbed by the write"
 
 
 def test_later_assignments_in_place_do_not_change_a_snapshot() -> None:
@@ -217,8 +217,8 @@ def test_without_an_interval_the_costs_decide(tmp_path: Path, monkeypatch: pytes
     for step in (1, 2, 3):
         bench.save(step)
         bench.until_reported(step)
-        assert not due_after(SHORTEST_S - 0.5), "what costs nothing is taken as often as is sensible, no more"
-        assert due_after(FIRST_S - SHORTEST_S), "what was measured counts"
+        assert not due_after(SHORTEST_S - 0.5), "free checkpoints are taken at the minimum interval"
+        assert due_after(FIRST_S - SHORTEST_S), "the measured cost counts"
     bench.files.gate.clear()
     bench.save(4)
     assert not due_after(LONGEST_S), "the writer is busy"
@@ -226,7 +226,7 @@ def test_without_an_interval_the_costs_decide(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_write_costs_at_most_its_own_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that slept, or updates that grew cheaper, must neither keep a run from saving nor make it."""
+    """A machine that slept, or updates that became faster, must neither prevent nor trigger a checkpoint."""
     now_s = [100.0]
     clock = SimpleNamespace(monotonic=lambda: now_s[0], perf_counter=lambda: now_s[0])
     for module in (saver, background_writer):
@@ -249,9 +249,9 @@ def test_a_write_costs_at_most_its_own_duration(tmp_path: Path, monkeypatch: pyt
             now_s[0] += 1.0
         return now_s[0] - began_s
 
-    assert due_after_write(1, [500.0]) == pytest.approx(200, abs=2), "2 s are 1 % of 200, 500 s are not its doing"
-    assert due_after_write(2, [0.0] * 50) < 50, "2 s less than nothing: they even out, and the formula decides"
-    assert due_after_write(3, [500.0]) == pytest.approx(200 / 3, abs=2), "50 s won would have hidden this one"
+    assert due_after_write(1, [500.0]) == pytest.approx(200, abs=2), "1 % overhead: 2 s every 200 s"
+    assert due_after_write(2, [0.0] * 50) < 50, "a negative cost averages out, and the formula decides"
+    assert due_after_write(3, [500.0]) == pytest.approx(200 / 3, abs=2), "an unbounded gain would have hidden this cost"
 
 
 def test_training_pauses_where_memory_is_short(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_the_best_stays_however_old_it_gets(tmp_path: Path) -> None:
         if bench.saver.is_due(step):
             bench.save(step)
 
-    for step, loss in ((0, 0.1), (5, float("nan")), (6, float("-inf"))):  # nothing trained yet; nothing to go by
+    for step, loss in ((0, 0.1), (5, float("nan")), (6, float("-inf"))):  # nothing trained or measured yet
         bench.saver.note_evaluation(step, loss)
         assert not bench.saver.is_due(step + 1)
     evaluated(10, 3.0)
@@ -309,7 +309,7 @@ def test_the_best_stays_however_old_it_gets(tmp_path: Path) -> None:
     bench.saver.settle()
     bench.files.error = 0
     bench.save(100, waiting=True)
-    assert bench.steps == [20, 80, 100], "a better one that could not be written must not cost the good one"
+    assert bench.steps == [20, 80, 100], "a failed write of a better state must not delete the last best checkpoint"
     evaluated(110, 0.9)
     bench.saver.settle()
     assert bench.steps == [100, 110]

@@ -21,7 +21,7 @@ def calm_weights(session_supervisor):
 
 
 def until_writing(worker):
-    """Until a checkpoint is there, and the next is being written."""
+    """Wait until one checkpoint exists and the next is being written."""
     worker.until(wire.Checkpoint)
     deadline_s = time.monotonic() + 30
     while not list((worker.folder / "checkpoints").glob(".tmp-step-*/*.safetensors")):
@@ -64,7 +64,7 @@ def test_a_kill_in_the_middle_of_a_write_costs_only_that_write(supervisor, calm_
     found = CheckpointStore(first.folder / "checkpoints", "killed-writing", 2).load_newest()
     assert found is not None
     assert found.step >= acknowledged
-    assert list((first.folder / "checkpoints").glob(".tmp-*")) == [], "the half of it is swept away"
+    assert list((first.folder / "checkpoints").glob(".tmp-*")) == [], "the incomplete checkpoint is deleted"
     second = supervisor.run(supervisor.job("killed-writing", steps=STEPS, generation=2, **FAST))
     assert second.ready.step == found.step
     assert second.bye.weights_sha256 == calm_weights

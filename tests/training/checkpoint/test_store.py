@@ -1,4 +1,4 @@
-"""Checkpoints: what was acknowledged is loaded again, exactly, and nothing that is damaged ever is."""
+"""Acknowledged checkpoints load exactly as saved, and damaged ones never load."""
 
 import json
 import os
@@ -98,8 +98,8 @@ def test_the_newest_stay_and_older_ones_go(store: CheckpointStore, folder: Path)
     assert names(folder) == ["step-000000030", "step-000000400", "step-1000000000"]
 
 
-def test_one_that_is_damaged_does_not_count_as_kept(store: CheckpointStore, folder: Path) -> None:
-    """Otherwise two damaged ones and one good would remain."""
+def test_a_damaged_checkpoint_does_not_count_as_kept(store: CheckpointStore, folder: Path) -> None:
+    """Otherwise two damaged checkpoints and one intact one would be kept."""
     for step in (1, 2, 3):
         (save(store, step).path / "MANIFEST.json").unlink() if step > 1 else save(store, step)
     save(store, 4)
@@ -121,7 +121,7 @@ def test_one_whose_content_is_damaged_does_not_count_once_it_was_skipped(store: 
 
 
 def test_saving_a_step_again_leaves_the_good_one_alone(store: CheckpointStore) -> None:
-    """After a resume the same step may be saved again; it may be the only one there is."""
+    """After a resume the same step may be saved again, and it may be the only checkpoint."""
     path = save(store, 5).path
     before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in path.iterdir()}
     assert save(store, 5).path == path
@@ -272,7 +272,7 @@ def test_a_foreign_folder_is_renamed_when_its_step_is_saved(
 
 
 def test_a_file_that_may_not_be_opened_stops_the_load(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of descriptors is not damage: an older checkpoint would silently throw steps away."""
+    """A lack of descriptors is no damage: loading an older checkpoint would silently lose steps."""
     save(store, 1)
     save(store, 2)
 

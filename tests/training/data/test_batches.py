@@ -1,4 +1,4 @@
-"""The order of samples: what a user would lose is a sample skipped or learned twice after a restart or a halving."""
+"""The order of samples: after a restart or a halving, no sample is skipped or used twice."""
 
 import random
 
@@ -167,7 +167,7 @@ def test_grouping_pads_less_than_a_third_of_what_a_shuffle_pads() -> None:
 
 
 def test_the_updates_of_a_window_are_in_no_order_of_length_and_each_epoch_has_others() -> None:
-    """Sorted all the way, a run would see its shortest samples first; with fixed company, the same updates for ever."""
+    """Sorted by length, a run would use its shortest samples first; with fixed groups, epochs would repeat them."""
     lengths = lognormal(320)
     batches = EffectiveBatches(320, 3, grouping=Grouping(lengths, 8, window=8))
     updates = [batches.next(8) for _ in range(80)]
@@ -213,7 +213,7 @@ def segments(draw: st.DrawFn) -> tuple[Grouping | None, int, list[tuple[str, int
 
 
 @given(segments(), seeds, st.data())
-def test_whatever_happens_every_update_has_the_samples_it_would_have_had(
+def test_kills_and_resizes_change_no_updates_samples(
     case: tuple[Grouping | None, int, list[tuple[str, int]]], seed: int, data: st.DataObject
 ) -> None:
     """Kills, stops, halvings and growths, with the effective batch kept: what reached the weights for good."""

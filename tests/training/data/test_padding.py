@@ -1,4 +1,4 @@
-"""Batches are padded as mlx_lm pads them, and where that makes many shapes, a little more, which changes no loss."""
+"""Batches are padded as in mlx_lm; where that makes many shapes, a little more, which changes no loss."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -47,7 +47,7 @@ def test_long_limits_make_few_shapes_for_an_eighth_of_padding(limit):
 
 
 def test_more_padding_changes_neither_loss_nor_gradients():
-    """Attention is causal: what is padded comes after everything that counts."""
+    """Attention is causal: padding comes after all tokens that count."""
     from mlx_lm.models import llama
 
     arguments = {

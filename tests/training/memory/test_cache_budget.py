@@ -71,7 +71,7 @@ def test_a_need_of_long_ago_is_forgotten():
     assert settled(budget, GIB, 2 * GIB, steps=1000) > 5 * GIB
 
 
-def test_relief_halves_at_once_and_comes_back():
+def test_relief_halves_the_cache_at_once_and_the_limit_recovers():
     budget = CacheBudget(10 * GIB, own=False, enforced=True)
     full = settled(budget, GIB, 2 * GIB)
     assert budget.relieve() == full // 2

@@ -14,7 +14,7 @@ OFF = {"gradient_checkpointing": False, "limit_bytes": 4 * 2**30}
 
 
 def layers(supervisor, memory, *, batch=None, **args):
-    """Of one seed; with evaluations, which leave the same models behind in either way."""
+    """Runs of one seed, with evaluations, which must not change the model."""
     args = {"evaluate_every": 2, **args}
     return supervisor.job(entry="layers_task:build", args=args, memory=memory, batch=batch or {"size": 4}, steps=3)
 
@@ -43,7 +43,7 @@ def assert_same_run(saving, keeping):
 
 @pytest.mark.parametrize("how", ["layers", "own", "done"])
 def test_the_run_is_the_same_bit_for_bit_in_less_memory(supervisor, keeping, how):
-    """Whether we do it, the task says how, or has done it already."""
+    """Turned on by the worker, by the task's function, or by the task itself."""
     saving = supervisor.run(layers(supervisor, ON, how=how), compiled=True)
     assert_same_run(saving, keeping)
     assert keeping.stdout.count("validation loss") == 3
@@ -81,7 +81,7 @@ def test_mlx_lm_tasks_too(supervisor, llama_dir):
     assert_same_run(saving, keeping)
     assert_same_run(both, keeping)
     assert [reported(worker) for worker in workers] == [(False, True), (True, True), (True, True), (True, True)]
-    assert dropout.process.returncode == wire.EXIT_COMPLETED, "as mlx_lm has it"
+    assert dropout.process.returncode == wire.EXIT_COMPLETED, "as in mlx_lm"
     assert any("grad_checkpoint with lora_parameters.dropout" in note for note in dropout.ready.notes)
     assert not any("grad_checkpoint" in note for worker in workers[:3] for note in worker.ready.notes)
 
@@ -125,7 +125,7 @@ def task_of(layers, model=None):
 
 @pytest.mark.parametrize("name", [gradient_checkpointing.MLX_LM_NAME, "another name in mlx_lm's next release"])
 def test_it_is_never_done_twice(block, monkeypatch, name):
-    """Twice would be right and cost a forward pass more."""
+    """Checkpointing twice would be correct but cost another forward pass."""
     monkeypatch.setattr(gradient_checkpointing, "MLX_LM_NAME", name)
     task, plain = task_of([block(), block()]), block.__call__
     assert not gradient_checkpointing.start(task, requested=False)

@@ -1,4 +1,4 @@
-"""What a run exports is what mlx_lm's own tools take, as it is."""
+"""mlx_lm's own tools accept what a run exports."""
 
 import sys
 
@@ -17,7 +17,7 @@ def _interpreted():
 
 
 def command(monkeypatch, *arguments):
-    """`python -m mlx_lm ...`, without a process of its own: importing it again would cost more than all the rest."""
+    """`python -m mlx_lm ...` in this process: importing it again would take longer than everything else."""
     from mlx_lm import cli
 
     monkeypatch.setattr(sys, "argv", ["mlx_lm", *arguments])

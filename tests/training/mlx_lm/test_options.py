@@ -1,4 +1,4 @@
-"""Every option of mlx_lm.lora's file does what it does there, or is refused by name."""
+"""Every option of mlx_lm.lora's file works as in mlx_lm.lora, or is refused by name."""
 
 import json
 import re

@@ -17,7 +17,7 @@ OPTIMIZERS = {
 
 @pytest.fixture
 def interpreted():
-    """Without mx.compile: quicker for six updates."""
+    """Without mx.compile, which is faster for six updates."""
     mx.disable_compile()
     yield
     mx.enable_compile()
@@ -74,7 +74,7 @@ def test_with_gradient_checkpointing(llama_dir, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("interpreted")
 def test_validation_losses(llama_dir, tmp_path, monkeypatch):
-    """Ours come after an update, mlx_lm's before the next one. Their batches come in another order, so it is a sum."""
+    """The worker validates after an update, mlx_lm before the next one, with batches in another order."""
     link, reported = both(llama_dir, tmp_path, monkeypatch, val_batches=-1, steps_per_eval=1)
     words = [detail.split() for detail in link.details if detail.startswith("validation")]
     found = {int(word[-1]): float(word[2]) for word in words}
@@ -84,7 +84,7 @@ def test_validation_losses(llama_dir, tmp_path, monkeypatch):
 
 
 def distance(mine, expected):
-    """Of two runs' adapters, in units of how far one of them went."""
+    """The distance between two runs' adapters, relative to how far one of them moved."""
     moved = [name for name in expected if name.endswith("lora_b")]  # these began at zero
     apart = sum(float(mx.square(mine[name] - expected[name]).sum().item()) for name in moved)
     return (apart / sum(float(mx.square(expected[name]).sum().item()) for name in moved)) ** 0.5

@@ -82,7 +82,7 @@ def interpreted():
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_losses_and_validation_are_the_same_whatever_fits_in_memory(llama_dir, tmp_path):
+def test_losses_and_validation_do_not_depend_on_the_micro_batch(llama_dir, tmp_path):
     config = mlx_lm_runs.write(tmp_path, "all", batch_size=24, iters=3, val_batches=1)
     whole = mlx_lm_runs.run_worker(llama_dir, config, tmp_path / "whole")
     halved = mlx_lm_runs.run_worker(llama_dir, config, tmp_path / "halved", batch={"size": 5, "effective": 24})

@@ -63,7 +63,7 @@ def losses(workers):
 
 
 def samples(worker):
-    """Of every update, as it was made last."""
+    """The last report of every update."""
     return {line["step"]: line["samples"] for line in worker.samples}
 
 

@@ -55,7 +55,7 @@ def test_malformed_commands_are_dropped(supervisor):
     assert worker.bye.reason == "now truly"
 
 
-def test_a_deaf_supervisor_never_blocks_training(supervisor):
+def test_a_supervisor_that_reads_nothing_never_blocks_training(supervisor):
     """Without a receiver the queue fills, frames are dropped and counted, and the run completes."""
     job = supervisor.job(steps=1300, telemetry=f"ipc://{supervisor.folder}/absent.sock")
     worker = supervisor.start(job)
@@ -178,7 +178,7 @@ def test_a_failed_checkpoint_is_reported_and_the_run_continues(supervisor):
 def test_weights_that_are_not_finite_are_never_saved(supervisor):
     job = {"checkpoint": {"every_steps": 2, "every_seconds": 0}, "stop_on_not_finite": False}
     worker = supervisor.run(supervisor.job(steps=4, args={"nan": True}, **job))
-    assert worker.process.returncode == wire.EXIT_FAILED, "not completed: nothing finite to show for it"
+    assert worker.process.returncode == wire.EXIT_FAILED, "not completed: the loss is not finite"
     assert [message.ok for message in worker.of(wire.Checkpoint)] == [False, False]
     assert all("NaN or infinity" in message.error for message in worker.of(wire.Checkpoint))
     assert worker.steps[0].loss != worker.steps[0].loss, "a NaN loss is reported as it is"
@@ -222,7 +222,7 @@ def test_memory_policy_keeps_the_cache_small(supervisor):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is enforced by Linux only")
 def test_bare_leak_dies_under_a_data_limit(supervisor):
-    """The founding failure, without us: no telemetry, no lifeline, no mercy."""
+    """An unsupervised leaking run, without telemetry and lifeline, dies under a data limit."""
     job = supervisor.job(steps=2000, drill={"leak_mib_per_step": 16.0})
     worker = supervisor.start(job, bare=True, options=["--data-limit-mib", "600"])
     assert worker.process.wait(60) not in (wire.EXIT_COMPLETED, wire.EXIT_STOPPED, wire.EXIT_REFUSED)

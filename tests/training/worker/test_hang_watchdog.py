@@ -1,4 +1,4 @@
-"""How long the worker's own watchdog allows for what is under way."""
+"""The time that the worker's own watchdog allows for each kind of work."""
 
 import faulthandler
 
@@ -9,7 +9,7 @@ from mlx_worker.supervision.hang_watchdog import HangWatchdog
 
 @pytest.fixture
 def armed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Every bound that was really set, in seconds."""
+    """Every bound that was set, in seconds."""
     bounds: list[float] = []
     monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda bound_s, **_options: bounds.append(bound_s))
     return bounds

@@ -17,7 +17,7 @@ MEMORY = {"limit_bytes": 4 * GIB}
 
 
 def reported(worker):
-    """What every step said, but for times and memory."""
+    """The report of every step, without times and memory."""
     return [(m.step, m.loss, m.learning_rate, m.tokens, m.samples, m.batch_size, m.accumulation) for m in worker.steps]
 
 
@@ -69,7 +69,7 @@ def test_at_every_review_the_counters_are_read_with_nothing_in_flight(supervisor
     stepwise = supervisor.run(supervisor.job(steps=48, args=args, memory=MEMORY | {"policy": "always"}))
     floor = min(m.active_bytes for m in stepwise.steps)
     clean = [m.active_bytes for m in overlapped.steps if m.step % 16 == 0]
-    assert clean == pytest.approx([floor] * 3, abs=100), "but for a few numbers of the update before"
+    assert clean == pytest.approx([floor] * 3, abs=100), "except for a few numbers of the previous update"
 
 
 def test_a_relief_keeps_the_cache_small_for_a_while(supervisor):
@@ -128,7 +128,7 @@ def test_too_little_room_clears_the_cache_and_ends_the_overlap(monkeypatch):
 
 @pytest.mark.parametrize(("policy", "clears"), [("adaptive", True), ("never", False)])
 def test_an_evaluation_that_needs_more_than_training_gets_the_caches_room(monkeypatch, policy, clears):
-    """After every batch of it, not at its end: it may take minutes, and the limit kills at once."""
+    """After every batch, not at the end: an evaluation may take minutes, and exceeding the limit kills at once."""
     cleared = []
     monkeypatch.setattr(cache_policy.mx, "set_cache_limit", lambda limit: None)
     monkeypatch.setattr(cache_policy.mx, "clear_cache", lambda: cleared.append(True))

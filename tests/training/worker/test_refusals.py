@@ -1,4 +1,4 @@
-"""Input that cannot work is refused, in one sentence that names where and what."""
+"""Invalid input is refused in one sentence that names the place and the problem."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A run that was interrupted ends with the very weights of the run that was not."""
+"""An interrupted run ends with the same weights as an uninterrupted one."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from mlx_supervisor import wire
 from mlx_worker.checkpoint.manifest import FileEntry, load_manifest
 
 ARGS = {"norm": True, "evaluate_every": 5}
-"""Dropout, running statistics, a schedule, and an evaluation that draws random numbers: all must come back."""
+"""Dropout, running statistics, a schedule, and an evaluation that draws random numbers: all must be restored."""
 EVERY = {"every_seconds": 0, "every_steps": 3}
 LOGGED = {"size": 8, "sample_log": True}
 
@@ -87,7 +87,7 @@ def test_stop_and_resume_is_bit_equal(supervisor, undisturbed, how):
     reasons = {"message": "enough", "sigterm": "SIGTERM", "sigint": "SIGINT", "lifeline": "the supervisor died"}
     assert (first.bye.outcome, first.bye.reason) == ("stopped", reasons[how])
     assert first.saved_steps == [first.bye.step]
-    assert 2 <= first.bye.step < 12, "stopped too late to show anything"
+    assert 2 <= first.bye.step < 12, "the run was over before the stop"
 
     second = supervisor.run(supervisor.job("stopped", args=ARGS, batch=LOGGED, generation=2))
     assert second.ready.checkpoint == f"step-{first.bye.step:09d}"
@@ -149,7 +149,7 @@ def test_halved_batch_keeps_the_loss_curve(supervisor, weighted):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_an_update_without_any_weight_changes_nothing(supervisor, size):
-    """Every token of it is masked: the loss is NaN, the weights are not."""
+    """Every token is masked: the loss is NaN, but the weights stay finite."""
     args = {"samples": 2, "weighted": True, "weightless": True, "optimizer": "SGD"}
     worker = supervisor.run(supervisor.job(args=args, steps=3, batch={"size": size, "effective": 2}))
     assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
@@ -202,7 +202,7 @@ def test_changes_that_cannot_be_resumed_are_refused(supervisor):
         assert worker.bye.outcome == "refused"
         assert text in worker.bye.reason
         assert worker.stderr.splitlines()[-1] == f"refused: {worker.bye.reason}"
-        assert worker.saved_steps == [2], "a refusal must not touch what is saved"
+        assert worker.saved_steps == [2], "a refusal must not change the checkpoints"
 
 
 def test_changes_that_can_be_resumed_are_reported(supervisor):
