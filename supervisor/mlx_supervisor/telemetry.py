@@ -208,4 +208,4 @@ def _finding_text(finding: wire.Finding) -> str:
         return finding.what
     size = f", {finding.size_bytes / 2**20:,.1f} MiB" if finding.size_bytes else ""
     holder = f"; referenced by {finding.holder}" if finding.holder else ""
-    return f"{finding.kind}: {finding.what}: {finding.count_before} → {finding.count_now}{size}{holder}"
+    return f"{finding.kind}: {finding.what}: {finding.count_before:,} → {finding.count_now:,}{size}{holder}"

@@ -134,7 +134,7 @@ def memory_text(used_bytes: int, limit_bytes: int, growth: Growth) -> str:
         shares = f" ({', '.join(causes)})" if causes else ""
         parts.append(f"{'leak' if growth.verdict else 'growth'} {slope / MIB:.1f} MiB/step{shares}")
     if growth.steps_left is not None and growth.seconds_left is not None:
-        parts.append(f"limit in {growth.steps_left:,.0f} steps ({duration(growth.seconds_left)})")
+        parts.append(f"limit in {counted(round(growth.steps_left), 'step')} ({duration(growth.seconds_left)})")
     return ", ".join(parts)
 
 

@@ -282,7 +282,7 @@ LADDER = {
         ready                       -> running
         steps 18 mib=500 grow=50    -> running: ask autopsy
         autopsied                   -> running
-            | Autopsy at step 47: found no growth in 0.1 s.
+            | Autopsy at step 47: no growth found; the search took 0.1 s.
     """),
     "a trip without a leak gets an autopsy, requested before the stop": (policy(autopsy=True), """
         start                       -> starting: save, spawn 1 batch 8 of 8

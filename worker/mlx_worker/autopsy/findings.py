@@ -318,7 +318,7 @@ def _notes(found: Search, *, found_any: bool) -> Iterable[str]:
         yield f"{gc.get_freeze_count():,} objects are hidden by gc.freeze and were not counted"
     yield (
         f"steps {first.step} to {now.step}: {now.objects:,} objects, {sum(now.arrays.values()):,} arrays, "
-        f"{now.graphs.operations or 0:,} unevaluated operations, {now.shapes} compiled shapes; "
+        f"{now.graphs.operations or 0:,} unevaluated operations; compiled batch shapes: {now.shapes}; "
         f"MLX memory {first.active_bytes / MIB:,.1f} → {now.active_bytes / MIB:,.1f} MiB, "
         f"outside arrays {first.unseen_bytes / MIB:,.1f} → {now.unseen_bytes / MIB:,.1f} MiB; "
         f"other memory {first.native_bytes / MIB:,.0f} → {now.native_bytes / MIB:,.0f} MiB"

@@ -10,7 +10,7 @@ STATE_WIDTH = 10
 """Widths of Supervisord's columns, on which scripts rely."""
 GAP = 3
 ACTIVE_STATES = frozenset({10, 20, 30, 40})
-UNREMARKABLE_PHASES = frozenset({"train", "running"})
+UNREMARKABLE_STATES = frozenset({"train", "running"})
 MIB = 1024.0 * 1024.0
 
 
@@ -37,10 +37,10 @@ def details_of(extra: Mapping[str, Any]) -> list[str]:
 
 
 def _step(extra: Mapping[str, Any]) -> str:
-    step, target, phase = extra.get("step"), extra.get("target_steps"), extra.get("phase")
+    step, target, state = extra.get("step"), extra.get("target_steps"), extra.get("phase")
     shown = "" if step is None else f"step {step:.0f}/{target:.0f}" if target else f"step {step:.0f}"
-    if phase and phase not in UNREMARKABLE_PHASES:
-        return f"{shown} ({phase})".lstrip()
+    if state and state not in UNREMARKABLE_STATES:
+        return f"{shown} ({state})".lstrip()
     return shown
 
 

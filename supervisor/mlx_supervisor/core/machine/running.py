@@ -145,7 +145,7 @@ def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
             run.drain_extended = True
             run.deadline_s = event.at_s + run.policy.restart.stop_grace_s
     else:
-        text = f"Failed to save checkpoint of step {event.step}: {event.error}; the previous one stays."
+        text = f"Failed to save checkpoint of step {event.step}: {event.error}; the previous one is kept."
         run.say("checkpoint_failed", text, Severity.ERROR, step=event.step)
 
 
@@ -242,7 +242,7 @@ def on_autopsied(run: Run, event: ev.Autopsied) -> None:
     for each in findings:
         run.say("autopsy", f"Autopsy {when}: {each}", Severity.WARNING, step=event.step)
     if not findings:
-        run.say("autopsy", f"Autopsy {when}: found no growth in {duration(event.seconds)}.")
+        run.say("autopsy", f"Autopsy {when}: no growth found; the search took {duration(event.seconds)}.")
     if run.current is not None:
         run.current.autopsy = findings
     run.history.autopsy = findings

@@ -14,7 +14,7 @@ from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.memory.growth import Growth, GrowthMeter
 from mlx_supervisor.core.memory.headroom import Level, Overrun
 from mlx_supervisor.core.policy import MemoryPolicy
-from mlx_supervisor.core.words import growth_rate, size
+from mlx_supervisor.core.words import counted, growth_rate, size
 
 HORIZON_STEPS = (4, 50)
 """Minimum and maximum number of steps before the projected crossing at which a leak trips the breaker."""
@@ -132,7 +132,7 @@ class Breaker:
             return None
         text = (
             f"memory grows by {growth_rate(slope)} and would pass the limit of "
-            f"{size(self._policy.limit_bytes)} in {max(room, 0) / slope:.0f} steps"
+            f"{size(self._policy.limit_bytes)} in {counted(round(max(room, 0) / slope), 'step')}"
         )
         return Trip(Cause.LEAK, text, relievable)
 

@@ -1,7 +1,7 @@
 """Whether to restart, and how long to wait before it.
 
 Every limit counts consecutive generations without a new checkpoint; progress resets the counts. Generations that
-memory ended are counted apart from crashes, and restarts of the machine apart from both. The counts are in the run's
+memory ended, crashes, and restarts of the machine are counted separately. The counts are in the run's
 history, so they survive the supervisor.
 """
 
