@@ -86,8 +86,8 @@ def test_the_mean_time_between_failures() -> None:
     assert RunHistory(active_s=600.0, failures=3).mean_time_between_failures_s == 200.0
 
 
-def _lost(first_step: int, last_step: int, train_s: float, lived_s: float) -> Recovered:
-    return Recovered(0.0, 1, False, first_step, last_step, train_s=train_s, lived_s=lived_s)
+def _lost(first_step: int, last_step: int, train_s: float, uptime_s: float) -> Recovered:
+    return Recovered(0.0, 1, False, first_step, last_step, train_s=train_s, uptime_s=uptime_s)
 
 
 def _trained(history: RunHistory, steps: range) -> None:

@@ -43,14 +43,14 @@ class Listener:
 
 @asynccontextmanager
 async def listening(folder: Path) -> AsyncIterator[tuple[Telemetry, Listener]]:
-    heard = Listener()
+    received = Listener()
     telemetry = Telemetry(
         folder / "telemetry.sock",
-        lambda run, event: heard.events.append((run, event)),
-        lambda text, _: heard.complaints.append(text),
+        lambda run, event: received.events.append((run, event)),
+        lambda text, _: received.complaints.append(text),
     )
     try:
-        yield telemetry, heard
+        yield telemetry, received
     finally:
         telemetry.close()
 
@@ -81,7 +81,7 @@ async def until(condition: Any) -> None:
 
 def test_only_frames_of_the_expected_worker_are_accepted(folder: Path) -> None:
     async def scenario() -> None:
-        async with listening(folder) as (telemetry, heard):
+        async with listening(folder) as (telemetry, received):
             telemetry.expect("run", 1, TOKEN)
             stranger, liar, worker = (Peer(telemetry.address) for _ in range(3))
             stranger.phase(1)
@@ -94,28 +94,28 @@ def test_only_frames_of_the_expected_worker_are_accepted(folder: Path) -> None:
             worker.phase(2, generation=2)
             worker.phase(3, run="other")
             worker.phase(5)
-            await until(lambda: len(heard.events) == 2)
+            await until(lambda: len(received.events) == 2)
             assert telemetry.dropped["sequence"] == 1
             assert telemetry.dropped["stranger"] == 5
             assert telemetry.dropped["lost"] == 3
-            assert heard.complaints  # reported once, not for every frame
-            assert len(heard.complaints) == 1
+            assert received.complaints  # reported once, not for every frame
+            assert len(received.complaints) == 1
 
     asyncio.run(scenario())
 
 
 def test_after_a_new_hello_frames_of_the_old_generation_are_dropped(folder: Path) -> None:
     async def scenario() -> None:
-        async with listening(folder) as (telemetry, heard):
+        async with listening(folder) as (telemetry, received):
             telemetry.expect("run", 1, TOKEN)
             old = Peer(telemetry.address)
             old.hello()
             old.phase(1)
-            await until(lambda: len(heard.events) == 1)
+            await until(lambda: len(received.events) == 1)
             telemetry.expect("run", 2, "c" * 32)
             old.phase(2)
             await until(lambda: telemetry.dropped["stranger"] == 1)
-            assert len(heard.events) == 1
+            assert len(received.events) == 1
             assert telemetry.send("run", wire.ClearCache) == "the worker has not connected yet"
 
     asyncio.run(scenario())
@@ -129,7 +129,7 @@ STEP = {
 
 def test_a_message_becomes_an_event_field_by_field(folder: Path) -> None:
     async def scenario() -> None:
-        async with listening(folder) as (telemetry, heard):
+        async with listening(folder) as (telemetry, received):
             telemetry.expect("run", 1, TOKEN)
             worker = Peer(telemetry.address)
             worker.hello()
@@ -137,8 +137,8 @@ def test_a_message_becomes_an_event_field_by_field(folder: Path) -> None:
             worker.send(type="cleared", seq=2, active_bytes=5, cache_bytes=6)
             worker.send(type="bye", seq=3, outcome="stopped", reason="a\r\nb", step=7, loss=0.5)
             worker.phase(4, detail="batch 3")
-            await until(lambda: len(heard.events) == 4)
-            step, cleared, bye, phase = (event for _, event in heard.events)
+            await until(lambda: len(received.events) == 4)
+            step, cleared, bye, phase = (event for _, event in received.events)
             assert isinstance(step, ev.StepReport)
             assert asdict(step) == STEP | {"generation": 1, "at_s": step.at_s}
             assert step.phase is ev.Phase.EVAL
@@ -160,7 +160,7 @@ def test_what_a_worker_says_cannot_move_a_terminal_or_look_like_another_line(fol
     step = {"step": 1, "target_steps": 9, "batch_size": 1, "effective_batch": 1}
 
     async def scenario() -> None:
-        async with listening(folder) as (telemetry, heard):
+        async with listening(folder) as (telemetry, received):
             telemetry.expect("run", 1, TOKEN)
             worker = Peer(telemetry.address)
             worker.hello()
@@ -170,8 +170,8 @@ def test_what_a_worker_says_cannot_move_a_terminal_or_look_like_another_line(fol
             worker.send(type="checkpoint", seq=4, step=1, ok=False, seconds=1, stall_s=1, size_bytes=1, error=HOSTILE)
             raised = {"kind": HOSTILE, "message": "\r\n" + HOSTILE, "file": HOSTILE, "line": 3, "function": HOSTILE}
             worker.send(type="bye", seq=5, outcome="failed", reason=HOSTILE, step=1, loss=None, errors=[raised])
-            await until(lambda: len(heard.events) == 5)
-            ready, grown, noted, saved, bye = (event for _, event in heard.events)
+            await until(lambda: len(received.events) == 5)
+            ready, grown, noted, saved, bye = (event for _, event in received.events)
             assert isinstance(ready, ev.Ready)
             assert isinstance(grown, ev.Autopsied)
             assert isinstance(noted, ev.Autopsied)
@@ -190,12 +190,12 @@ def test_what_a_worker_says_cannot_move_a_terminal_or_look_like_another_line(fol
 
 def test_a_command_reaches_the_worker_and_a_dead_one_is_noticed(folder: Path) -> None:
     async def scenario() -> None:
-        async with listening(folder) as (telemetry, heard):
+        async with listening(folder) as (telemetry, received):
             telemetry.expect("run", 1, TOKEN)
             worker = Peer(telemetry.address)
             worker.hello()
             worker.phase(1)
-            await until(lambda: heard.events)
+            await until(lambda: received.events)
             assert telemetry.send("run", wire.Stop, reason="because") is None
             received = wire.decode_supervisor(await asyncio.to_thread(worker.socket.recv))
             assert isinstance(received, wire.Stop)

@@ -14,7 +14,7 @@ CHUNK = 40
 
 
 def steady(seed: int, faults: Faults, target_steps: int = 400, limit_mib: int = LIMIT_MIB) -> World:
-    """One run to its end, with one fault and a supervisor that hears late events before missed deadlines."""
+    """One run to its end, with one fault and a supervisor that handles late events before missed deadlines."""
     chance = Random(seed)
     policy = steady_policy(chance, limit_mib)
     return World(chance, faults=faults, policy=policy, target_steps=target_steps, sample_s=0.1, forgives=1.0).play(

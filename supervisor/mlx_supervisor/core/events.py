@@ -255,7 +255,7 @@ class Recovered(WorkerEvent):
     """After a supervisor crash, its successor has ensured that this generation's worker is no longer running.
 
     From the journal: the generation's first and last step (0 for none), the batch, the seconds spent in steps
-    (`train_s`), the seconds from its start to its last message (`lived_s`), and the peak footprint sampled.
+    (`train_s`), the seconds from its start to its last message (`uptime_s`), and the peak footprint sampled.
     """
 
     machine_restarted: bool
@@ -264,5 +264,5 @@ class Recovered(WorkerEvent):
     batch_size: int | None = None
     accumulation: int | None = None
     train_s: float = 0.0
-    lived_s: float = 0.0
+    uptime_s: float = 0.0
     peak_footprint_bytes: int = 0

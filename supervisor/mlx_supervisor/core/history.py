@@ -101,8 +101,8 @@ class RunHistory:
 
     def add_lost_generation(self, lost: Recovered) -> None:
         """Count the part of the latest generation that a dead supervisor saw but did not save."""
-        self.active_s += max(lost.lived_s - self.generation_active_s, 0.0)
-        self.generation_active_s = max(lost.lived_s, self.generation_active_s)
+        self.active_s += max(lost.uptime_s - self.generation_active_s, 0.0)
+        self.generation_active_s = max(lost.uptime_s, self.generation_active_s)
         if lost.last_step == 0:
             return
         steps = lost.last_step - lost.first_step + 1 - self.generation_steps
@@ -192,7 +192,7 @@ class Generation:
         """A generation whose supervisor died, as far as the journal has it."""
         return cls(
             lost.generation,
-            lost.at_s - lost.lived_s,
+            lost.at_s - lost.uptime_s,
             batch_size=lost.batch_size or batch_size,
             accumulation=lost.accumulation,
             first_step=lost.first_step or None,

@@ -107,6 +107,6 @@ def recovered(orphan: OpenGeneration, journal: Journal, run: str) -> ev.Recovere
         batch_size=progress.batch_size or orphan.batch_size,
         accumulation=progress.accumulation,
         train_s=progress.train_s,
-        lived_s=max((progress.last_wall_s or orphan.opened_s) - orphan.opened_s, 0.0),
+        uptime_s=max((progress.last_wall_s or orphan.opened_s) - orphan.opened_s, 0.0),
         peak_footprint_bytes=progress.peak_footprint_bytes,
     )

@@ -129,7 +129,7 @@ def test_a_checkpoint_after_the_last_start_is_kept() -> None:
 def test_steps_counted_by_the_dead_supervisor_are_not_replays() -> None:
     line = MachineTimeline().play(RUNNING + "saved -> running: save")
     after = _restored(line)
-    after.feed(ev.Recovered(after.at_s, 1, False, 1, 3, 8, 1, train_s=0.9, lived_s=1.0))
+    after.feed(ev.Recovered(after.at_s, 1, False, 1, 3, 8, 1, train_s=0.9, uptime_s=1.0))
     after.play("start -> starting: save, spawn 2 batch 8 of 8")
     past = after.machine.history
     assert (past.highest_step, past.replayed_steps) == (3, 0)

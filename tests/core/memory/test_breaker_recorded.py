@@ -1,4 +1,4 @@
-"""The breaker on recordings of real runs in which nothing leaks (bench/record_null.py), and on leaks laid over them."""
+"""The breaker on recordings of healthy runs (bench/record_null.py), without and with added leaks."""
 
 import gzip
 import json

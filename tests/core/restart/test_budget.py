@@ -19,10 +19,10 @@ def steady(**changes: float) -> RestartPolicy:
     return restart_policy(**{"jitter": 0.0} | changes)
 
 
-def waits(budget: RestartBudget, lived_s: float = 0.0) -> Iterator[float]:
+def waits(budget: RestartBudget, uptime_s: float = 0.0) -> Iterator[float]:
     """The waits of consecutive generations without progress."""
     while True:
-        budget.generation_ended(Cause.CRASH, progress=False, lived_s=lived_s)
+        budget.generation_ended(Cause.CRASH, progress=False, uptime_s=uptime_s)
         yield budget.delay_s(Cause.CRASH, progress=False, eased=False)
 
 
@@ -72,10 +72,10 @@ def test_the_wait_doubles_up_to_its_bound() -> None:
     assert {next(each) for _ in range(2000)} == {60}
 
 
-@pytest.mark.parametrize(("lived_s", "expected"), [(599.0, [1, 2, 4]), (600.0, [1, 1, 1])])
-def test_healthy_time_resets_the_wait_but_not_the_count(lived_s: float, expected: list[int]) -> None:
+@pytest.mark.parametrize(("uptime_s", "expected"), [(599.0, [1, 2, 4]), (600.0, [1, 1, 1])])
+def test_healthy_time_resets_the_wait_but_not_the_count(uptime_s: float, expected: list[int]) -> None:
     past = RunHistory()
-    each = waits(RestartBudget(steady(healthy_s=600.0), past), lived_s)
+    each = waits(RestartBudget(steady(healthy_s=600.0), past), uptime_s)
     assert [next(each) for _ in range(3)] == expected
     assert past.without_progress == 3
 

@@ -1,4 +1,4 @@
-"""What a run's machine knows of a leak, on its way to `supervisorctl`."""
+"""The leak figures of a run, from its machine to `supervisorctl`."""
 
 import json
 from types import SimpleNamespace

@@ -214,7 +214,7 @@ def test_a_reading_that_takes_long_is_taken_less_often(clock: FrozenClock) -> No
 
 
 def test_newly_shared_pages_never_cause_an_overrun(clock: FrozenClock) -> None:
-    """Two processes read the same file: each grows by all of it, together they hold it once."""
+    """Two processes read the same file: each grows by its whole size, but it is in memory once."""
     sizes, shared = CountingReader(p1=450, p2=450), CountingReader(p1=225, p2=225)
     gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (sizes, shared))
     assert total_mib(gauge) == 450

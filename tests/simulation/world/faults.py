@@ -24,7 +24,7 @@ class Faults:
     noise_mib: float = 5.0
     spike: float = 0.0
     evaluation_mib: float = 0.0
-    # what it does
+    # what the worker does
     evaluate_every: int = 0
     save_every: int = 12
     save_s: float = 0.2
@@ -32,7 +32,7 @@ class Faults:
     load_s: float = 2.0
     never_ready: bool = False
     load_dies: float = 0.0
-    # how it dies: chances per step
+    # how the worker dies: chances per step
     crash: float = 0.0
     not_finite: float = 0.0
     device_oom: float = 0.0
@@ -49,7 +49,7 @@ class Faults:
     not_finite_at_step: int = 0
     refuses: bool = False
     wrong_batch: bool = False
-    # how it resists
+    # how the worker ignores requests and signals
     ignores_stop: bool = False
     ignores_term: bool = False
     dies_slowly_s: float = 0.0

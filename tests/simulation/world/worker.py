@@ -27,7 +27,7 @@ CHECKPOINTED_SHARE = 0.45
 
 
 class SimulatedWorker:
-    """Alive until the kernel ends it. Its messages go through the world's channel to its supervisor."""
+    """Runs until the kernel ends it. Its messages go through the world's channel to its supervisor."""
 
     def __init__(self, world: World, parent: SimulatedSupervisor, spawn: Spawn, effective: int | None) -> None:
         self.world, self.parent, self.spawn = world, parent, spawn

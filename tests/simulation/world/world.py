@@ -170,7 +170,7 @@ class World:
         self.supervisor.receive(event)
 
     def command(self, kind: ev.CommandKind) -> None:
-        """A person's request, if anybody is there to hear it."""
+        """A person's request, if a supervisor is running."""
         if not self.supervisor.alive:
             return
         if kind is ev.CommandKind.SUSPEND:

@@ -298,12 +298,12 @@ def test_a_stop_between_the_censuses_ends_the_search():
     patient.train(1)
     (report,) = patient.reports
     assert report.step == 3
-    (finding,) = accusations(report)  # and nothing of the censuses themselves
+    (finding,) = accusations(report)  # and no objects of the censuses
     assert finding.what.startswith("int32 [3, 81]")
 
 
 def test_a_stop_right_after_the_second_census():
-    """The second and the last census see the same state: what a census holds is not the task's growth."""
+    """The second and the last census see the same state: a census's own memory does not count as growth."""
     kept = []
     patient = Patient(lambda step: kept.append(mx.full((3, 82), step)))
     patient.ask()
@@ -322,7 +322,7 @@ def test_a_million_objects_and_the_time_limit():
     patient.ask(limit_s=5.0)
     patient.train(7)
     (report,) = patient.reports
-    assert report.seconds < 10, "5 and what cannot be interrupted, on a busy machine"
+    assert report.seconds < 10, "the limit of 5 s, plus uninterruptible calls on a busy machine"
     patient.ask(limit_s=0.05)
     patient.train(7)
     hurried = patient.reports[-1]

@@ -62,7 +62,7 @@ def test_an_error_becomes_the_reason(monkeypatch, capfd):
 
 
 def test_a_graph_is_not_walked_where_that_is_not_safe():
-    """No room for the text, no time, or no stack that would be deep enough: nothing is counted, and it says why."""
+    """Without room for the text, time, or a deep enough stack nothing is counted, and the reason is reported."""
     total = chain(4)
     near = lazy_graphs.Bounds(native_bytes=2**30, grown_bytes=2**30, room_bytes=2**20)
     found = lazy_graphs.Graphs()

@@ -1,9 +1,9 @@
 """A simulated disk for the checkpoint store: fails at a chosen call, and loses unflushed data at a power loss.
 
-Calls are done on a real folder, so that reading sees what a running system would show. Beside it stands what the device
-is known to hold: the content of a file as of its last flush, the names in a folder as of the folder's last flush. At a
-power loss everything since then may be lost, kept, torn or zeroed, each file and each name by itself: no order between
-them is taken for granted. A rename is kept whole or lost whole, as on every journaling file system.
+Calls act on a real folder, which shows what a running system would read. Separately, the simulation tracks what the
+device holds for certain: the content of each file as of its last flush, and the names in each folder as of its last
+flush. At a power loss all later changes may be lost, kept, torn or zeroed, each file and each name independently and in
+any order. A rename is kept or lost as a whole, as on every journaling file system.
 """
 
 import os
@@ -25,7 +25,7 @@ SECTOR_BYTES = 64  # real ones are larger; so are real files
 
 
 class Killed(BaseException):
-    """The process was killed: none of its code runs any more, handlers included."""
+    """The process was killed: none of its code runs, not even exception handlers."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class File:
     """A flush failed: the system has marked the pages as clean and will never write them."""
 
     def after(self, survival: "Survival") -> bytes:
-        """What a power loss leaves."""
+        """The state of an entry after a power loss."""
         return self.flushed if self.data == self.flushed else survival.content(self.flushed, bytes(self.data))
 
 
@@ -45,7 +45,7 @@ class Folder:
     flushed: "dict[str, Node]" = field(default_factory=dict)
     entries: "dict[str, Node]" = field(default_factory=dict)
     changes: "list[Change]" = field(default_factory=list)
-    """Since the last flush: the old name or None, the new name or None, of what."""
+    """A rename since the last flush: the old name or None, the new name or None, the entry."""
 
     def change(self, old: str | None, new: str | None, node: "Node") -> None:
         self._apply(self.entries, old, new, node)
@@ -62,7 +62,7 @@ class Folder:
         self.flushed, self.changes = dict(self.entries), []
 
     def after(self, survival: "Survival") -> State:
-        """What a power loss leaves, all below it included."""
+        """The state after a power loss, with everything below."""
         entries = dict(self.flushed)
         for change in survival.names(self.changes):
             self._apply(entries, *change)
@@ -75,7 +75,7 @@ Change = tuple[str | None, str | None, Node]
 
 @dataclass(frozen=True)
 class Survival:
-    """What a power loss leaves of what was not flushed."""
+    """What survives of unflushed data in a power loss."""
 
     content: Callable[[bytes, bytes], bytes]
     names: "Callable[[list[Change]], list[Change]]"
@@ -93,7 +93,7 @@ ZEROS = Survival(zeroed, lambda changes: changes)
 
 
 def anything(seed: int) -> Survival:
-    """Any of what is possible, file by file and name by name."""
+    """A random possible outcome for each file and each name."""
     rng = random.Random(seed)
 
     def torn(flushed: bytes, data: bytes) -> bytes:
@@ -119,10 +119,10 @@ def anything(seed: int) -> Survival:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong. `calls`: at which calls it can; `then`: the process is killed there, or the call fails so.
+    """A fault. `calls`: the calls where it can happen. `kills`: the process is killed there; `code`: the call's error.
 
-    `halfway`: a write takes half of the bytes first, another call is done first. `lasting`: every call of `calls` fails
-    from there on. `short`: a write takes this share of the bytes, which is no error.
+    `halfway`: a write stores half of its bytes first; any other call completes first. `lasting`: from there on, every
+    call of `calls` fails. `short`: a write stores this share of its bytes, which is no error.
     """
 
     calls: tuple[str, ...] = CALLS
@@ -142,19 +142,19 @@ FAULTS = {
     "EIO after half of a write": Fault(("write",), EIO, halfway=True),
     "EIO from there on": Fault(code=EIO, lasting=True),
     "short write": Fault(("write",), short=0.5),
-    "a write that takes no byte": Fault(("write",), short=0.0),
+    "a write that stores no byte": Fault(("write",), short=0.0),
 }
 
 
 class CrashingDisk(durable_files.Files):
-    """See the module. `root` is made anew; `calls` are those since the last `install` or `arm`."""
+    """The simulated disk in `root`, which is made anew. `calls`: those since the last `install` or `arm`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.install({})
 
     def install(self, state: State) -> None:
-        """The disk holds this, flushed, and is in order."""
+        """Start from these contents, all flushed, without a fault."""
         shutil.rmtree(self.root, ignore_errors=True)
         self.tree = self._made(self.root, state)
         self.files: dict[int, File] = {}
@@ -173,17 +173,17 @@ class CrashingDisk(durable_files.Files):
         return folder
 
     def arm(self, fault: Fault | None, at: int) -> None:
-        """The process starts anew; this goes wrong at the call of that number (from 0) or the next that it can be."""
+        """A new process starts; the fault happens at the call of this number (from 0), or the next one where it can."""
         self.fault, self.at, self.calls, self.dead, self.struck = fault, at, list[str](), False, False
 
     def power_loss(self, survival: Survival) -> State:
-        """The disk as the machine finds it when it starts again."""
+        """The disk at the next start of the machine."""
         state = self.tree.after(survival)
         self.install(state)
         return state
 
     def flip(self, path: Path, offset: int, bit: int) -> None:
-        """Turn one bit of what the device holds."""
+        """Flip one bit of the device's contents."""
         node = self._node(path)
         assert isinstance(node, File)
         node.data[offset] ^= 1 << bit
@@ -203,12 +203,12 @@ class CrashingDisk(durable_files.Files):
         return node
 
     def _strikes(self, call: str) -> bool:
-        """Whether this call is the one that goes wrong: the first of its kind from `at` on."""
+        """Whether the fault happens at this call: the first of its kind from `at` on."""
         fault, here = self.fault, len(self.calls)
         return fault is not None and call in fault.calls and here >= self.at and (fault.lasting or not self.struck)
 
     def _step(self, call: str, act: Callable[[], T]) -> T:
-        """Do a call, unless it is the one that goes wrong."""
+        """Perform the call, or the fault."""
         if self.dead:
             raise Killed
         fault, strikes = self.fault, self._strikes(call)
@@ -269,12 +269,12 @@ class CrashingDisk(durable_files.Files):
             raise
 
     def close(self, descriptor: int) -> None:
-        super().close(descriptor)  # in any case: a dead process holds nothing open
+        super().close(descriptor)  # always: a dead process holds no file open
         self.files.pop(descriptor)
         self._step("close", lambda: None)
 
     def flush_folder(self, folder: Path) -> None:
-        if folder.is_relative_to(self.root):  # what is above belongs to the test
+        if folder.is_relative_to(self.root):  # folders above belong to the test
             self._step("flush_folder", self._folder(folder).flush)
 
     def rename(self, source: Path, target: Path) -> None:

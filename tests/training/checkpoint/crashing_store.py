@@ -99,7 +99,7 @@ class Trial:
         assert all(mx.all(array == tag).item() for array in arrays.values()), "a mixture of two saves"
         return step
 
-    # Where a trial begins
+    # The initial state of a trial
 
     def snapshot(self) -> tuple[State, int, dict[int, set[int]]]:
         """The disk as it is, for `restore`."""

@@ -1,4 +1,4 @@
-"""Every call of a commit, crossed with everything that can go wrong there.
+"""Every call of a commit, combined with every fault that can happen there.
 
 What is promised each time: the newest acknowledged checkpoint or a newer one loads, what is damaged is named, and the
 next save works, and is durable.
@@ -74,7 +74,7 @@ SCENES: dict[str, tuple[Callable[[Trial], None], int, int]] = {
 
 
 class Matrix:
-    """The cells: scene x what goes wrong x the number of the call where it does."""
+    """The cells: scene x fault x number of the call."""
 
     def __init__(self, root: Path) -> None:
         self.calls: dict[str, list[str]] = {}
@@ -92,7 +92,7 @@ class Matrix:
         return [at for at, call in enumerate(self.calls[scene]) if call in where]
 
     def trials(self, scene: str, wrong: str) -> Iterator[tuple[int, int, Trial]]:
-        """Each call where it can go wrong, the step to save, and the disk as it was before."""
+        """Each call where the fault can happen, the step to save, and the disk before."""
         trial, snapshot = self.begun[scene]
         for at in self.cells(scene, wrong):
             trial.restore(snapshot)

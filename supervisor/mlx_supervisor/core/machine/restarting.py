@@ -66,7 +66,7 @@ def _lost_work(run: Run, cause: Cause) -> bool:
     return trained and cause not in (Cause.REQUESTED, Cause.REFUSED) and not orderly
 
 
-def _reason_to_give_up(run: Run, ending: Ending, rung: Rung, progress: bool, lived_s: float) -> str | None:
+def _reason_to_give_up(run: Run, ending: Ending, rung: Rung, progress: bool, uptime_s: float) -> str | None:
     """Why there is no restart, or None."""
     cause = ending.cause
     if cause is Cause.REQUESTED:
@@ -74,7 +74,7 @@ def _reason_to_give_up(run: Run, ending: Ending, rung: Rung, progress: bool, liv
         return None
     advice = f"; {ending.advice}" if ending.advice else ""
     repeated = _repeated_error(run, ending, advice)
-    spent = run.budget.generation_ended(cause, progress=progress, eased=rung.eased, lived_s=lived_s)
+    spent = run.budget.generation_ended(cause, progress=progress, eased=rung.eased, uptime_s=uptime_s)
     return _limit_too_low(run, cause, rung) or repeated or (spent and f"{spent}; last error: {ending.text}{advice}")
 
 

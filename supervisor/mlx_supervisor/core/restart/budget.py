@@ -50,11 +50,11 @@ class RestartBudget:
         self._refused_starts = 0
 
     def generation_ended(
-        self, cause: Cause, *, progress: bool, eased: bool = False, lived_s: float = 0.0
+        self, cause: Cause, *, progress: bool, eased: bool = False, uptime_s: float = 0.0
     ) -> str | None:
         """Why to give up, or None. A memory death is not counted when the next generation needs less (`eased`)."""
         past = self._past
-        if progress or lived_s >= self._policy.healthy_s:
+        if progress or uptime_s >= self._policy.healthy_s:
             past.waits = 0
         if progress:
             past.without_progress = past.memory_without_progress = past.reboots = 0
