@@ -56,6 +56,21 @@ def test_the_keys_of_older_journals_are_read() -> None:
     assert (restored.generation_steps, restored.generation_train_s, restored.generation_active_s) == (5, 2.5, 4.0)
 
 
+FIRST_KEYS = """
+    generation batch_size asked_size asked_effective tripped_sizes leak_from least_size gradient_checkpointing
+    can_checkpoint_gradients barren_lives barren_memory_lives waits reboots cooling last_error last_error_step
+    same_errors trips highest_step durable_step target_steps replayed_steps useful_s train_s stall_s active_s
+    life_steps life_train_s life_active_s loss weights_sha256 durable_before tighter_steps limit_bytes failures
+    breaker_open autopsy error wanted outcome reason
+"""
+
+
+@pytest.mark.parametrize("key", FIRST_KEYS.split())
+def test_no_key_of_the_first_journals_is_ignored(key: str) -> None:
+    with pytest.raises(ValueError, match="history: "):
+        RunHistory.restore({key: object()})
+
+
 @pytest.mark.parametrize(("key", "value"), [
     ("generation", "3"), ("generation", 3.0), ("generation", None), ("generation", True), ("batch_size", "8"),
     ("tripped_sizes", 8), ("tripped_sizes", ["8"]), ("useful_s", "1"), ("loss", "low"), ("breaker_open", 1),
