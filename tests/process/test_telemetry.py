@@ -197,9 +197,9 @@ def test_a_command_reaches_the_worker_and_a_dead_one_is_noticed(folder: Path) ->
             worker.phase(1)
             await until(lambda: received.events)
             assert telemetry.send("run", wire.Stop, reason="because") is None
-            received = wire.decode_supervisor(await asyncio.to_thread(worker.socket.recv))
-            assert isinstance(received, wire.Stop)
-            assert received.reason == "because"
+            command = wire.decode_supervisor(await asyncio.to_thread(worker.socket.recv))
+            assert isinstance(command, wire.Stop)
+            assert command.reason == "because"
             worker.socket.close()
             await until(lambda: telemetry.send("run", wire.Stop) is not None)
 
