@@ -201,3 +201,9 @@ def test_wrong_settings_end_it_with_2(folder) -> None:
     assert done.returncode == 2
     assert "runs.run.batch.size" in done.stderr
     assert not (folder / "state").exists()
+
+
+def test_the_daemon_does_not_load_what_would_cost_it_megabytes() -> None:
+    heavy = "{'_hashlib', '_ssl', 'bz2', 'lzma', 'mlx', 'numpy', 'rich', 'typer', 'typing_extensions'}"
+    code = f"import sys, mlx_supervisor.cli.serve; print(sorted(each for each in {heavy} if sys.modules.get(each)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
