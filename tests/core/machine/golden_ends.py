@@ -417,7 +417,7 @@ ENDS = {
         stop                        -> draining: ask stop
         fails SaveHistory           -> draining   # a full disk is not the worker's fault
         fails RequestStop           -> terminating: term
-            | Failed to send RequestStop to the worker (no such file); sending SIGTERM.
+            | Failed to request the worker to stop (no such file); sending SIGTERM.
         exit 75                     -> {STOPPED}
     """),
     "the request to clear the caches can't be sent": (policy(), """
@@ -425,7 +425,7 @@ ENDS = {
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         fails RequestClearCache     -> terminating: term
-            | Failed to send RequestClearCache to the worker (no such file); sending SIGTERM.
+            | Failed to request the worker to clear its caches (no such file); sending SIGTERM.
         exit 75                     -> starting: close memory pressure, save, spawn 2 batch 4 of 8 save 4
     """),
     "the supervisor died": (policy(), """

@@ -38,7 +38,8 @@ def on_request_failed(run: Run, event: ev.ActionFailed) -> None:
         assert run.relief is not None
         run.count_trip()
         ending = Ending(run.relief.cause, run.relief.text, restart=True)
-    text = f"Failed to send {event.action} to the worker ({event.error}); sending SIGTERM."
+    request = "stop" if event.action == "RequestStop" else "clear its caches"
+    text = f"Failed to request the worker to {request} ({event.error}); sending SIGTERM."
     run.say("request_failed", text, Severity.WARNING)
     run.terminate(event.at_s, ending, run.policy.restart.stop_grace_s)
 
