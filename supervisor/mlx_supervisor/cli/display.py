@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from contextlib import AbstractContextManager
 from types import TracebackType
 
@@ -12,10 +11,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mlx_supervisor.cli.time_left import time_left
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
-from mlx_supervisor.core.machine.states import State
+from mlx_supervisor.core.machine.states import TRAINING, State
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import counted, duration
@@ -24,7 +24,6 @@ from mlx_supervisor.daemon.step_line import step_line
 
 PLAIN_INTERVAL_S = 2.0
 REFRESH_INTERVAL_S = 0.25
-RATE_STEPS = 20
 STYLES = {act.Severity.INFO: "", act.Severity.WARNING: "yellow", act.Severity.ERROR: "bold red"}
 QUIET_KINDS = frozenset({"checkpoint"})
 """Notices too frequent for a terminal; they are in the log."""
@@ -71,7 +70,6 @@ class LiveDisplay(Display):
     def __init__(self, console: Console, name: str) -> None:
         super().__init__(console, name)
         self._run: Run | None = None
-        self._steps: deque[ev.StepReport] = deque(maxlen=RATE_STEPS)
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._task: asyncio.Task[None] | None = None
 
@@ -90,8 +88,6 @@ class LiveDisplay(Display):
     def on_event(self, run: Run, event: ev.Event) -> None:
         """Keep what the next redraw needs."""
         self._run = run
-        if isinstance(event, ev.StepReport) and event is run.last_step:
-            self._steps.append(event)
 
     async def _refresh(self) -> None:
         while True:
@@ -104,7 +100,7 @@ class LiveDisplay(Display):
         state = "restarting" if run.state is State.STARTING and history.generation > 1 else run.state.value
         title = Text.assemble((f"{self.name} ", "bold"), f"{state}, generation {history.generation}")
         rows = Table.grid(padding=(0, 2))
-        rows.add_row("progress", _bar(history.highest_step, history.target_steps), self._progress(run))
+        rows.add_row("progress", _bar(history.highest_step, history.target_steps), Text(progress_text(run)))
         sample = run.last_sample
         limit = run.policy.memory.limit_bytes
         used = 0 if sample is None else sample.footprint_bytes
@@ -113,16 +109,15 @@ class LiveDisplay(Display):
         rows.add_row("batch", Text(_batch(run.last_step)), Text(facts))
         return Group(title, rows)
 
-    def _progress(self, run: Run) -> Text:
-        history = run.history
-        seconds = sum(step.seconds for step in self._steps)
-        if not self._steps or seconds <= 0:
-            return Text(f"step {history.highest_step}/{history.target_steps or '?'}")
-        tokens = sum(step.tokens for step in self._steps)
-        unit, count = ("tokens", tokens) if tokens else ("samples", sum(step.samples for step in self._steps))
-        left_s = (history.target_steps - history.highest_step) * seconds / len(self._steps)
-        rate = f"{count / seconds:,.0f} {unit}/s"
-        return Text(f"step {history.highest_step}/{history.target_steps}, {rate}, {duration(left_s)} left")
+
+def progress_text(run: Run) -> str:
+    """The step; while the worker trains also its speed and the time left, as far as known."""
+    history = run.history
+    parts = [f"step {history.highest_step}/{history.target_steps or '?'}"]
+    speed = run.rate.speed(history.target_steps)
+    if speed is not None and run.state in TRAINING:
+        parts += [f"{speed.per_s:,.0f} {speed.unit}/s", time_left(speed.left_s)]
+    return ", ".join(filter(None, parts))
 
 
 def memory_text(used_bytes: int, limit_bytes: int, growth: Growth) -> str:

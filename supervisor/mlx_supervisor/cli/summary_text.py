@@ -35,7 +35,7 @@ def _figures(summary: Mapping[str, Any]) -> str:
     if summary["loss"] is not None:
         figures.insert(0, f"loss {summary['loss']:.4f}")
     if summary["goodput"] is not None:
-        figures.append(f"goodput {summary['goodput']:.0%}")
+        figures.append(f"{summary['goodput']:.0%} of the time spent training")
     if summary["checkpoint_stall_fraction"] is not None:
         figures.append(f"{summary['checkpoint_stall_fraction']:.1%} of training time spent on checkpoints")
     if summary["weights_sha256"]:

@@ -17,7 +17,7 @@ from mlx_supervisor.control.backend import (
     RunInfo,
 )
 from mlx_supervisor.core.events import CommandKind
-from mlx_supervisor.core.machine.states import AT_REST, State
+from mlx_supervisor.core.machine.states import AT_REST, TRAINING, State
 from mlx_supervisor.daemon.daemon import Daemon
 from mlx_supervisor.daemon.run import SupervisedRun
 from mlx_supervisor.process.launch import worker_command
@@ -29,7 +29,6 @@ PAUSED = frozenset({State.BACKOFF, State.WAITING})
 """Between two generations: no worker now, the next one starts automatically."""
 PAUSE_S = 5.0
 """A start that waits longer (for memory, after a restart of the machine) fails with the reason."""
-RUNNING = frozenset({State.RUNNING, State.RELIEVING})
 PROCESS_STATES = {
     State.STOPPED: ProcessState.STOPPED,
     State.STARTING: ProcessState.STARTING,
@@ -88,8 +87,8 @@ class DaemonBackend(Backend):
             async with asyncio.timeout(PAUSE_S):
                 await run.until(begun)
         await run.until(lambda: begun() or run.machine.state in PAUSED)
-        await run.until(lambda: run.machine.state in RUNNING | PAUSED or run.at_rest)
-        if run.machine.state is State.COMPLETED or run.machine.state in RUNNING:
+        await run.until(lambda: run.machine.state in TRAINING | PAUSED or run.at_rest)
+        if run.machine.state is State.COMPLETED or run.machine.state in TRAINING:
             return
         spawned = run.pid is not None or run.worker.exit_status is not None
         code = FaultCode.ABNORMAL_TERMINATION if spawned else FaultCode.SPAWN_ERROR
@@ -217,9 +216,10 @@ def run_info(run: SupervisedRun) -> RunInfo:
     if step is not None:
         info["accumulation"] = step.accumulation
         info["active_bytes"], info["cache_bytes"] = step.active_bytes, step.cache_bytes
-        if step.seconds > 0:
-            info["tokens_per_s"] = step.tokens / step.seconds
-            info["eta_s"] = max(history.target_steps - step.step, 0) * step.seconds
+    speed = machine.rate.speed(history.target_steps)
+    if speed is not None and machine.state in TRAINING:
+        info["tokens_per_s"] = speed.per_s if speed.unit == "tokens" else 0.0
+        info["eta_s"] = speed.left_s
     return info
 
 

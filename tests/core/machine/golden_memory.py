@@ -32,7 +32,7 @@ MEMORY = {
         ready                       -> running
         steps 9 mib=500             -> running
         steps 19                    -> running
-            | The memory breaker is closed again.
+            | Stable for 10 steps since the restart.
         steps 1                     -> running: save, resize 8 of 8
             | Growing micro-batch to 8 from the next update.
         saved                       -> running: save

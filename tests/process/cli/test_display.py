@@ -1,15 +1,19 @@
 """The texts of the live display and the summary at the end of a run."""
 
 import io
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.core.machine.timeline import MachineTimeline
 
-from mlx_supervisor.cli.display import memory_text
+from mlx_supervisor.cli.display import memory_text, progress_text
 from mlx_supervisor.cli.run import resume_command
 from mlx_supervisor.cli.summary_text import print_summary
+from mlx_supervisor.cli.time_left import time_left
 from mlx_supervisor.core.memory.growth import Growth
+from mlx_supervisor.daemon.step_line import step_line
 
 MIB = 2**20
 LEAK = Growth(50.2 * MIB, {"arrays": 50.0 * MIB, "native": 0.2 * MIB, "cache": -3.0 * MIB}, True, 12.2, 130.0)
@@ -27,6 +31,48 @@ LEAK = Growth(50.2 * MIB, {"arrays": 50.0 * MIB, "native": 0.2 * MIB, "cache": -
 )
 def test_growth_is_shown_as_far_as_it_is_known(growth: Growth, text: str) -> None:
     assert memory_text(1090 * MIB, 1700 * MIB, growth) == f"1,090 of 1,700 MiB{text}"
+
+
+@pytest.fixture
+def at_2047(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is 20:47 in the local time zone."""
+    now_s = time.mktime((2026, 3, 3, 20, 47, 0, 0, 0, -1))
+    monkeypatch.setattr(time, "time", lambda: now_s)
+
+
+@pytest.mark.usefixtures("at_2047")
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, ""),
+        (0.0, ""),
+        (130.0, "2m10s left, done about 20:49"),
+        (8 * 3600.0, "8:00:00 left, done about 04:47"),
+        (50 * 3600.0, "50:00:00 left, done about 05 Mar 22:47"),
+    ],
+)
+def test_the_time_left_comes_with_the_time_of_day(seconds: float | None, text: str) -> None:
+    assert time_left(seconds) == text
+
+
+def test_the_longest_time_left_has_a_date_too() -> None:
+    assert ", done about " in time_left(1e300)
+
+
+@pytest.mark.usefixtures("at_2047")
+def test_speed_and_time_left_are_shown_once_they_are_known_and_only_while_the_worker_trains() -> None:
+    timeline = MachineTimeline()
+    run = timeline.machine
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running")
+    assert run.last_step is not None
+    assert progress_text(run) == "step 1/1000"
+    assert step_line(run, run.last_step).endswith(" lr=0.001 batch=8x1 memory=500/2,200 MiB")
+    timeline.play("steps 149 seconds=0.5 -> running")
+    assert progress_text(run) == "step 150/1000, 200 tokens/s, 7m05s left, done about 20:54"
+    line = step_line(run, run.last_step)
+    assert line.endswith(" lr=0.001 tokens/s=200 batch=8x1 memory=500/2,200 MiB left=7m05s")
+    timeline.play("stop -> draining: ask stop")
+    assert progress_text(run) == "step 150/1000"
 
 
 def summary(outcome: str, generations: int) -> dict[str, object]:
@@ -54,9 +100,9 @@ def summary(outcome: str, generations: int) -> dict[str, object]:
     }
 
 
-def printed(outcome: str, generations: int) -> list[str]:
-    stream = io.StringIO()
-    print_summary(Console(file=stream, width=200), summary(outcome, generations), Path("state/runs/night"), "resume it")
+def printed(outcome: str, generations: int, **changes: object) -> list[str]:
+    stream, values = io.StringIO(), summary(outcome, generations) | changes
+    print_summary(Console(file=stream, width=200), values, Path("state/runs/night"), "resume it")
     return stream.getvalue().splitlines()
 
 
@@ -80,3 +126,7 @@ def test_a_stopped_run_shows_its_generations_and_how_to_resume() -> None:
 
 def test_a_run_without_a_generation_shows_no_table_and_a_failed_one_no_command() -> None:
     assert len(printed("failed", 0)) == 4
+
+
+def test_the_figures_name_the_time_spent_training() -> None:
+    assert printed("completed", 1, goodput=0.742)[2].endswith(", 0 steps replayed, 74% of the time spent training.")

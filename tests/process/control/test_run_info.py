@@ -1,4 +1,4 @@
-"""The leak figures of a run, from its machine to `supervisorctl`."""
+"""Speed and leak figures of a run, from its machine to `supervisorctl`."""
 
 import json
 from types import SimpleNamespace
@@ -63,3 +63,17 @@ def test_status_and_info_show_the_validation_loss(ctl, backend) -> None:
     assert ", validation loss 2.25, " in ctl("status", "night").out
     shown = json.loads(ctl("info", "night").out)
     assert (shown["validation_loss"], shown["validation_step"]) == (2.25, 1)
+
+
+def test_speed_and_time_left_are_over_wall_time_and_absent_unless_the_worker_trains(ctl, backend) -> None:
+    timeline = MachineTimeline(policy())
+    run = cast(SupervisedRun, SimpleNamespace(machine=timeline.machine))
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running")
+    assert not {"tokens_per_s", "eta_s"} & run_info(run).keys()
+    timeline.play("phase eval after=19.4 -> running\nsteps 1 -> running\nphase train -> running\nsteps 1 -> running")
+    info = backend.infos["night"] = run_info(run)
+    assert info["tokens_per_s"] == pytest.approx(200 / 20.3)
+    assert info["eta_s"] == pytest.approx(997 * 20.3 / 2)
+    assert " step 3/1000, 2:48:40 left, done about " in ctl("status", "night").out
+    timeline.play("stop -> draining: ask stop")
+    assert not {"tokens_per_s", "eta_s"} & run_info(run).keys()

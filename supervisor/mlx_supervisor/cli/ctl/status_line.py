@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mlx_supervisor.cli.time_left import time_left
 from mlx_supervisor.core.words import counted, duration
 
 NAME_WIDTH = 33
@@ -22,9 +23,10 @@ def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
 
 
 def details_of(extra: Mapping[str, Any]) -> list[str]:
-    """The known ones of: step, losses, batch, gradient checkpointing, memory and its limit, leak, trips, breaker."""
+    """The known ones of: step, time left, losses, batch, gradient checkpointing, memory, leak, trips, breaker."""
     parts = [
         _step(extra),
+        time_left(extra.get("eta_s")),
         _loss("loss", extra.get("loss")),
         _loss("validation loss", extra.get("validation_loss")),
         _batch(extra),

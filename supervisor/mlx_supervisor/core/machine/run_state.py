@@ -11,6 +11,7 @@ from mlx_supervisor.core.machine.states import AT_REST, S, State
 from mlx_supervisor.core.memory.breaker import Breaker, BreakerState, Trip
 from mlx_supervisor.core.memory.memory_wait import MemoryWait
 from mlx_supervisor.core.policy import RunPolicy
+from mlx_supervisor.core.rate import Rate
 from mlx_supervisor.core.restart.batch import BatchPlan
 from mlx_supervisor.core.restart.budget import RestartBudget
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
@@ -43,6 +44,7 @@ class Run:
         self.current: Generation | None = None
         self.last_sample: ev.Sample | None = None
         self.last_step: ev.StepReport | None = None
+        self.rate = Rate()
         past, self.reason = self.history, self.history.reason
         past.forget_trips_below(policy.memory.limit_bytes)
         self.batch = BatchPlan(policy.batch, past.batch_size, frozenset(past.tripped_sizes), past.leak_from)

@@ -11,7 +11,7 @@ from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Ru
 from mlx_supervisor.core.machine.starting import batch_as_requested
 from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.memory.breaker import BreakerState, Trip
-from mlx_supervisor.core.words import duration, sentence, size
+from mlx_supervisor.core.words import counted, duration, sentence, size
 
 FINDINGS_AT_MOST = 24
 FINDING_LIMIT_CHARS = 300
@@ -89,6 +89,7 @@ def on_spawn_failed(run: Run, event: ev.ActionFailed) -> None:
 
 def on_step_recorded(run: Run, event: ev.StepReport) -> None:
     run.last_step = event
+    run.rate.add(event)
     run.history.add_step(event)
     if run.current is not None:
         run.current.add_step(event)
@@ -107,7 +108,7 @@ def on_step(run: Run, event: ev.StepReport) -> None:
     if run.breaker.leaking:
         _request_autopsy(run)
     if run.breaker.state is not state_before:
-        run.say("breaker", f"The memory breaker is {run.breaker.state.value} again.")
+        run.say("breaker", f"Stable for {counted(run.policy.restart.close_after_steps, 'step')} since the restart.")
     if run.breaker.state is BreakerState.CLOSED and not run.breaker.leaking:
         _grow(run)
 

@@ -8,6 +8,7 @@ from mlx_supervisor.core.history import Generation
 from mlx_supervisor.core.machine.heartbeat import Heartbeat
 from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Run
 from mlx_supervisor.core.machine.states import S
+from mlx_supervisor.core.rate import Rate
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
 from mlx_supervisor.core.words import duration, sentence
 
@@ -140,6 +141,7 @@ def spawn(run: Run, at_s: float) -> None:
     run.heartbeat = Heartbeat(run.policy.restart.hang_timeout_s)
     run.current = Generation(past.generation, at_s, batch_size=run.batch.size, durable_before=past.durable_step)
     run.current.gradient_checkpointing = checkpoints_gradients(run.policy, past)
+    run.rate = Rate()
     run.last_sample = run.last_step = run.ending = run.bye = run.relief = None
     run.missing = run.kills = 0
     run.autopsy_requested = run.autopsy_due = False

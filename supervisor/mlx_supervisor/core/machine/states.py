@@ -23,3 +23,4 @@ S = State
 
 
 AT_REST = frozenset({S.STOPPED, S.COMPLETED, S.FATAL})
+TRAINING = frozenset({S.RUNNING, S.RELIEVING})
