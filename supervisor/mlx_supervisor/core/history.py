@@ -24,10 +24,12 @@ class RunHistory:
     """Counters over all generations of one run. Steps are optimizer updates, times in seconds.
 
     `least_size`: the smallest micro-batch since the last progress. `unfinished`: the next supervisor resumes the run.
+    `settings_file`: the run's; with the run's name, it is the run's identity. "" in the journals of older versions.
     `generation_…`: the current generation's share of the totals, needed if the supervisor dies and must add the rest.
     """
 
     generation: int = 0
+    settings_file: str = ""
     batch_size: int | None = None
     requested_size: int | None = None
     requested_effective: int | None = None

@@ -80,8 +80,9 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RunPolicy:
-    """The thresholds of one run."""
+    """The thresholds of one run. `steps`: requested updates in total; None: only the worker knows their number."""
 
     memory: MemoryPolicy
     batch: BatchPolicy
     restart: RestartPolicy
+    steps: int | None = None

@@ -38,23 +38,6 @@ class Recorder:
         self._sample_journaled_s = 0.0
         self._step_line_s = 0.0
 
-    def load_history(self) -> RunHistory:
-        """The run's history.
-
-        Even with a history that is unreadable or older than the last start, no generation number is used twice.
-        """
-        snapshot = self._journal.load_history(self._run)
-        history = RunHistory()
-        try:
-            history = history if snapshot is None else RunHistory.restore(snapshot)
-        except ValueError as error:
-            log.error("history_unreadable", run=self._run, error=str(error))
-        last = self._journal.last_generation(self._run)
-        if last > history.generation:
-            history.generation = last
-            history.begin_generation()
-        return history
-
     def generations(self) -> list[Mapping[str, object]]:
         """The records of all ended generations, oldest first: from the journal, else from memory."""
         records: dict[Any, Mapping[str, Any]] = {record["generation"]: record for record in self._records}
@@ -114,3 +97,21 @@ class Recorder:
         self._records.append({"generation": action.generation, **action.record})
         if not action.alive:
             self._journal.close_generation(self._run, action.generation, action.record)
+
+
+def load_history(journal: Journal, run: str) -> RunHistory:
+    """The run's history. Raises JournalError.
+
+    Even with a history that is unreadable or older than the last start, no generation number is used twice.
+    """
+    snapshot = journal.load_history(run)
+    history = RunHistory()
+    try:
+        history = history if snapshot is None else RunHistory.restore(snapshot)
+    except ValueError as error:
+        log.error("history_unreadable", run=run, error=str(error))
+    last = journal.last_generation(run)
+    if last > history.generation:
+        history.generation = last
+        history.begin_generation()
+    return history

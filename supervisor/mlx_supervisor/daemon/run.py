@@ -7,6 +7,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,11 +15,12 @@ import structlog
 from mlx_supervisor import wire
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine.machine import apply
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import AT_REST, State
 from mlx_supervisor.daemon.deadline_timer import DeadlineTimer
-from mlx_supervisor.daemon.recorder import Recorder
+from mlx_supervisor.daemon.recorder import Recorder, load_history
 from mlx_supervisor.daemon.recovery import Recovery
 from mlx_supervisor.daemon.shared import Observer, Observers, Shared
 from mlx_supervisor.daemon.summary import summary_of, write_summary
@@ -26,7 +28,7 @@ from mlx_supervisor.daemon.worker_process import WorkerProcess, drill_text
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs.run_log import RunLog
 from mlx_supervisor.sampling.host_poller import HostPoller
-from mlx_supervisor.settings.schema import Settings
+from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.settings.to_policy import policy_of
 from mlx_supervisor.state_dir import StateDirError
 
@@ -59,12 +61,14 @@ class SupervisedRun:
         self.settings = settings
         self._observers = Observers(name, observers)
         self._shared = shared
-        self.folder = shared.state.run_dir(name)
         policy = policy_of(settings.runs[name], shared.machine_bytes, f"runs.{name}")
+        history = load_history(shared.journal, name)
+        _claim(history, name, settings, shared)
+        self.folder = shared.state.run_dir(name)
         (self.folder / "logs").mkdir(mode=0o700, exist_ok=True)
         self.log = RunLog(self.folder / "logs")
         self._recorder = Recorder(name, shared.journal, self.log)
-        self.machine = Run(policy, self._recorder.load_history(), seed=zlib.crc32(name.encode()))
+        self.machine = Run(policy, history, seed=zlib.crc32(name.encode()))
         self._events: deque[ev.Event] = deque()
         self._working = False
         self._broken = False
@@ -251,3 +255,17 @@ class SupervisedRun:
 
 def _action_name(action: act.Action) -> str:
     return "spawn" if isinstance(action, act.Spawn) else type(action).__name__
+
+
+def _claim(history: RunHistory, name: str, settings: Settings, shared: Shared) -> None:
+    """Record the settings file in the run's history. Raises SettingsError if the history is another file's."""
+    file, recorded = str(settings.path.resolve()), history.settings_file
+    if history.generation > 0 and recorded not in ("", file):
+        moved, restore = ("", "") if Path(recorded).exists() else (", which no longer exists", ", move the file back")
+        text = (
+            f"runs.{name}: the state folder {shared.state.path} already holds a run named {name!r} of {recorded}"
+            f"{moved}; this is {file}. Rename this run, choose another --state-dir{restore}, "
+            f"or start over with --fresh."
+        )
+        raise SettingsError([text])
+    history.settings_file = file

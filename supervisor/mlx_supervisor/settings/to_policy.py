@@ -35,6 +35,7 @@ def policy_of(run: RunSettings, machine_bytes: int, where: str = "") -> RunPolic
         ),
         batch=BatchPolicy(**_same_fields(BatchPolicy, run.batch)),
         restart=RestartPolicy(kill_wait_s=KILL_WAIT_S, **_same_fields(RestartPolicy, run.restart)),
+        steps=run.steps,
     )
 
 

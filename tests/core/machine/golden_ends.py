@@ -28,6 +28,33 @@ ENDS = {
         bye completed               -> running
         exit 0                      -> completed: close completed, save, finish completed
     """),
+    "a completed run starts no worker": (policy(steps=6), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=6              -> running
+        steps 6                     -> running
+        saved                       -> running: save
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+        start                       -> completed: save
+            | Already complete at step 6; nothing was trained. --fresh starts over.
+        restart                     -> completed: save
+            | Already complete at step 6; nothing was trained. --fresh starts over.
+    """),
+    "a stopped run starts even at its last step": (policy(steps=6), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=6              -> running
+        steps 6                     -> running
+        stop                        -> draining: ask stop
+        exit 75                     -> stopped: close requested, save, finish stopped
+        start                       -> starting: save, spawn 2 batch 8 of 8
+    """),
+    "a completed run continues when more steps are requested": (policy(steps=7), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=6              -> running
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+        start                       -> starting: save, spawn 2 batch 8 of 8
+    """),
     "complete before it was ready": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         bye completed               -> starting

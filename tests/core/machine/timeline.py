@@ -26,11 +26,12 @@ def policy(**changes: Any) -> RunPolicy:
     """Limit 2200 MiB, batch 8, short times to close and grow, no autopsies. Each key goes to the part that has it."""
     changed: dict[str, Any] = {"limit_bytes": 2200 * MIB, "size": 8, "close_after_steps": 10, "grow_after_steps": 20}
     changed |= {"autopsy": False, "jitter": 0.0} | changes
+    steps = changed.pop("steps", None)
     parts: list[Any] = []
     for part in (DEFAULTS.memory, DEFAULTS.batch, DEFAULTS.restart):
         parts.append(replace(part, **{k: changed.pop(k) for k in list(changed) if hasattr(part, k)}))
     assert not changed, f"no such setting: {sorted(changed)}"
-    return RunPolicy(*parts)
+    return replace(DEFAULTS, memory=parts[0], batch=parts[1], restart=parts[2], steps=steps)
 
 
 class TracedRun(Run):

@@ -13,7 +13,7 @@ from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.daemon import recovery
 from mlx_supervisor.daemon.daemon import Daemon
-from mlx_supervisor.daemon.recorder import Recorder
+from mlx_supervisor.daemon.recorder import Recorder, load_history
 from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.journal.journal import Journal, OpenGeneration
@@ -40,7 +40,7 @@ def test_no_number_of_a_generation_is_used_twice(
         journal.close_generation("run", 5, {"ended": "signal 9"})
     if history is not None:
         journal.save_history("run", history)
-    assert Recorder("run", journal, RunLog(tmp_path)).load_history().generation == 5
+    assert load_history(journal, "run").generation == 5
     journal.close()
 
 

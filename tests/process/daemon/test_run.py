@@ -50,12 +50,23 @@ def test_a_run_completes_and_prints_its_summary_in_the_last_line(tmp_path: Path)
     assert oct((tmp_path / "state").stat().st_mode)[-3:] == "700"
 
 
-def test_second_run_of_a_completed_run_completes_at_once(tmp_path: Path) -> None:
+def test_second_run_of_a_completed_run_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = harness.write_settings(tmp_path, args={})
-    harness.run(settings)
+    first = harness.run(settings).summary()
+    job = tmp_path / "state/runs/run/job.json"
+    job.unlink()
     again = harness.run(settings)
     assert again.process.returncode == 0
-    assert again.summary()["generations"][-1]["first_step"] is None
+    assert "Already complete at step 20; nothing was trained. --fresh starts over." in again.stderr
+    assert again.summary() == first
+    assert not job.exists(), "a worker was started"
+
+
+def test_a_completed_run_continues_when_more_steps_are_requested(tmp_path: Path) -> None:
+    harness.run(harness.write_settings(tmp_path, args={}))
+    summary = harness.run(harness.write_settings(tmp_path, args={}, steps=30)).summary()
+    assert (summary["outcome"], summary["step"], summary["target_steps"]) == ("completed", 30, 30)
+    assert [record["first_step"] for record in summary["generations"]] == [1, 21]
 
 
 def test_fresh_starts_over_and_keeps_the_old_folder(tmp_path: Path) -> None:

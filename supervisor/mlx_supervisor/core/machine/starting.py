@@ -19,6 +19,11 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             text = f"Start refused: a process of generation {run.survivor} survived SIGKILL and is still running."
             run.say("start_refused", text, Severity.ERROR)
             return
+        if _is_complete(run):
+            text = f"Already complete at step {run.history.highest_step}; nothing was trained. --fresh starts over."
+            run.say("already_complete", text)
+            run.save()
+            return
         if not run.history.unfinished:
             run.budget.reset()
         run.say("start", "Starting.", batch_size=run.batch.size)
@@ -26,6 +31,12 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
     elif event.kind is not CommandKind.SUSPEND and run.history.generation > 0 and run.history.outcome == "":
         # the supervisor died during the run, and the run is not to be resumed
         run.finish(event.reason[:REASON_LIMIT_CHARS] or "stopped before the restart")
+
+
+def _is_complete(run: Run) -> bool:
+    """Whether a worker would have nothing to train. Without `steps` in the policy, only the worker can tell."""
+    steps = run.policy.steps
+    return run.state is S.COMPLETED and steps is not None and steps <= run.history.target_steps
 
 
 def _cool_down(run: Run, at_s: float) -> None:

@@ -1,0 +1,125 @@
+"""A run is identified by its settings file and its name: two projects never share checkpoints and results."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import platformdirs
+import pytest
+from tests.process import harness
+from tests.process.daemon.test_serve import serving
+
+
+@pytest.fixture
+def state(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default state folder, in an empty home folder."""
+    monkeypatch.delenv("MLX_SUPERVISOR_STATE_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "s"))
+    return platformdirs.user_state_path("mlx-supervisor")
+
+
+def project(folder: Path, state_dir: str = "") -> Path:
+    """A project's settings file with one run called `run`."""
+    folder.mkdir()
+    settings = harness.write_settings(folder, args={})
+    settings.write_text(settings.read_text().replace('state_dir = "state"', state_dir))
+    return settings
+
+
+def contents(state: Path) -> dict[str, bytes]:
+    """Everything that the run saved, and its history."""
+    files = {str(path): path.read_bytes() for path in sorted((state / "runs").rglob("*")) if path.is_file()}
+    return files | {"history": json.dumps(history(state)).encode()}
+
+
+def history(state: Path) -> dict[str, object]:
+    with closing(sqlite3.connect(state / "journal.db")) as connection:
+        loaded = json.loads(connection.execute("SELECT history FROM runs WHERE run = 'run'").fetchone()[0])
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_a_second_project_does_not_get_the_results_of_the_first(folder: Path, state: Path) -> None:
+    first, second = project(folder / "a"), project(folder / "b")
+    assert harness.run(first).process.returncode == 0
+    before = contents(state)
+    refused = harness.run(second)
+    assert refused.process.returncode == 2
+    assert refused.stdout == ""
+    assert (
+        f"runs.run: the state folder {state} already holds a run named 'run' of {first.resolve()}; "
+        f"this is {second.resolve()}. Rename this run, choose another --state-dir, or start over with --fresh."
+    ) in refused.stderr
+    assert contents(state) == before
+    assert harness.run(first).summary() == json.loads(before[f"{state}/runs/run/summary.json"])
+
+
+def test_fresh_gives_the_name_to_the_second_project(folder: Path, state: Path) -> None:
+    first, second = project(folder / "a"), project(folder / "b")
+    harness.run(first)
+    done = harness.run(second, "--fresh")
+    assert (done.process.returncode, done.summary()["generations"][0]["first_step"]) == (0, 1)
+    assert (state / "runs/run.previous/saved").read_text() == "20"
+    assert harness.run(first).process.returncode == 2
+
+
+def test_the_daemon_refuses_another_projects_run(folder: Path, state: Path) -> None:
+    first, second = project(folder / "a"), project(folder / "b")
+    harness.run(first)
+    before = contents(state)
+    command = [sys.executable, "-m", "mlx_supervisor", "serve", "-c", str(second)]
+    done = subprocess.run(command, env=harness.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"of {first.resolve()}; this is {second.resolve()}. Rename this run" in done.stdout + done.stderr
+    assert contents(state) == before
+
+
+def test_a_run_added_later_to_a_daemon_is_refused_too(folder: Path) -> None:
+    first = project(folder / "a", 'state_dir = "../state"')
+    harness.run(first)
+    second = folder / "settings.toml"
+    text = first.read_text().replace("../state", "state")
+    second.write_text(text.replace("runs.run", "runs.other"))
+    with serving(second) as service:
+        second.write_text(text + text[text.index("[runs.run]") :].replace("runs.run", "runs.other"))
+        ran = service.ctl("update")
+        assert ran.code != 0
+        assert f"of {first.resolve()}; this is {second.resolve()}" in ran.out
+        assert "other" in service.ctl("status").out
+
+
+def test_a_moved_settings_file_is_refused_until_it_is_back(folder: Path, state: Path) -> None:
+    first = project(folder / "a")
+    harness.run(first)
+    moved = first.rename(folder / "moved.toml")
+    refused = harness.run(moved)
+    assert refused.process.returncode == 2
+    assert f"of {first.resolve()}, which no longer exists; this is {moved.resolve()}" in refused.stderr
+    assert "move the file back" in refused.stderr
+    moved.rename(first)
+    assert harness.run(first).process.returncode == 0
+
+
+def test_a_link_to_the_settings_file_is_the_same_run(folder: Path, state: Path) -> None:
+    first = project(folder / "a")
+    harness.run(first)
+    (folder / "link").symlink_to(folder / "a")
+    again = harness.run(folder / "link/settings.toml")
+    assert again.process.returncode == 0
+    assert len(again.summary()["generations"]) == 1
+
+
+def test_the_history_of_an_older_version_is_adopted(folder: Path, state: Path) -> None:
+    first, second = project(folder / "a"), project(folder / "b")
+    harness.run(first)
+    old = history(state)
+    assert old.pop("settings_file") == str(first.resolve())
+    with closing(sqlite3.connect(state / "journal.db")) as connection, connection:
+        connection.execute("UPDATE runs SET history = ? WHERE run = 'run'", [json.dumps(old)])
+    assert harness.run(first).process.returncode == 0
+    assert history(state)["settings_file"] == str(first.resolve())
+    assert harness.run(second).process.returncode == 2
