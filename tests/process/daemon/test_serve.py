@@ -173,6 +173,21 @@ def test_autostart_starts_once_and_not_again_when_completed(folder) -> None:
             assert log.count("Starting.") == 1
 
 
+def test_starting_a_completed_run_succeeds_without_a_worker(folder, stock_for) -> None:
+    settings = harness.write_settings(folder, args={}, steps=5)
+    with serving(settings) as service:
+        service.ctl("start", "run")
+        service.until_state("EXITED")
+        job = folder / "state/runs/run/job.json"
+        job.unlink()
+        assert service.ctl("start", "run").out == "run: started\n"
+        assert stock_for(service)("restart", "run").out == "run: ERROR (not running)\nrun: started\n"
+        log = service.ctl("tail", "-100000", "run").out
+        assert log.count("Already complete at step 5; nothing was trained.") == 2
+        assert not job.exists(), "a worker was started"
+        assert "EXITED" in service.ctl("status").out
+
+
 def test_the_service_manager_is_notified_of_ready_watchdog_and_stopping(folder) -> None:
     settings = harness.write_settings(folder, args={})
     path = folder / "notify.sock"
