@@ -72,7 +72,9 @@ def test_the_daemon_refuses_another_projects_run(folder: Path, state: Path) -> N
     harness.run(first)
     before = contents(state)
     command = [sys.executable, "-m", "mlx_supervisor", "serve", "-c", str(second)]
-    done = subprocess.run(command, env=harness.environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=harness.environment(), capture_output=True, text=True, check=False, timeout=harness.PATIENCE_S
+    )
     assert done.returncode == 2
     assert f"of {first.resolve()}; this is {second.resolve()}. Rename this run" in done.stdout + done.stderr
     assert contents(state) == before
