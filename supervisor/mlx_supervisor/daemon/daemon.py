@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -46,10 +46,11 @@ class Daemon:
         self._recoveries: set[asyncio.Task[None]] = set()
         self._unknown_orphans: set[asyncio.Task[None]] = set()
 
-    async def open(self, forget: Sequence[str] = ()) -> None:
+    async def open(self, forget: Sequence[str] = (), listen: Callable[[], Awaitable[None]] | None = None) -> None:
         """Open the event sources and the runs; start to end the orphans of a dead supervisor.
 
-        `forget`: runs to start over, after their last worker has ended.
+        `forget`: runs to start over, after their last worker has ended. `listen`: opens what commands the runs; nothing
+        is started before it has returned, so that the caller can stop what is started.
         """
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as opened:
@@ -64,6 +65,8 @@ class Daemon:
             await self._forget(forget)
             for name in self.settings.runs:
                 self.add(name)
+            if listen is not None:
+                await listen()
             self._opened = opened.pop_all()
         self.recover()
         self._housekeeping = loop.create_task(self._run_housekeeping())

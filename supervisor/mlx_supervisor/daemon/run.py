@@ -265,7 +265,7 @@ def _claim(history: RunHistory, name: str, settings: Settings, shared: Shared) -
         text = (
             f"runs.{name}: the state folder {shared.state.path} already holds a run named {name!r} of {recorded}"
             f"{moved}; this is {file}. Rename this run, choose another --state-dir{restore}, "
-            f"or start over with --fresh."
+            f"or set that run aside with --fresh."
         )
         raise SettingsError([text])
     history.settings_file = file

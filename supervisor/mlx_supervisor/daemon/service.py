@@ -20,13 +20,8 @@ class Service:
         self._control = ControlServer(state.control_socket, DaemonBackend(self.daemon))
 
     async def open(self, forget: Sequence[str] = ()) -> None:
-        """Open the daemon, then its control socket. Raises what `Daemon.open` raises, and then leaves nothing open."""
-        await self.daemon.open(forget)
-        try:
-            await self._control.start()
-        except BaseException:
-            await self.close()
-            raise
+        """Open the daemon and its control socket. Raises what `Daemon.open` raises, and then leaves nothing open."""
+        await self.daemon.open(forget, self._control.start)
 
     async def serve(self) -> None:
         """Run until a shutdown is requested, then suspend the runs; they resume under the next supervisor."""

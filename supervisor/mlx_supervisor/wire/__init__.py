@@ -12,7 +12,6 @@ from mlx_supervisor.wire.job import (
     TaskJob,
     dump_json,
     load_job,
-    load_json,
 )
 from mlx_supervisor.wire.messages import (
     Autopsy,

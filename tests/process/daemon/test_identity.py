@@ -52,7 +52,7 @@ def test_a_second_project_does_not_get_the_results_of_the_first(folder: Path, st
     assert refused.stdout == ""
     assert (
         f"runs.run: the state folder {state} already holds a run named 'run' of {first.resolve()}; "
-        f"this is {second.resolve()}. Rename this run, choose another --state-dir, or start over with --fresh."
+        f"this is {second.resolve()}. Rename this run, choose another --state-dir, or set that run aside with --fresh."
     ) in refused.stderr
     assert contents(state) == before
     assert harness.run(first).summary() == json.loads(before[f"{state}/runs/run/summary.json"])

@@ -9,14 +9,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import (
-    CodeType,
-    FunctionType,
-    GetSetDescriptorType,
-    MappingProxyType,
-    MemberDescriptorType,
-    ModuleType,
-)
+from types import CodeType, FunctionType, GetSetDescriptorType, MappingProxyType, MemberDescriptorType, ModuleType
 from typing import Any, cast
 
 SOURCE_LIMIT_BYTES = 512 * 1024

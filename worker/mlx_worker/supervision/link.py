@@ -23,13 +23,12 @@ class Link:
     """Sends messages with a growing `seq` and receives commands. Use it from the main thread only.
 
     Without an endpoint (a bare run) it prints about a step a second and discards other messages. `dropped` counts
-    unsent frames, `malformed` received frames that are no command. `last_step`, `last_loss`: of the last step sent.
+    unsent frames. `last_step`, `last_loss`: of the last step sent.
     """
 
     def __init__(self, run: str, generation: int, endpoint: str | None) -> None:
         self._run, self._generation, self._seq = run, generation, 0
         self.dropped = 0
-        self.malformed = 0
         self.last_step = 0
         self.last_loss: float | None = None
         self.current_phase: wire.PhaseName = "load"
@@ -95,9 +94,7 @@ class Link:
             except zmq.ZMQError:
                 break
             command = self._decode(frames)
-            if command is None:
-                self.malformed += 1
-            else:
+            if command is not None:  # what is no command is dropped
                 commands.append(command)
         return commands
 
