@@ -191,7 +191,7 @@ class Daemon:
 
     async def _run_housekeeping(self) -> None:
         watchdog_s = sd_notify.watchdog_interval_s()
-        next_watchdog_s = time.monotonic() + (watchdog_s or 0.0) / 2  # READY comes first
+        next_watchdog_s = time.monotonic()
         while True:
             for run in list(self.runs.values()):
                 run.housekeep()
