@@ -6,6 +6,15 @@ from pathlib import Path
 
 SOCKET_PATH_LIMIT_BYTES = 100
 """Just below the lowest limit of the supported systems (macOS: 104 with the final zero)."""
+TELEMETRY_SOCKET = "telemetry.sock"
+PROJECTS = "projects"
+"""Folder in the user's state folder with the state folders of settings files that name none."""
+MARKS = ("supervisor.lock", "journal.db", "supervisor.log", "supervisor.sock", TELEMETRY_SOCKET)
+"""Any of these makes a folder a state folder."""
+
+
+OWNER = "owner.json"
+"""In a run's folder: the settings file that the run belongs to."""
 
 
 class StateDirError(Exception):
@@ -18,7 +27,7 @@ class StateDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.control_socket = path / "supervisor.sock"
-        self.telemetry_socket = path / "telemetry.sock"
+        self.telemetry_socket = path / TELEMETRY_SOCKET
         self.journal = path / "journal.db"
         self.log = path / "supervisor.log"
         self._prepare()
@@ -60,9 +69,10 @@ class StateDir:
 
     def _refuse_foreign(self) -> None:
         """Don't change the mode of a folder that has other contents."""
-        if not self.path.is_dir() or (self.path / "supervisor.lock").exists():
+        if not self.path.is_dir() or any(os.path.lexists(self.path / name) for name in MARKS):
             return
-        other = next((entry.name for entry in self.path.iterdir()), None)
+        own = {PROJECTS, *(["runs"] if any(self.path.glob(f"runs/*/{OWNER}")) else [])}
+        other = next((entry.name for entry in self.path.iterdir() if entry.name not in own), None)
         if other is not None:
             raise StateDirError(
                 f"state_dir {self.path} has other contents (found {other}); allowed: a new or empty folder"

@@ -1,6 +1,7 @@
 """A settings file with a mistake is refused before anything starts, and the message names the key."""
 
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,8 @@ from mlx_supervisor.core.actions import Spawn
 from mlx_supervisor.core.history import DEFAULT_MTBF_S
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.settings import reader as module
+from mlx_supervisor.settings.default_state_dir import default_state_dir
+from mlx_supervisor.settings.paths import DEFAULT_FILE
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.settings.schema import RunSettings, Settings, SettingsError, TaskSettings
 from mlx_supervisor.settings.sizes import bytes_of, parse_bytes, parse_limit
@@ -282,6 +285,30 @@ def test_state_dir_argument_before_file_before_environment_before_default(
     assert read_settings(write(tmp_path, "state_dir = 'here'\n" + GOOD)).state_dir == tmp_path / "here"
     assert read_settings(write(tmp_path, "state_dir = '~/s'\n" + GOOD)).state_dir == tmp_path / "home" / "s"
     assert read_settings(plain, tmp_path / "arg").state_dir == tmp_path / "arg"
+
+
+def test_each_settings_file_has_a_state_folder_of_its_own_that_fits_its_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my project!").mkdir()
+    file = tmp_path / "my project!/lora.yaml"
+    link = tmp_path / "link.yaml"
+    link.symlink_to(file)
+    for user in ("jo", "firstname.lastname"):
+        base = Path(f"/Users/{user}/Library/Application Support/mlx-supervisor")
+        monkeypatch.setattr("platformdirs.user_state_path", lambda _, base=base: base)
+        found = [
+            default_state_dir(path) for path in (file, tmp_path / "my project!/other.yaml", tmp_path / "lora.yaml")
+        ]
+        assert len(set(found)) == 3
+        assert default_state_dir(link) == found[0]
+        for folder in found:
+            assert folder.parent == base / "projects"
+            assert len(str(folder / "telemetry.sock")) <= 100
+            assert re.fullmatch(r"([A-Za-z0-9._-]+-)?[0-9a-f]{6}", folder.name)
+        assert default_state_dir(DEFAULT_FILE) == base
+        if user == "jo":
+            assert found[0].name.startswith("my-project-")
 
 
 @pytest.mark.parametrize(

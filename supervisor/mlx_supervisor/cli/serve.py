@@ -10,10 +10,10 @@ from pathlib import Path
 
 import structlog
 
-from mlx_supervisor.cli import DEFAULT_FILE
 from mlx_supervisor.cli.signals import handle_signals
 from mlx_supervisor.daemon.service import Service
 from mlx_supervisor.logs import daemon_log
+from mlx_supervisor.settings.paths import DEFAULT_FILE
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.state_dir import StateDir, StateDirError

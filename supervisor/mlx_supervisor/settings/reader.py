@@ -6,9 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from mlx_supervisor.settings import validation
+from mlx_supervisor.settings.default_state_dir import default_state_dir
 from mlx_supervisor.settings.paths import resolve
 from mlx_supervisor.settings.rules import check_name, check_run
 from mlx_supervisor.settings.schema import RunSettings, Settings, SettingsError
@@ -22,7 +21,7 @@ def read_settings(path: Path, state_dir: Path | None = None) -> Settings:
     """The settings in a TOML file.
 
     The state folder is `state_dir`, else the file's key `state_dir`, else the environment's MLX_SUPERVISOR_STATE_DIR,
-    else the user's state folder. Raises SettingsError with every problem found.
+    else the file's own in the user's state folder (`default_state_dir`). Raises SettingsError with every problem found.
     """
     path = path.expanduser().absolute()
     document = _parse(path, _read(path))
@@ -33,7 +32,7 @@ def read_settings(path: Path, state_dir: Path | None = None) -> Settings:
             hint = f"did you mean [{validation.join('runs', key)}]?" if isinstance(value, dict) else ""
             problems.add(validation.join("", key), "an unknown key", "runs, state_dir", hint)
     runs = _read_runs(document.get("runs"), base, problems)
-    folder = _state_dir(document.get("state_dir"), base, state_dir, problems)
+    folder = _state_dir(document.get("state_dir"), path, state_dir, problems)
     if problems.count:
         raise SettingsError(problems.listed(), path)
     return Settings(path=path, state_dir=folder, runs=runs)
@@ -90,11 +89,11 @@ def _read_runs(table: object, base: Path, problems: validation.Problems) -> dict
     return runs
 
 
-def _state_dir(value: object, base: Path, argument: Path | None, problems: validation.Problems) -> Path:
+def _state_dir(value: object, file: Path, argument: Path | None, problems: validation.Problems) -> Path:
     chosen: Path | None = None
     if value is not None:
         if isinstance(value, str) and value and value.isprintable():
-            chosen = resolve(value, base)
+            chosen = resolve(value, file.parent)
         if chosen is None:
             problems.add("state_dir", validation.show(value), "the path of a folder")
     if argument is not None:
@@ -104,4 +103,4 @@ def _state_dir(value: object, base: Path, argument: Path | None, problems: valid
         chosen = resolve(from_environment, Path.cwd())
         if chosen is None:
             problems.add(f"${STATE_DIR_VARIABLE}", validation.show(from_environment), "the path of a folder")
-    return chosen or platformdirs.user_state_path("mlx-supervisor")
+    return chosen or default_state_dir(file)

@@ -10,12 +10,22 @@ from pathlib import Path
 import platformdirs
 import pytest
 from tests.process import harness
+from tests.process.conftest import SUPERVISORCTL, run_client
 from tests.process.daemon.test_serve import serving
+
+from mlx_supervisor.settings.reader import read_settings
 
 
 @pytest.fixture
 def state(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The default state folder, in an empty home folder."""
+    """A state folder that all projects share because the environment names it."""
+    monkeypatch.setenv("MLX_SUPERVISOR_STATE_DIR", str(folder / "s"))
+    return folder / "s"
+
+
+@pytest.fixture
+def home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's state folder, in an empty home folder. Nothing names another state folder."""
     monkeypatch.delenv("MLX_SUPERVISOR_STATE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "s"))
@@ -41,6 +51,42 @@ def history(state: Path) -> dict[str, object]:
         loaded = json.loads(connection.execute("SELECT history FROM runs WHERE run = 'run'").fetchone()[0])
     assert isinstance(loaded, dict)
     return loaded
+
+
+def test_two_projects_that_name_no_state_folder_are_two_runs(folder: Path, home: Path) -> None:
+    first, second = project(folder / "a"), project(folder / "b")
+    second.write_text(second.read_text().replace("seed = 7", "seed = 8"))
+    with serving(first) as service:  # the second may run while the first state folder is in use
+        assert service.ctl("start", "run").code == 0
+        done = harness.run(second)
+        assert (done.process.returncode, done.summary()["generations"][0]["first_step"]) == (0, 1)
+        folders = sorted((home / "projects").iterdir())
+        assert [each.name[:-6] for each in folders] == ["a-", "b-"]
+        assert f"{folders[1]}/runs/run/summary.json" in done.stderr
+        assert "COMPLETED" in run_client([*SUPERVISORCTL, "-c", str(first), "info", "run"]).out.upper()
+    assert harness.run(first, "--state-dir", str(folders[1])).process.returncode == 2
+    assert (
+        harness.run(second, "--state-dir", str(home)).process.returncode == 0
+    )  # the folder of projects is no obstacle
+
+
+def test_the_default_settings_file_has_the_users_state_folder_itself(folder: Path, home: Path) -> None:
+    harness.run(project(folder / "a"))
+    (folder / ".config").mkdir()
+    default = project(folder / ".config/mlx-supervisor")
+    assert harness.run(default).process.returncode == 0
+    assert (home / "runs/run/summary.json").exists()
+    assert read_settings(default).state_dir == home
+
+
+def test_a_state_folder_without_its_lock_file_is_still_one(folder: Path, state: Path) -> None:
+    first = project(folder / "a")
+    harness.run(first)
+    for name in ("supervisor.lock", "supervisor.log"):
+        (state / name).unlink()
+    assert harness.run(first).process.returncode == 0
+    (folder / "foreign/runs").mkdir(parents=True)
+    assert harness.run(first, "--state-dir", str(folder / "foreign")).process.returncode == 2
 
 
 def test_a_second_project_does_not_get_the_results_of_the_first(folder: Path, state: Path) -> None:

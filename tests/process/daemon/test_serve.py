@@ -15,13 +15,15 @@ import pytest
 from tests.process import harness
 from tests.process.conftest import SUPERVISORCTL, Ran, run_client
 
+from mlx_supervisor.settings.reader import read_settings
+
 
 class ServeProcess:
     """`mlx-supervisor serve` in the background of a test."""
 
     def __init__(self, settings: Path, **variables: str) -> None:
         self.folder = settings.parent
-        self.socket = self.folder / "state/supervisor.sock"
+        self.socket = read_settings(settings).state_dir / "supervisor.sock"
         with (self.folder / "serve.txt").open("a") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mlx_supervisor", "serve", "-c", str(settings)],

@@ -7,7 +7,6 @@ import xmlrpc.client
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_supervisor.cli import DEFAULT_FILE
 from mlx_supervisor.cli.ctl import commands as commands
 from mlx_supervisor.cli.ctl.client import DaemonClient, DaemonError
 from mlx_supervisor.cli.ctl.commands import (
@@ -18,6 +17,7 @@ from mlx_supervisor.cli.ctl.commands import (
     EXIT_USAGE,
     UsageError,
 )
+from mlx_supervisor.settings.paths import DEFAULT_FILE
 
 SOCKET_NAME = "supervisor.sock"
 
