@@ -65,9 +65,7 @@ def test_two_projects_that_name_no_state_folder_are_two_runs(folder: Path, home:
         assert f"{folders[1]}/runs/run/summary.json" in done.stderr
         assert "COMPLETED" in run_client([*SUPERVISORCTL, "-c", str(first), "info", "run"]).out.upper()
     assert harness.run(first, "--state-dir", str(folders[1])).process.returncode == 2
-    assert (
-        harness.run(second, "--state-dir", str(home)).process.returncode == 0
-    )  # the folder of projects is no obstacle
+    assert harness.run(second, "--state-dir", str(home)).process.returncode == 0
 
 
 def test_the_default_settings_file_has_the_users_state_folder_itself(folder: Path, home: Path) -> None:
