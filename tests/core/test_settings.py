@@ -258,7 +258,7 @@ def test_a_short_file_has_the_defaults_and_a_byte_order_mark_is_no_mistake(tmp_p
         settings = read(tmp_path, text)
         run = settings.runs["night"]
         assert settings.path == tmp_path / "runs.toml"
-        assert (run.steps, run.seed, run.memory.limit, run.checkpoint.automatic) == (100, 0, 0.8, True)
+        assert (run.steps, run.seed, run.memory.limit, run.checkpoint.automatic) == (100, None, 0.8, True)
 
 
 def test_whole_numbers_do_for_seconds_and_the_config_is_found_beside_the_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -88,7 +89,7 @@ async def _foreground(
     settings: Settings, state: StateDir, name: str, console: Console, fresh: bool
 ) -> tuple[dict[str, Any], bool]:
     display: Display = LiveDisplay(console, name) if console.is_terminal else PlainDisplay(console, name)
-    alone = Settings(settings.path, settings.state_dir, {name: settings.runs[name]})
+    alone = replace(settings, runs={name: settings.runs[name]})
     service = Service(alone, state, [display])
     await service.open(forget=[name] if fresh else [])
     run = service.daemon.runs[name]

@@ -1,15 +1,17 @@
-"""The TOML file as frozen, validated types."""
+"""The TOML file as frozen, validated types; mlx_lm's configuration file as a run with default settings."""
 
 import os
 import stat
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlx_supervisor.settings import validation
+from mlx_supervisor.settings.configuration import COMMAND_LINE, is_configuration, name_of, run_of
 from mlx_supervisor.settings.default_state_dir import default_state_dir
 from mlx_supervisor.settings.paths import resolve
-from mlx_supervisor.settings.rules import check_name, check_run
+from mlx_supervisor.settings.rules import check_name, check_outputs, check_run
 from mlx_supervisor.settings.schema import RunSettings, Settings, SettingsError
 
 FILE_LIMIT_BYTES = 1024 * 1024
@@ -18,12 +20,14 @@ STATE_DIR_VARIABLE = "MLX_SUPERVISOR_STATE_DIR"
 
 
 def read_settings(path: Path, state_dir: Path | None = None) -> Settings:
-    """The settings in a TOML file.
+    """The settings in a TOML file, or those of one run with defaults for mlx_lm's configuration file (YAML).
 
     The state folder is `state_dir`, else the file's key `state_dir`, else the environment's MLX_SUPERVISOR_STATE_DIR,
     else the file's own in the user's state folder (`default_state_dir`). Raises SettingsError with every problem found.
     """
     path = path.expanduser().absolute()
+    if is_configuration(path):
+        return settings_without_file(path, {}, None, state_dir)
     document = _parse(path, _read(path))
     problems = validation.Problems()
     base = path.parent
@@ -32,10 +36,34 @@ def read_settings(path: Path, state_dir: Path | None = None) -> Settings:
             hint = f"did you mean [{validation.join('runs', key)}]?" if isinstance(value, dict) else ""
             problems.add(validation.join("", key), "an unknown key", "runs, state_dir", hint)
     runs = _read_runs(document.get("runs"), base, problems)
+    check_outputs(runs, base, problems)
     folder = _state_dir(document.get("state_dir"), path, state_dir, problems)
     if problems.count:
         raise SettingsError(problems.listed(), path)
     return Settings(path=path, state_dir=folder, runs=runs)
+
+
+def settings_without_file(
+    configuration: Path | None, options: Mapping[str, Any], name: str | None, state_dir: Path | None = None
+) -> Settings:
+    """One run with default settings: of mlx_lm's configuration file, of options typed, or of both.
+
+    Relative paths start at the current folder, as for mlx_lm. Raises SettingsError with every problem found.
+    """
+    base = Path.cwd()
+    path = base / COMMAND_LINE
+    if configuration is not None:
+        path = configuration = configuration.expanduser().absolute()
+        _read(path)
+    problems = validation.Problems()
+    chosen = name or name_of(configuration, options, base)
+    run = run_of(configuration, options)
+    check_name(chosen, "NAME", {}, problems)
+    check_run(run, "", base, problems)
+    folder = _state_dir(None, path, state_dir, problems)
+    if problems.count:
+        raise SettingsError(problems.listed(), configuration)
+    return Settings(path, folder, {chosen: run}, base, frozenset(options))
 
 
 def _read(path: Path) -> str:

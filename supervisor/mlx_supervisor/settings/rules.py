@@ -1,7 +1,7 @@
 """Rules across keys, checked once every type is right: contradictions, missing files."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from mlx_supervisor.settings.schema import BatchSettings, MemorySettings, RunSet
 ARGS_LIMIT_BYTES = 256 * 1024
 RESERVED_NAMES = frozenset({"all"})
 """`supervisorctl stop all` means every run."""
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+NAME_LENGTH = 64
+_NAME = re.compile(rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}", re.ASCII)
 
 
 def check_name(name: str, path: str, folded: dict[str, str], problems: validation.Problems) -> None:
@@ -40,7 +41,8 @@ def check_run(run: RunSettings, path: str, base: Path, problems: validation.Prob
         problems.add(validation.join_dotted(path, key), found, allowed)
 
     _check_task(run, base, report)
-    _check_args(run.task.args, f"{path}.task.args", problems)
+    _check_plain(run.task.args, validation.join_dotted(path, "task.args"), problems)
+    _check_plain(run.task.options, validation.join_dotted(path, "task.options"), problems)
     _check_batch(run.batch, report)
     _check_memory(run.memory, report)
     _check_drill(run, report)
@@ -55,10 +57,33 @@ def check_run(run: RunSettings, path: str, base: Path, problems: validation.Prob
         report("restart.backoff_s", f"{first_s:g}", f"at most restart.backoff_max_s, {last_s:g}")
 
 
-def _check_args(args: dict[str, Any], path: str, problems: validation.Problems) -> None:
+def check_outputs(runs: Mapping[str, RunSettings], base: Path, problems: validation.Problems) -> None:
+    """Refuse two runs that would write the same adapters: with one configuration file, or one option `adapter_path`.
+
+    What the files themselves name is unknown here; the worker refuses that.
+    """
+    owners: dict[tuple[Path | None, Path | None], str] = {}
+    for name, run in runs.items():
+        task = run.task
+        if task.kind != "mlx_lm":
+            continue
+        output = task.options.get("adapter_path")
+        folder = resolve(output, base) if isinstance(output, str) else None
+        config = None if task.config is None or folder is not None else resolve(task.config, base)
+        other = owners.setdefault((config, folder), name)
+        if other != name:
+            key = "options.adapter_path" if folder is not None else "config"
+            problems.add(
+                validation.join_dotted(validation.join("runs", name), f"task.{key}"),
+                f"the same as {validation.join('runs', other)}: both runs would write the same adapters",
+                f'a different one, or options = {{ adapter_path = "adapters-{name}" }}',
+            )
+
+
+def _check_plain(table: dict[str, Any], path: str, problems: validation.Problems) -> None:
     before = problems.count
-    validation.check_plain(args, path, problems)
-    if problems.count == before and (size := len(msgspec.json.encode(args))) > ARGS_LIMIT_BYTES:
+    validation.check_plain(table, path, problems)
+    if problems.count == before and (size := len(msgspec.json.encode(table))) > ARGS_LIMIT_BYTES:
         problems.add(path, f"{size:,} bytes as JSON", f"at most {ARGS_LIMIT_BYTES:,} bytes")
 
 
@@ -69,7 +94,8 @@ def _check_task(run: RunSettings, base: Path, report: Report) -> None:
     task = run.task
     other = "python" if task.kind == "mlx_lm" else "mlx_lm"
     if task.kind == "mlx_lm":
-        _check_config(task.config, base, report)
+        if task.config is not None or not task.options:
+            _check_config(task.config, base, report)
         unused = {"entry": task.entry is not None, "args": bool(task.args)}
     else:
         if task.entry is None or not _ENTRY.fullmatch(task.entry):
@@ -77,7 +103,7 @@ def _check_task(run: RunSettings, base: Path, report: Report) -> None:
             report("task.entry", found, '"package.module:function" for kind "python"')
         if run.steps is None:
             report("steps", "nothing", 'a whole number from 1 for kind "python"')
-        unused = {"config": task.config is not None}
+        unused = {"config": task.config is not None, "options": bool(task.options)}
     for key, present in unused.items():
         if present:
             report(f"task.{key}", f'a value with kind "{task.kind}"', f'no value; the key is for kind "{other}"')

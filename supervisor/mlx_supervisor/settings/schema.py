@@ -24,6 +24,7 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     config: str | None = None
     entry: str | None = None
     args: dict[str, Any] = {}
+    options: dict[str, Any] = {}
 
 
 class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,7 +102,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One run."""
 
     task: TaskSettings
-    seed: Whole = 0
+    seed: Whole | None = None
     steps: Positive | None = None
     autostart: bool = False
     stop_on_not_finite: bool = True
@@ -115,11 +116,21 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 @dataclass(frozen=True)
 class Settings:
-    """The whole file, read from `path`; relative paths in it start at its folder."""
+    """The whole file, read from `path`; relative paths in it start at `base_dir`, by default its folder.
+
+    `typed`: the keys of `task.options` that come from the command line.
+    """
 
     path: Path
     state_dir: Path
     runs: dict[str, RunSettings]
+    base: Path | None = None
+    typed: frozenset[str] = frozenset()
+
+    @property
+    def base_dir(self) -> Path:
+        """The folder where relative paths start."""
+        return self.path.parent if self.base is None else self.base
 
 
 class SettingsError(ValueError):

@@ -5,8 +5,10 @@ from pathlib import Path
 from mlx_supervisor import wire
 from mlx_supervisor.core.actions import Spawn
 from mlx_supervisor.core.history import DEFAULT_MTBF_S
+from mlx_supervisor.settings.configuration import option
 from mlx_supervisor.settings.paths import resolve
-from mlx_supervisor.settings.schema import CheckpointSettings, MemorySettings, Settings, TaskSettings
+from mlx_supervisor.settings.schema import CheckpointSettings, MemorySettings, Settings
+from mlx_supervisor.settings.validation import join
 
 
 def job_of(
@@ -19,9 +21,10 @@ def job_of(
         generation=spawn.generation,
         run_dir=str(run_dir.absolute()),
         telemetry=telemetry,
-        seed=run.seed,
+        seed=run.seed or 0,
+        seed_from_task=run.seed is None and run.task.kind == "mlx_lm",
         steps=run.steps,
-        task=_task_job(run.task, settings.path.parent),
+        task=_task_job(settings, name),
         batch=wire.BatchJob(
             size=spawn.batch_size,
             effective=spawn.effective_batch,
@@ -38,14 +41,18 @@ def job_of(
     )
 
 
-def _task_job(settings: TaskSettings, base: Path) -> wire.TaskJob:
-    config = None if settings.config is None else resolve(settings.config, base)
+def _task_job(settings: Settings, name: str) -> wire.TaskJob:
+    task, base = settings.runs[name].task, settings.base_dir
+    config = None if task.config is None else resolve(task.config, base)
+    file = f"{settings.path}: {join('runs', name)}.task.options"
     return wire.TaskJob(
-        kind=settings.kind,
+        kind=task.kind,
         base_dir=str(base),
         config=None if config is None else str(config),
-        entry=settings.entry,
-        args=settings.args,
+        entry=task.entry,
+        args=task.args,
+        options=task.options,
+        options_from={key: option(key) if key in settings.typed else f"{file}.{key}" for key in task.options},
     )
 
 

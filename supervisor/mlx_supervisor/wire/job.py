@@ -87,7 +87,10 @@ class DrillJob(msgspec.Struct, frozen=True, kw_only=True):
 class TaskJob(msgspec.Struct, frozen=True, kw_only=True):
     """`mlx_lm`: `config` is the YAML file. `python`: `entry` is "package.module:function", called with `args`.
 
-    `base_dir`: the folder of the settings file, where relative paths start; it is put on `sys.path`.
+    `base_dir`: the folder where relative paths start, in general the settings file's; for kind `python` it is put on
+    `sys.path`.
+    `options`: keys of mlx_lm.lora that override the YAML file's, or replace the file. `options_from`: where each was
+    set, as an error names it: `--iters`, or the settings file and the key.
     """
 
     kind: Literal["mlx_lm", "python"]
@@ -95,12 +98,15 @@ class TaskJob(msgspec.Struct, frozen=True, kw_only=True):
     config: str | None
     entry: str | None
     args: dict[str, Any]
+    options: dict[str, Any] = {}
+    options_from: dict[str, str] = {}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `job.json`. Paths are absolute.
 
-    `steps` None: the task's configuration decides. `telemetry` None: a bare run, which reports to the terminal.
+    `steps` None: the task's configuration decides. `seed_from_task`: so does the seed, and `seed` is 0; for kind
+    `mlx_lm` only. `telemetry` None: a bare run, which reports to the terminal.
     `grace_s`: the grace period in which the worker ends itself after its supervisor died.
     `deterministic`: on CUDA, use only kernels that give the same bits in every run.
     `stop_on_not_finite`: exit with `EXIT_NOT_FINITE` at the first update whose loss is NaN or infinite.
@@ -112,6 +118,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: str
     telemetry: str | None
     seed: Count
+    seed_from_task: bool = False
     steps: Positive | None
     task: TaskJob
     batch: BatchJob

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
@@ -64,6 +65,7 @@ def run(job: wire.Job, link: Link, stop: StopFlag) -> TrainingResult:
     memory = CachePolicy(job.memory)
     commands = Commands(link, stop, memory)
     link.phase("load")
+    job = with_seed(job)
     drills = Drills(job.drill, job.generation)
     drills.slow_start(stop)
     seed_generators(job.seed)
@@ -74,6 +76,16 @@ def run(job: wire.Job, link: Link, stop: StopFlag) -> TrainingResult:
     task.optimizer.init(task.model.trainable_parameters())
     plan = plan_of(job, task)
     return Trainer(job, task, plan, memory, commands, drills).run()
+
+
+def with_seed(job: wire.Job) -> wire.Job:
+    """The job with its task's seed, where the job leaves the seed to the task. Raises RefusedError."""
+    if not job.seed_from_task:
+        return job
+    from mlx_worker.tasks.mlx_lm.config import load_config
+
+    config = load_config(job.task.config, job.task.base_dir, job.task.options, job.task.options_from)
+    return msgspec.structs.replace(job, seed=config.values.seed)
 
 
 def build_task(job: wire.Job) -> Task:

@@ -2,9 +2,10 @@
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import yaml
@@ -32,16 +33,26 @@ OPTIONS = {*_AT_LEAST, *_BOOLEANS, *_STRINGS, *_MAPPINGS, *_NUMBERS, *_REFUSED, 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The values for mlx_lm's functions, and the file they came from. `given`: the file's own keys and values."""
+    """The values for mlx_lm's functions, and the file they came from.
+
+    `given`: the keys and values of the file and of the options that override it. `origins`: where each option was set,
+    such as `--iters`. Without a file, `path` is a name in `base_dir` and `has_file` is false.
+    """
 
     path: Path
     values: SimpleNamespace
     given: dict[str, Any]
     base_dir: Path
+    origins: Mapping[str, str]
+    has_file: bool
 
     def refuse(self, key: str, text: str) -> RefusedError:
-        """An error that names the file and the key; the caller raises it."""
-        return RefusedError(f"{self.path}: {key}: {text}")
+        """An error that names the file and the key, or the option; the caller raises it."""
+        first, dot, rest = key.partition(".")
+        origin = self.origins.get(first)
+        if origin is None and not self.has_file:
+            origin = f"--{first.replace('_', '-')}"
+        return RefusedError(f"{self.path}: {key}: {text}" if origin is None else f"{origin}{dot}{rest}: {text}")
 
     def resolve(self, name: str) -> Path:
         """A path in the file, relative to the file's folder if it exists there, else to the settings' folder."""
@@ -49,14 +60,22 @@ class LoraConfig:
         return beside if beside.exists() else self.base_dir / Path(name).expanduser()
 
 
-def load_config(config: str | None, base_dir: str) -> LoraConfig:
-    """Read and check. Raises RefusedError that names the file, the key, what was found and what is allowed."""
-    if not config:
+def load_config(
+    config: str | None,
+    base_dir: str,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    origins: Mapping[str, str] = MappingProxyType({}),
+) -> LoraConfig:
+    """Read and check. `options` override the file or replace it; `origins`: see LoraConfig.
+
+    Raises RefusedError that names the file, the key, what was found and what is allowed.
+    """
+    if not config and not options:
         raise RefusedError("task.config is missing: set it to the YAML file of mlx_lm.lora")
-    path = Path(os.path.normpath(Path(base_dir) / Path(config).expanduser()))
-    given = _read(path)
+    path = Path(os.path.normpath(Path(base_dir) / Path(config or "options").expanduser()))
+    given = (_read(path) if config else {}) | dict(options)
     values = copy.deepcopy(CONFIG_DEFAULTS) | {key: value for key, value in given.items() if value is not None}
-    result = LoraConfig(path, SimpleNamespace(**values), given, Path(base_dir))
+    result = LoraConfig(path, SimpleNamespace(**values), given, Path(base_dir), origins, bool(config))
     for key, value in given.items():
         if value is not None:
             _check_key(result, key, value)

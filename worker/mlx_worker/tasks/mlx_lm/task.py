@@ -37,7 +37,7 @@ assert set(_OPTIMIZERS) == set(OPTIMIZERS)
 def build(job: wire.Job) -> Task:
     """Load everything that `mlx_lm.lora --train` loads. Raises RefusedError."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # as mlx_lm.lora does
-    config = load_config(job.task.config, job.task.base_dir)
+    config = load_config(job.task.config, job.task.base_dir, job.task.options, job.task.options_from)
     values = config.values
     optimizer = _optimizer(config)
     source = _model_source(config)
@@ -264,7 +264,7 @@ def _notes(config: LoraConfig, job: wire.Job, validates: bool) -> list[str]:
     notes, values = [], config.values
     seed = config.given.get("seed")
     if seed is not None and seed != job.seed:
-        notes.append(f"{config.path.name}: seed {seed} is ignored; the run uses its own seed {job.seed}")
+        notes.append(f"{config.path.name}: seed {seed} is ignored; the settings' seed {job.seed} overrides it")
     if values.clear_cache_threshold:
         notes.append(
             f"{config.path.name}: clear_cache_threshold is ignored, as in mlx_lm.lora; memory.policy in the settings "
