@@ -277,10 +277,10 @@ def test_hub_data_that_changed_are_refused_at_resume(llama_dir, tmp_path, hub):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"data": "no/such"}, r"data: ValueError: Not found Hugging Face dataset: no/such"),
+        ({"data": "no/such"}, r"data: cannot load no/such: ValueError: Not found Hugging Face dataset: no/such"),
         ({"data": "./nowhere"}, r"data: no such folder: .*nowhere"),
         ({"data": "some/words", "test": True}, "test: some/words has no test samples"),
-        ({"hf_dataset": {"path": "x", "text_feature": "body"}}, "hf_dataset: ValueError: Unsupported data format"),
+        ({"hf_dataset": {"path": "x", "text_feature": "body"}}, "hf_dataset: x has none of the columns that mlx_lm"),
     ],
 )
 def test_hub_data_that_cannot_be_used(llama_dir, tmp_path, hub, changes, reason):

@@ -255,3 +255,74 @@ def test_refusals_reach_the_supervisor(supervisor, llama_dir):
     assert worker.process.returncode == wire.EXIT_REFUSED
     assert worker.bye.reason.endswith("deep.yaml: num_layers: expected at most the model's 2 layers, found 9")
     assert worker.stderr.splitlines()[-1] == f"refused: {worker.bye.reason}"
+
+
+class TestCounts:
+    """What is cut, or teaches nothing, is counted before the first update."""
+
+    LINES = (
+        '{"text": "a b c d e f g"}\n{"text": "a b"}\n{"text": "' + "a " * 60 + '"}\n',
+        '{"messages": [{"role": "user", "content": ""}, {"role": "user", "content": " "}]}\n'
+        '{"messages": [{"role": "user", "content": "a b"}]}\n',
+    )
+
+    class Chat(Tokenizer):
+        """The template's tokens are the words of the messages, plus one for each message."""
+
+        def apply_chat_template(self, messages, **_options):
+            return [7 for message in messages for _ in ("role", *message["content"].split())]
+
+    def loaded(self, folder, content, text, tokenizer):
+        from mlx_worker.tasks.mlx_lm.data import load_all
+
+        (folder / "train.jsonl").write_text(content)
+        config = load_text(folder, f"data: {folder}\n{text}")
+        return load_all(config, tokenizer), config
+
+    def test_samples_over_the_limit(self, tmp_path):
+        from mlx_worker.tasks.mlx_lm.data import DataCounts, count_notes
+
+        data, config = self.loaded(tmp_path, self.LINES[0], "max_seq_length: 4", Tokenizer())
+        # With the end of sequence, 8, 3 and 61 tokens.
+        assert data.train.count() == DataCounts(3, 3, 2, 4 + 57, 0, 0)
+        assert data.train.count(everything=True) == DataCounts(3, 3, 2, 61, 0, 0, longest=61, tokens=4 + 3 + 4)
+        expected = "c.yaml: 2 of 3 training samples are longer than max_seq_length = 4: they lose 61 tokens"
+        assert count_notes(data, config) == [expected]
+
+    def test_samples_that_teach_nothing(self, tmp_path):
+        from mlx_worker.tasks.mlx_lm.data import count_notes
+
+        masked = "max_seq_length: 64\nmask_prompt: true"
+        long = '{"prompt": "' + "a " * 90 + '", "completion": "b"}\n'
+        data, config = self.loaded(
+            tmp_path,
+            long + '{"prompt": "a", "completion": "b"}\n',
+            "max_seq_length: 64\nmask_prompt: true",
+            self.Chat(),
+        )
+        notes = count_notes(data, config)
+        assert "1 of 2 training samples teach nothing: with mask_prompt, the prompt alone fills" in notes[1]
+        data, config = self.loaded(tmp_path, long, masked, self.Chat())
+        with pytest.raises(RefusedError, match=r"train\.jsonl: with mask_prompt, no sample has anything to learn"):
+            count_notes(data, config)
+
+    def test_messages_without_content(self, tmp_path):
+        from mlx_worker.tasks.mlx_lm.data import count_notes
+
+        data, config = self.loaded(tmp_path, self.LINES[1] + self.LINES[1], "", self.Chat())
+        assert count_notes(data, config) == ["2 of 4 training samples have messages without any content"]
+
+    def test_a_short_sample_is_found_before_the_first_update(self, tmp_path):
+        from mlx_worker.tasks.mlx_lm.data import count_notes
+
+        class Bare(Tokenizer):
+            eos_token_id = 1  # also the last token of "a": nothing is appended
+
+        data, config = self.loaded(tmp_path, '{"text": "a b c d"}\n{"text": "bb a"}\n{"text": "a"}\n', "", Bare())
+        with pytest.raises(RefusedError, match=r"train\.jsonl:3: expected at least 2 tokens, found 1"):
+            count_notes(data, config)
+
+    def test_counting_ends_in_time(self, tmp_path):
+        data, _ = self.loaded(tmp_path, self.LINES[0], "max_seq_length: 4", Tokenizer())
+        counts = data.train.count(limit_s=-1)
+        assert (counts.samples, counts.checked) == (3, 0)

@@ -1,7 +1,8 @@
-"""The data of an mlx_lm task: jsonl files, checked line by line before training, or hub datasets; mlx_lm tokenizes."""
+"""The data of an mlx_lm task, tokenized by mlx_lm: files that `jsonl` read, or hub data sets."""
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +12,50 @@ from mlx_lm.tuner.datasets import create_dataset, load_custom_hf_dataset, load_h
 
 from mlx_worker.errors import RefusedError
 from mlx_worker.tasks.mlx_lm.config import LoraConfig
+from mlx_worker.tasks.mlx_lm.jsonl import Lines, read_lines, read_subsets
+
+COUNT_LIMIT_S = 10.0
+"""Counting before the first update ends after this time; what it tokenized is not tokenized again."""
+SHORT_BYTES = 16
+"""A sample with fewer bytes of text may have too few tokens."""
+TEMPLATE_TOKENS = 128
+"""Tokens that a chat template may add. A token has at least one byte: shorter samples are never cut."""
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """What training makes of a subset's samples. `checked`: all, unless the time for counting ended.
+
+    `truncated`: longer than `max_seq_length`; `tokens_cut`: what they lose together. `masked`: with `mask_prompt`, the
+    prompt alone fills `max_seq_length`, so that nothing is learned. `empty`: messages without content. `longest`:
+    tokens of the longest sample, `tokens`: of all after cutting; both None unless every sample was tokenized.
+    """
+
+    samples: int
+    checked: int
+    truncated: int
+    tokens_cut: int
+    masked: int
+    empty: int
+    longest: int | None = None
+    tokens: int | None = None
 
 
 class TokenizedSamples:
     """A dataset of `(tokens, prompt length)`, tokenized by mlx_lm at first use, then cached.
 
     Sequences are cut to `max_seq_length` here; mlx_lm would print a warning for each batch. `where` is the file, or the
-    dataset's name.
+    dataset's name. `empty`: how many samples have no content.
     """
 
-    def __init__(self, where: Path | str, dataset: Any, max_seq_length: int) -> None:
+    def __init__(self, where: Path | str, dataset: Any, max_seq_length: int, empty: int = 0) -> None:
         self.where = where
         self._dataset = dataset
         self._limit = max_seq_length
+        self._empty = empty
         self._tokens: list[tuple[list[int], int] | None] = [None] * len(dataset)
+        self._whole_lengths: dict[int, int] = {}  # of the samples that were cut
+        self._sizes: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -37,7 +68,37 @@ class TokenizedSamples:
 
     def sizes(self) -> list[int]:
         """Bytes of text in every sample: close enough to tokens for grouping, without tokenizing."""
-        return [_text_bytes(self._dataset[index]) for index in range(len(self))]
+        if self._sizes is None:
+            self._sizes = [_text_bytes(self._dataset[index]) for index in range(len(self))]
+        return self._sizes
+
+    def count(self, *, everything: bool = False, limit_s: float = COUNT_LIMIT_S) -> DataCounts:
+        """Count what training would cut or cannot learn from; without `everything`, only samples that may be concerned
+        are tokenized, for at most `limit_s`. Raises RefusedError for samples too short to train on.
+        """
+        end_s = time.monotonic() + limit_s
+        truncated = tokens_cut = masked = tokens = longest = 0
+        checked = len(self)
+        for index, size in enumerate(self.sizes()):
+            if not everything:
+                if SHORT_BYTES < size <= self._limit - TEMPLATE_TOKENS:
+                    continue
+                if time.monotonic() > end_s:
+                    checked = index
+                    break
+            kept, offset = self[index]
+            whole = self._whole_lengths.get(index, len(kept))
+            truncated += whole > len(kept)
+            tokens_cut += whole - len(kept)
+            masked += offset >= len(kept)
+            tokens, longest = tokens + len(kept), max(longest, whole)
+        if masked == len(self):
+            raise RefusedError(
+                f"{self.where}: with mask_prompt, no sample has anything to learn: every prompt fills max_seq_length "
+                f"({self._limit} tokens), or every completion is empty; raise max_seq_length"
+            )
+        totals = {"tokens": tokens, "longest": longest} if everything else {}
+        return DataCounts(len(self), checked, truncated, tokens_cut, masked, self._empty, **totals)
 
     def _tokenize(self, index: int) -> tuple[list[int], int]:
         try:
@@ -47,7 +108,11 @@ class TokenizedSamples:
             text = f"{type(error).__name__}: {error}"
             raise RefusedError(f"{self.where}:{index + 1}: cannot tokenize this line: {text:.300}") from error
         if len(tokens) < 2:
-            raise RefusedError(f"{self.where}:{index + 1}: expected at least 2 tokens, found {len(tokens)}")
+            raise RefusedError(
+                f"{self.where}:{index + 1}: expected at least 2 tokens, found {len(tokens)}; remove the sample"
+            )
+        if len(tokens) > self._limit:
+            self._whole_lengths[index] = len(tokens)
         return tokens[: self._limit], offset
 
 
@@ -60,21 +125,21 @@ class Data:
     valid: TokenizedSamples | None
     test: TokenizedSamples | None
 
+    @property
+    def subsets(self) -> dict[str, TokenizedSamples]:
+        """The data sets by the name that a message gives their samples."""
+        named = {"training": self.train, "validation": self.valid, "test": self.test}
+        return {name: samples for name, samples in named.items() if samples is not None}
 
-def load_all(config: LoraConfig, tokenizer: Any) -> Data:
-    """Load from the folder `data`, or from the hub. Raises RefusedError."""
-    values = config.values
-    folder = config.resolve(values.data)
-    if getattr(values, "hf_dataset", None) or not folder.is_dir():
-        return _from_hub(config, folder, tokenizer)
-    names = ("train", "valid", *(("test",) if values.test else ()))
-    found = {name: load(folder, name, tokenizer, config) for name in names}
-    train, valid, test = (found.get(name) for name in ("train", "valid", "test"))
-    if train is None:
-        raise config.refuse("data", f"{folder} has no train.jsonl")
-    if values.test and test is None:
-        raise config.refuse("test", f"{folder} has no test.jsonl")
-    return Data(train[0], train[1], valid[0] if valid else None, test[0] if test else None)
+
+def load_all(config: LoraConfig, tokenizer: Any, files: dict[str, Lines] | None = None) -> Data:
+    """Tokenizable data sets from `files`, read already or now, or from the hub. Raises RefusedError."""
+    if files is None:
+        files = read_subsets(config)
+    if files is None:
+        return _from_hub(config, tokenizer)
+    found = {name: _samples(lines, tokenizer, config) for name, lines in files.items()}
+    return Data(found["train"], files["train"].digest, found.get("valid"), found.get("test"))
 
 
 def load(folder: Path, name: str, tokenizer: Any, config: LoraConfig) -> tuple[TokenizedSamples, str] | None:
@@ -82,35 +147,67 @@ def load(folder: Path, name: str, tokenizer: Any, config: LoraConfig) -> tuple[T
 
     Raises RefusedError that names file and line.
     """
-    path = folder / f"{name}.jsonl"
-    if not path.exists():
-        return None
-    lines, digest = _parse(path)
-    check = _Check(path, config)
-    for number, line in enumerate(lines, 1):
-        check.line(number, line)
+    lines = read_lines(folder / f"{name}.jsonl", config)
+    return None if lines is None else (_samples(lines, tokenizer, config), lines.digest)
+
+
+def _samples(lines: Lines, tokenizer: Any, config: LoraConfig) -> TokenizedSamples:
     try:
-        dataset = create_dataset(lines, tokenizer, config.values)
+        dataset = create_dataset(lines.rows, tokenizer, config.values)
     except ValueError as error:
-        raise RefusedError(f"{path}: {error}") from error
-    samples = TokenizedSamples(path, dataset, config.values.max_seq_length)
+        raise RefusedError(f"{lines.path}: {error}") from error
+    samples = TokenizedSamples(lines.path, dataset, config.values.max_seq_length, len(lines.empty))
     _ = samples[0]  # a tokenizer without a chat template fails now, not at a later step
-    return samples, digest
+    return samples
 
 
-def _from_hub(config: LoraConfig, folder: Path, tokenizer: Any) -> Data:
+def count_notes(data: Data, config: LoraConfig) -> list[str]:
+    """Sentences about samples that are cut or teach nothing. Raises RefusedError for samples too short to train on."""
+    notes = []
+    for kind, samples in data.subsets.items():
+        notes += _sentences(samples.count(), kind, config)
+    return notes
+
+
+def _sentences(counts: DataCounts, kind: str, config: LoraConfig) -> list[str]:
+    limit = f"max_seq_length = {config.values.max_seq_length:,}"
+    among = "" if counts.checked == counts.samples else f" (among the first {counts.checked:,}; more were not counted)"
+    of = f"of {counts.samples:,} {kind} samples"
+    sentences = []
+    if counts.truncated:
+        are, longer = ("is", "it loses") if counts.truncated == 1 else ("are", "they lose")
+        sentences.append(
+            f"{counts.truncated:,} {of} {are} longer than {limit}: {longer} {counts.tokens_cut:,} tokens{among}"
+        )
+    if counts.masked:
+        sentences.append(
+            f"{counts.masked:,} {of} teach nothing: with mask_prompt, the prompt alone fills {limit}{among}"
+        )
+    if counts.empty:
+        sentences.append(f"{counts.empty:,} {of} have messages without any content")
+    return [f"{config.path.name}: {sentence}" if "max_seq_length" in sentence else sentence for sentence in sentences]
+
+
+def _from_hub(config: LoraConfig, tokenizer: Any) -> Data:
     values = config.values
     custom = getattr(values, "hf_dataset", None)
     key, name = ("hf_dataset", "hf_dataset") if custom else ("data", values.data)
-    if not custom and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise config.refuse("data", f"no such folder: {folder}")
     try:
         subsets = load_custom_hf_dataset(values, tokenizer) if custom else load_hf_dataset(name, tokenizer, values)
     except ImportError as error:
-        text = "" if custom else f"no such folder: {folder}; "
+        text = "" if custom else f"no such folder: {config.resolve(name)}; "
         raise config.refuse(key, f"{text}hub datasets need the package datasets (pip install datasets)") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise config.refuse(key, f"{type(error).__name__}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a data set's own builder may raise anything
+        where = _hub_names(custom) if custom else name
+        if "Unsupported data format" in str(error):
+            prefix = "hf_dataset." if custom else ""
+            features = ", ".join(f"{prefix}{feature}_feature" for feature in ("text", "chat", "prompt", "completion"))
+            raise config.refuse(
+                key, f"{where} has none of the columns that mlx_lm reads; name its own with {features}"
+            ) from None
+        raise config.refuse(key, f"cannot load {where}: {type(error).__name__}: {error!s:.400}") from error
     train, valid, test = (
         TokenizedSamples(f"{name} ({kind})", subset, values.max_seq_length) if len(subset) else None
         for kind, subset in zip(("train", "valid", "test"), subsets, strict=True)
@@ -121,6 +218,10 @@ def _from_hub(config: LoraConfig, folder: Path, tokenizer: Any) -> Data:
         raise config.refuse("test", f"{name} has no test samples")
     _ = train[0]
     return Data(train, _digest(subsets[0]), valid, test if values.test else None)
+
+
+def _hub_names(given: Any) -> str:
+    return " or ".join(str(one["path"]) for one in (given if isinstance(given, list) else [given]))
 
 
 def _digest(rows: Any) -> str:
@@ -135,85 +236,3 @@ def _text_bytes(value: Any) -> int:
         return len(value.encode(errors="replace"))
     parts: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return sum(map(_text_bytes, parts))
-
-
-def _parse(path: Path) -> tuple[list[dict[str, Any]], str]:
-    lines, digest = [], hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                digest.update(raw)
-                lines.append(_parse_line(path, number, raw))
-    except OSError as error:
-        raise RefusedError(f"data: cannot read {path}: {error}") from None
-    if not lines:
-        raise RefusedError(f"{path}: the file is empty; at least 1 line is needed")
-    return lines, digest.hexdigest()
-
-
-def _parse_line(path: Path, number: int, raw: bytes) -> dict[str, Any]:
-    if not raw.strip():
-        raise RefusedError(f"{path}:{number}: expected a JSON object, found an empty line")
-    try:
-        line = json.loads(raw)
-    except ValueError as error:
-        raise RefusedError(f"{path}:{number}: invalid JSON: {error}") from None
-    if not isinstance(line, dict):
-        raise RefusedError(f"{path}:{number}: expected a JSON object, found {type(line).__name__}")
-    return line
-
-
-class _Check:
-    """Checks that every line has the format of the first: mlx_lm reads only the first to choose the format."""
-
-    def __init__(self, path: Path, config: LoraConfig) -> None:
-        self._path = path
-        self._mask_prompt = config.values.mask_prompt
-        names = {
-            key: getattr(config.values, f"{key}_feature", "messages" if key == "chat" else key)
-            for key in ("prompt", "completion", "chat", "text")
-        }
-        self._pair = (names["prompt"], names["completion"])
-        self._chat, self._text = names["chat"], names["text"]
-        self._kind = ""
-
-    def line(self, number: int, line: dict[str, Any]) -> None:
-        """Raises RefusedError."""
-        where = f"{self._path}:{number}"
-        self._kind = self._kind or self._kind_of(where, line)
-        if self._kind == "chat":
-            self._messages(where, line)
-            return
-        for key in self._pair if self._kind == "completions" else (self._text,):
-            if not isinstance(line.get(key), str):
-                raise RefusedError(f"{where}: expected text under {key!r}, found {_found(line, key)}")
-            if not line[key].strip():
-                raise RefusedError(f"{where}: expected text under {key!r}, found only white space")
-
-    def _kind_of(self, where: str, line: dict[str, Any]) -> str:
-        if all(key in line for key in self._pair):
-            return "completions"
-        if self._chat in line:
-            return "chat"
-        if self._text in line:
-            if self._mask_prompt:
-                raise RefusedError(
-                    f"{where}: mask_prompt needs prompts or messages, found plain text under {self._text!r}"
-                )
-            return "text"
-        raise RefusedError(
-            f"{where}: no known key; allowed are {self._text!r}, {self._chat!r}, or {self._pair[0]!r} and "
-            f"{self._pair[1]!r}; found {', '.join(sorted(line)) or 'none'!s:.200}"
-        )
-
-    def _messages(self, where: str, line: dict[str, Any]) -> None:
-        messages = line.get(self._chat)
-        if not isinstance(messages, list) or not messages:
-            found = _found(line, self._chat)
-            raise RefusedError(f"{where}: expected a list of messages under {self._chat!r}, found {found}")
-        if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
-            raise RefusedError(f"{where}: every message under {self._chat!r} must be an object with a role")
-
-
-def _found(line: dict[str, Any], key: str) -> str:
-    return f"{line[key]!r:.80}" if key in line else "keys " + f"{', '.join(sorted(line)) or 'none'}"[:200]

@@ -23,7 +23,7 @@ from mlx_worker.data import padding
 from mlx_worker.memory import gradient_checkpointing
 from mlx_worker.task import EvaluationContext, Task
 from mlx_worker.tasks.mlx_lm.config import OPTIMIZERS, LoraConfig, load_config
-from mlx_worker.tasks.mlx_lm.data import TokenizedSamples, load_all
+from mlx_worker.tasks.mlx_lm.data import TokenizedSamples, count_notes, load_all
 from mlx_worker.tasks.mlx_lm.reports import start_reports
 
 _OPTIMIZERS: dict[str, Any] = {
@@ -44,6 +44,7 @@ def build(job: wire.Job) -> Task:
     print(f"loading {source}", flush=True)
     model, tokenizer = _load_model(config, source)
     data = load_all(config, tokenizer)
+    counted = count_notes(data, config) if job.generation == 1 else []
     steps = values.iters // values.grad_accumulation_steps
     reports = start_reports(config, Path(job.run_dir), job.steps or steps)
     mx.random.seed(job.seed)
@@ -75,7 +76,7 @@ def build(job: wire.Job) -> Task:
         fingerprint=data.digest,
         fixed=_fixed(config, source),
         free=_free(config),
-        notes=[*_notes(config, job, data.valid is not None), *reports.notes],
+        notes=[*_notes(config, job, data.valid is not None), *counted, *reports.notes],
     )
 
 
