@@ -13,7 +13,7 @@ from rich.console import Console
 from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
 from mlx_supervisor.cli.nonblocking_stream import NonblockingStream
 from mlx_supervisor.cli.signals import handle_signals
-from mlx_supervisor.cli.summary_text import print_summary
+from mlx_supervisor.cli.summary_text import print_summary, was_refused
 from mlx_supervisor.control.transport.unix_socket import SocketFileError
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.daemon.service import Service
@@ -53,7 +53,8 @@ def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, 
         state.close()
     folder = state.path / "runs" / chosen
     stream.settle()
-    print_summary(console, summary, folder, resume_command(file, name, state_dir))
+    if not was_refused(summary):
+        print_summary(console, summary, folder, resume_command(file, name, state_dir))
     if as_json:
         line = NonblockingStream(sys.stdout)
         line.settle()
@@ -82,6 +83,8 @@ def choose(settings: Settings, name: str | None) -> str:
 def _exit_code(summary: dict[str, Any], interrupted: bool) -> int:
     if summary["outcome"] == "completed":
         return EXIT_COMPLETED
+    if was_refused(summary):
+        return EXIT_WRONG_SETTINGS
     return EXIT_INTERRUPTED if interrupted or summary["outcome"] == "stopped" else EXIT_FAILED
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.words import counted, duration
 
 GENERATIONS_SHOWN = 12
@@ -28,6 +29,15 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
     console.print(f"Summary: {folder / 'summary.json'}, logs: {folder / 'logs'}, checkpoints: {folder / 'checkpoints'}")
     if outcome == "stopped":
         console.print(f"Resume with: {resume}")
+
+
+def was_refused(summary: Mapping[str, Any]) -> bool:
+    """Whether the last worker refused its job before its first update: the notice says why, and there is no more."""
+    generations = summary["generations"]
+    if summary["outcome"] != "failed" or not generations:
+        return False
+    last = generations[-1]
+    return last.get("cause") == Cause.REFUSED.value and last.get("first_step") is None
 
 
 def _figures(summary: Mapping[str, Any]) -> str:

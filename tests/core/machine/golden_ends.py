@@ -157,7 +157,7 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         bye refused no such model   -> starting
         exit 78                     -> fatal: close refused its job, save, finish failed
-            | Failed at step 0: no such model.
+            | Not started: no such model.
     """),
     "refused while running": (policy(), RUNNING + """
         exit 78                     -> fatal: close refused its job, save, finish failed
@@ -168,7 +168,7 @@ ENDS = {
         ready batch=4               -> killing: kill
             | Bug: the worker uses micro-batch 4, but 8 was requested.
         exit signal=9               -> fatal: close refused its job, save, finish failed
-            | Failed at step 0: the worker uses micro-batch 4, but 8 was requested.
+            | Not started: the worker uses micro-batch 4, but 8 was requested.
     """),
     "another batch than requested, reported by a step": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8

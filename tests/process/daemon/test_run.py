@@ -253,12 +253,25 @@ def test_gradient_checkpointing_is_tried_before_a_run_is_given_up(tmp_path: Path
     assert "with gradient checkpointing" in done.stderr
 
 
-def test_a_refusal_is_final(tmp_path: Path) -> None:
+def test_a_refusal_is_final_and_said_once(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"mode": "refuse", "at_step": 1})
     done = harness.run(settings)
-    assert done.process.returncode == 1
+    assert done.process.returncode == 2
     assert done.summary()["reason"] == "data/train.jsonl:3: empty line"
     assert len(done.summary()["generations"]) == 1
+    assert done.stderr.count("data/train.jsonl:3: empty line") == 1
+    assert "Not started: data/train.jsonl:3: empty line." in done.stderr
+    assert "0 trips" not in done.stderr
+
+
+def test_a_refusal_at_resume_is_said_once_and_later_ones_fail_the_run(tmp_path: Path) -> None:
+    harness.run(harness.write_settings(tmp_path, args={}, steps=5))
+    resumed = harness.run(harness.write_settings(tmp_path, args={"mode": "refuse", "at_step": 6}, steps=8))
+    assert resumed.process.returncode == 2
+    assert "Not resumed at step 5: data/train.jsonl:3: empty line." in resumed.stderr
+    later = harness.run(harness.write_settings(tmp_path, args={"mode": "refuse", "at_step": 8}, steps=8))
+    assert later.process.returncode == 1
+    assert "failed at step 7 of 8: data/train.jsonl:3: empty line." in later.stderr
 
 
 def test_a_run_killed_externally_resumes_at_the_same_batch(tmp_path: Path) -> None:

@@ -30,6 +30,11 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
         current.error = past.error = ending.text
     run.close_generation(at_s, ended, cause)
     rung = climb(run.policy, run.batch, past, cause, progress=progress)
+    if cause is Cause.REFUSED and current.first_step is None:
+        run.end(
+            S.FATAL, ending.text, f"Not resumed at step {past.highest_step}" if past.highest_step else "Not started"
+        )
+        return
     if not ending.restart:
         run.end(S.FATAL if cause is Cause.REFUSED else S.STOPPED, ending.requested_by or ending.text)
         return

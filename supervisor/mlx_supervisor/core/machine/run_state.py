@@ -136,16 +136,18 @@ class Run:
             record = self.current.record(at_s, ended, cause.value)
             self.out.append(act.CloseGeneration(self.current.generation, record, alive))
 
-    def end(self, state: State, reason: str) -> None:
+    def end(self, state: State, reason: str, head: str = "") -> None:
         self.go(state)
-        self.finish(reason)
+        self.finish(reason, head)
 
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: str, head: str = "") -> None:
+        """Publish the outcome. `head`: how the notice begins, by default the outcome and the step."""
         outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[self.state]
         self.history.outcome = outcome
         self.history.unfinished = self.suspending and self.state is S.STOPPED
         self.reason = reason
         severity = act.Severity.ERROR if self.state is S.FATAL else act.Severity.INFO
-        self.say("finish", f"{outcome.capitalize()} at step {self.history.highest_step}: {reason}.", severity)
+        head = head or f"{outcome.capitalize()} at step {self.history.highest_step}"
+        self.say("finish", f"{head}: {reason}{'' if reason.endswith(('.', '?')) else '.'}", severity)
         self.save()
         self.out.append(act.Finish(outcome, reason))
