@@ -25,7 +25,17 @@ LAYERS = {
     "mlx_supervisor": [
         *("wire", "core", "core.diagnosis", "core.restart", "core.memory", "core.machine", "host", "journal", "logs"),
         *("state_dir", "settings", "process", "sampling", "telemetry"),
-        *("control", "control.handlers", "control.transport", "daemon", "cli", "cli.ctl", "__main__"),
+        *(
+            "control",
+            "control.handlers",
+            "control.transport",
+            "daemon",
+            "cli",
+            "cli.ctl",
+            "cli.offline",
+            "cli.main",
+            "__main__",
+        ),
     ],
     "mlx_worker": [
         *("errors", "task", "memory", "data", "supervision", "autopsy", "checkpoint", "tasks", "tasks.mlx_lm"),
@@ -59,7 +69,12 @@ METHODS_LIMIT = 20
 
 
 def package_of(parts: list[str], root: Path) -> str:
-    """`core.machine` for mlx_supervisor/core/machine/table.py, `telemetry` for mlx_supervisor/telemetry.py."""
+    """`core.machine` for mlx_supervisor/core/machine/table.py, `telemetry` for mlx_supervisor/telemetry.py.
+
+    `cli.main` stands alone: it joins the commands of the packages in `cli`.
+    """
+    if parts == ["mlx_supervisor", "cli", "main"]:
+        return "cli.main"
     inner = parts[1:] if root.joinpath(*parts).is_dir() or len(parts) == 2 else parts[1:-1]
     return ".".join(inner)
 

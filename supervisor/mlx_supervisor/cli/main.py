@@ -27,6 +27,7 @@ def _typer_app() -> None:
     import typer
 
     import mlx_supervisor
+    from mlx_supervisor.cli.offline.app import add_commands
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=mlx_supervisor.__doc__)
 
@@ -71,4 +72,5 @@ def _typer_app() -> None:
 
         sys.exit(serve_daemon(context.args))
 
+    add_commands(app)
     app()

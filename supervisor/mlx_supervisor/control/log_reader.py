@@ -84,12 +84,12 @@ def _open(path: Path | None) -> BinaryIO:
 class Follower:
     """Follows one log: whole characters only, across rotation by renaming or truncation."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises Fault NO_FILE, OSError."""
+    def __init__(self, path: Path, from_end_bytes: int = FOLLOW_HEAD_BYTES) -> None:
+        """Begins with the last `from_end_bytes` of the file. Raises Fault NO_FILE, OSError."""
         self._path = path
         self._file = _open(path)
         size = os.fstat(self._file.fileno()).st_size
-        self._offset = max(0, size - FOLLOW_HEAD_BYTES)
+        self._offset = max(0, size - from_end_bytes)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._skip_partial = self._offset > 0
 

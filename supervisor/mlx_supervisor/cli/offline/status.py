@@ -1,0 +1,140 @@
+"""`mlx-supervisor status`: where runs are, from the journal."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mlx_supervisor.cli.ctl.status_line import details_of
+from mlx_supervisor.cli.offline import places, runs
+from mlx_supervisor.cli.offline.runs import KnownRun
+from mlx_supervisor.cli.offline.text import clock, iso
+from mlx_supervisor.core.events import StepReport
+from mlx_supervisor.core.rate import WINDOW_S, Rate
+from mlx_supervisor.core.words import duration
+from mlx_supervisor.journal.database import JournalError
+from mlx_supervisor.journal.reader import Record
+
+LIVE = frozenset({"running", "starting"})
+STEPS_READ = 2_000
+"""Newest reports that are read for the speed: fast updates make many in its window of 30 s."""
+
+
+_KEPT = ("generation", "target_steps", "loss", "validation_loss", "validation_step", "trips", "reason", "error")
+
+
+def status(words: Sequence[str], state_dir: Path | None, *, as_json: bool) -> int:
+    """A few lines for every run. Returns the exit status: 1 when there is no run."""
+    given = places.find(words, state_dir)
+    found = runs.chosen(given.places, given.names, whole=True)
+    reports = [report_of(run) for run in found]
+    if as_json:
+        print(json.dumps(reports, indent=2))
+        return 0 if reports else 1
+    if not reports:
+        print(f"No run yet in {' or '.join(place.shown for place in given.places)}.", file=sys.stderr)
+        return 1
+    width = max(len(run.name) for run in found)
+    for place in given.places:
+        shown = [(run, report) for run, report in zip(found, reports, strict=True) if run.place == place]
+        if shown:
+            print(f"State folder: {place.shown}")
+        for run, report in shown:
+            for line in lines_of(run, report, width):
+                print(line)
+    return 0
+
+
+def report_of(run: KnownRun) -> dict[str, Any]:
+    """What `--json` prints for a run. None: not known."""
+    past, worker, summary = run.history, run.worker, run.summary or {}
+    report: dict[str, Any] = {
+        "run": run.name, "state": run.state, "state_dir": str(run.place.path), "supervised": run.supervised,
+        "pid": None if worker is None else worker.pid,
+        "since": None if worker is None else iso(worker.opened_s),
+    }  # fmt: skip
+    if past is not None:
+        report |= {name: getattr(past, name) for name in _KEPT}
+        report |= {"step": past.highest_step, "checkpoint_step": past.durable_step, "outcome": past.outcome}
+        report |= {"limit_bytes": past.limit_bytes or None, "gradient_checkpointing": past.gradient_checkpointing}
+        report["batch_size"] = past.batch_size
+    else:
+        report |= {name: summary.get(name) for name in ("step", "target_steps", "loss", "trips", "reason", "outcome")}
+        report["generation"] = len(summary.get("generations") or []) or None
+    return report | _live(run)
+
+
+def _live(run: KnownRun) -> dict[str, Any]:
+    """The figures of the newest reports and samples, and the last notice."""
+    if run.journal is None:
+        return {}
+    try:
+        steps, sample = run.journal.last_steps(run.name, STEPS_READ), run.journal.last_sample(run.name)
+        notice = run.journal.last_notice(run.name)
+    except JournalError as error:
+        print(f"{run.name}: {error}", file=sys.stderr)
+        return {}
+    figures: dict[str, Any] = {}
+    if steps:
+        last = steps[-1]
+        figures |= {key: last[key] for key in ("step", "loss", "batch_size", "accumulation", "learning_rate")}
+        figures |= {"step_at": iso(last["wall_s"]), **_speed(run, steps)}
+    if sample is not None and run.worker is not None and sample["generation"] == run.worker.generation:
+        figures["footprint_bytes"] = sample["footprint_bytes"]
+    if notice is not None:
+        figures |= {"notice": notice["text"], "notice_at": iso(notice["wall_s"])}
+    return figures
+
+
+def _speed(run: KnownRun, steps: Sequence[Record]) -> dict[str, Any]:
+    """Tokens per second and the time left, as the supervisor computes them; {} without a worker."""
+    worker, past = run.worker, run.history
+    if worker is None or past is None:
+        return {}
+    rate = Rate()
+    for row in steps:
+        if row["generation"] == worker.generation and row["wall_s"] >= steps[-1]["wall_s"] - 2 * WINDOW_S:
+            rate.add(_report(row))
+    speed = rate.speed(past.target_steps)
+    if speed is None:
+        return {}
+    return {f"{speed.unit}_per_s": round(speed.per_s, 3), "eta_s": speed.left_s}
+
+
+def _report(row: Record) -> StepReport:
+    names = ("generation", "step", "tokens", "samples", "learning_rate", "seconds", "batch_size", "accumulation")
+    values: dict[str, Any] = {name: row[name] or 0 for name in names}
+    return StepReport(at_s=row["wall_s"], loss=row["loss"] or 0.0, active_bytes=0, cache_bytes=0, **values)
+
+
+def lines_of(run: KnownRun, report: dict[str, Any], width: int) -> list[str]:
+    """The lines for a person: state and progress, then why or what happened last."""
+    live = run.state in LIVE
+    extra = report | {"phase": None}
+    if not live:
+        extra |= {"eta_s": None, "footprint_bytes": None}
+    details = [] if run.state == "not started" else details_of(extra)
+    if live and report.get("tokens_per_s"):
+        details.insert(min(1, len(details)), f"{report['tokens_per_s']:,.0f} tokens/s")
+    head = [f"{run.name:<{width}}  {run.state:<11}", *([_worker(report)] if live else [])]
+    lines = ["  ".join([*head, ", ".join(details)]).rstrip()]
+    if run.state == "interrupted":
+        lines.append("  its supervisor ended without finishing it; start it again to resume from the last checkpoint")
+    reason = report.get("error") or report.get("reason")
+    if not live and reason:
+        lines.append(f"  {reason}")
+    if live and report.get("notice"):
+        lines.append(f"  {clock(_wall_s(report['notice_at']))}  {report['notice']:.300}")
+    return lines
+
+
+def _worker(report: dict[str, Any]) -> str:
+    up_s = max(time.time() - _wall_s(report["since"]), 0.0)
+    return f"generation {report.get('generation')}, pid {report['pid']}, up {duration(up_s)}"
+
+
+def _wall_s(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

@@ -1,0 +1,215 @@
+"""`status`, `logs`, `history` and `compare` read a run's journal and folder; no supervisor is needed."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.process import harness
+
+from mlx_supervisor.cli.offline.compare import compare
+from mlx_supervisor.cli.offline.history import history
+from mlx_supervisor.cli.offline.logs import logs
+from mlx_supervisor.cli.offline.places import UsageError
+from mlx_supervisor.cli.offline.status import status
+
+
+@pytest.fixture
+def home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder that is also the current one."""
+    monkeypatch.delenv("MLX_SUPERVISOR_STATE_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "s"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Path]:
+    """A folder with a run that completed in its second generation."""
+    with tempfile.TemporaryDirectory(prefix="off") as name:
+        settings = harness.write_settings(Path(name), args={"mode": "self_kill", "at_step": 8})
+        assert harness.run(settings).process.returncode == 0
+        yield Path(name)
+
+
+@pytest.fixture
+def finished(template: Path, home: Path) -> Path:
+    """The settings file of a completed run."""
+    shutil.copytree(template, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock"))
+    return home / "settings.toml"
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = json.loads((finished.parent / "state/runs/run/summary.json").read_text())
+    assert status([], None, as_json=False) == 0
+    shown = printed(capsys)
+    assert f"State folder: {finished.parent.resolve()}/state (settings: {finished})" in shown
+    assert "run  completed    step 20/20, loss " in shown
+
+    assert history([], None, as_csv=False, as_json=True) == 0
+    (found,) = json.loads(printed(capsys))
+    assert (found["run"], found["state"], found["step"], found["trips"]) == ("run", "completed", 20, 0)
+    for each, record in zip(found["generations"], summary["generations"], strict=True):
+        assert {"exit": each["exit"]} == {"exit": record["ended"]}
+        assert {key: each[key] for key in record if key != "ended"} == {
+            key: value for key, value in record.items() if key != "ended"
+        }
+    assert found["generations"][-1]["loss"] == pytest.approx(summary["loss"])
+
+    assert history([], None, as_csv=True, as_json=False) == 0
+    rows = list(csv.DictReader(io.StringIO(printed(capsys))))
+    assert [row["generation"] for row in rows] == ["1", "2"]
+    assert rows[0]["exit"] == "signal 9"
+    assert rows[0]["started"] <= rows[0]["ended"] <= rows[1]["started"]
+
+    assert history([], None, as_csv=False, as_json=False) == 0
+    table = printed(capsys).splitlines()
+    assert table[0].startswith("run: completed, step 20 of 20, loss ")
+    assert table[-1].endswith("completed (exit code 0)")
+
+
+def test_without_its_settings_file(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished.unlink()
+    assert status([], None, as_json=False) == 1, "nothing leads to the folder"
+    assert "No run yet in" in capsys.readouterr().err
+    assert status(["run"], finished.parent / "state", as_json=True) == 0
+    assert [run["state"] for run in json.loads(printed(capsys))] == ["completed"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "cut", "another program's", "newer"])
+def test_a_journal_that_cannot_be_read(finished: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    journal = finished.parent / "state/journal.db"
+    content = journal.read_bytes()
+    journal.unlink()
+    if damage == "garbage":
+        journal.write_bytes(b"garbage")
+    elif damage == "cut":
+        journal.write_bytes(content[: len(content) // 2])
+    elif damage != "missing":
+        with closing(sqlite3.connect(journal)) as connection:
+            connection.execute("CREATE TABLE t (x)")
+            connection.execute(f"PRAGMA user_version = {99 if damage == 'newer' else 0}")
+    before = journal.read_bytes() if journal.exists() else None
+    assert status([], None, as_json=False) == 0
+    shown = capsys.readouterr()
+    assert "run  completed    step 20/20" in shown.out, "from summary.json"
+    assert str(journal.resolve()) in shown.err
+    assert history([], None, as_csv=False, as_json=False) == 0
+    assert compare(("run", "run"), None, as_json=False) == 0
+    assert before == (journal.read_bytes() if journal.exists() else None), "reading must not repair"
+
+
+def test_while_it_runs_and_after_its_supervisor_died(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = harness.write_settings(home, args={"delay_s": 0.05}, steps=10_000)
+    with harness.Foreground(settings) as foreground:
+        foreground.until("Ready at step 0")
+        harness.eventually(lambda: harness.journaled_steps(home) > 3)
+        assert status([], None, as_json=True) == 0
+        (live,) = json.loads(printed(capsys))
+        assert (live["state"], live["generation"], live["target_steps"]) == ("running", 1, 10_000)
+        assert live["step"] >= 3
+        assert live["footprint_bytes"] > 0
+        assert status([], None, as_json=False) == 0
+        assert f"generation 1, pid {live['pid']}, up " in printed(capsys)
+        assert history([], None, as_csv=False, as_json=False) == 0
+        assert printed(capsys).rstrip().endswith("running")
+        foreground.process.kill()
+        foreground.process.wait()
+        harness.eventually(lambda: status([], None, as_json=True) == 0 and '"interrupted"' in printed(capsys))
+        assert status([], None, as_json=False) == 0
+        assert "its supervisor ended without finishing it; start it again to resume" in printed(capsys)
+
+
+def test_logs_end_with_what_was_written_last(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished.parent / "state/runs/run/logs"
+    written = (folder / "stdout.log").read_text().splitlines()
+    assert logs([], None, follow=False, stderr=False, lines=3) == 0
+    assert printed(capsys).splitlines() == written[-3:]
+    (folder / "stdout.log").rename(folder / "stdout.log.1")
+    (folder / "stdout.log").write_text("newest\n")
+    assert logs(["run"], None, follow=False, stderr=False, lines=2) == 0
+    assert printed(capsys).splitlines() == [written[-1], "newest"]
+    (folder / "stderr.log").write_text("a traceback\n")
+    assert logs([str(finished), "run"], None, follow=False, stderr=True, lines=5) == 0
+    assert printed(capsys) == "a traceback\n"
+    shutil.rmtree(folder)
+    assert logs([], None, follow=False, stderr=False, lines=3) == 1
+    assert "no log yet; run is completed" in capsys.readouterr().err
+
+
+def test_two_runs_are_compared(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = finished.parent / "other"
+    other.mkdir()
+    settings = harness.write_settings(other, args={"mode": "normal"}, steps=15)
+    assert harness.run(settings).process.returncode == 0
+    assert compare((str(finished), str(settings)), None, as_json=True) == 0
+    found = json.loads(printed(capsys))
+    assert found["settings"] == {
+        "steps": [20, 15],
+        "task.args.mode": ["self_kill", "normal"],
+        "task.args.at_step": [8, None],
+    }
+    first, second = found["runs"]
+    assert (first["step"], first["restarts"], second["step"], second["restarts"]) == (20, 1, 15, 0)
+    assert found["losses"][-1]["last_step"] == 15
+    assert compare(("run", f"{settings}:run"), None, as_json=False) == 0
+    shown = printed(capsys)
+    assert ["steps", "20", "15"] in [line.split() for line in shown.splitlines()]
+    assert ["restarts", "1", "0"] in [line.split() for line in shown.splitlines()]
+    copied = shutil.copytree(other / "state/runs/run", finished.parent / "copied")
+    assert compare(("run", str(copied / "summary.json")), None, as_json=False) == 0
+    assert "no common steps in the journals" in printed(capsys)
+    assert compare((str(other / "state"), str(other / "state/runs/run")), None, as_json=False) == 0
+    shown = printed(capsys)
+    assert "Settings: equal" in shown
+    assert "equal in every bit at all 15 common steps" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["nothere"], "no run 'nothere' in"),
+        (["nothere.toml"], "no such file"),
+    ],
+)
+def test_what_does_not_exist_is_named(finished: Path, words: list[str], expected: str) -> None:
+    with pytest.raises((UsageError, ValueError), match=expected):
+        status(words, None, as_json=False)
+
+
+def test_several_runs_must_be_named(home: Path) -> None:
+    settings = harness.write_settings(home, args={})
+    text = settings.read_text()
+    settings.write_text(text + text[text.index("[runs.run]") :].replace("runs.run", "runs.other"))
+    with pytest.raises(UsageError, match=r"several runs: run in .*; other in .*; name one"):
+        logs([], None, follow=False, stderr=False, lines=1)
+
+
+def test_a_settings_file_of_any_name_here_is_found(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished.rename(finished.with_name("mine.toml"))
+    (finished.parent / "pyproject.toml").write_text('[project]\nname = "x"\n')
+    assert status([], None, as_json=True) == 0
+    assert [run["run"] for run in json.loads(printed(capsys))] == ["run"]
+
+
+def test_the_command_line(finished: Path) -> None:
+    environment = dict(os.environ)
+    command = [sys.executable, "-m", "mlx_supervisor"]
+    done = subprocess.run([*command, "status"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "run  completed" in done.stdout) == (0, True)
+    done = subprocess.run([*command, "logs", "x.toml"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "x.toml: no such file" in done.stderr) == (2, True)
