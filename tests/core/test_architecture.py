@@ -30,6 +30,7 @@ LAYERS = {
             "control.handlers",
             "control.transport",
             "daemon",
+            "cli.request",
             "cli",
             "cli.ctl",
             "cli.offline",

@@ -6,21 +6,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mlx_supervisor.cli.run import EXIT_WRONG_SETTINGS, choose
+from mlx_supervisor.cli.request.request import RunRequest
+from mlx_supervisor.cli.run import EXIT_WRONG_SETTINGS
 from mlx_supervisor.core.actions import Spawn
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.host.memory import machine_bytes
 from mlx_supervisor.process.launch import write_job
-from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.settings.schema import SettingsError
 from mlx_supervisor.settings.to_policy import limit_bytes
 
 
-def run_bare(file: Path, name: str | None, state_dir: Path | None) -> int:
+def run_bare(request: RunRequest) -> int:
     """Run in a temporary folder and print how it ended. Returns the worker's exit code, or 128 + its signal."""
     try:
-        settings = read_settings(file, state_dir)
-        chosen = choose(settings, name)
+        settings, chosen = request.read()
         limit = limit_bytes(settings.runs[chosen], machine_bytes(), f"runs.{chosen}")
     except SettingsError as error:
         print(error, file=sys.stderr)

@@ -28,6 +28,8 @@ def _typer_app() -> None:
 
     import mlx_supervisor
     from mlx_supervisor.cli.offline.app import add_commands
+    from mlx_supervisor.cli.request.options import takes_run
+    from mlx_supervisor.cli.request.request import RunRequest
 
     app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=mlx_supervisor.__doc__)
 
@@ -44,33 +46,42 @@ def _typer_app() -> None:
     ) -> None:
         """Supervise MLX training runs: checkpoint and restart them before memory runs out, and after crashes."""
 
-    @app.command()
+    @app.command("train", help="The same as run.")
+    @app.command("run")
+    @takes_run
     def run(
-        file: Annotated[Path, typer.Argument(help="The settings file (TOML).")],
-        name: Annotated[str | None, typer.Argument(help="The run, if the file has several.")] = None,
+        request: RunRequest,
         json: Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON at the end.")] = False,
         fresh: Annotated[
             bool, typer.Option("--fresh", help="Start over; keep the old folder as NAME.previous.")
         ] = False,
-        state_dir: Annotated[Path | None, typer.Option(help="Folder for checkpoints, logs and the journal.")] = None,
         bare: Annotated[
             bool, typer.Option("--bare", help="Run without supervision, under the same memory limit.")
         ] = False,
     ) -> None:
-        """Run one training in the foreground, with live progress. Exit status 0: completed."""
+        """Train in the foreground, with live progress. FILE is an mlx_lm configuration file or a settings file."""
         from mlx_supervisor.cli.bare import run_bare
         from mlx_supervisor.cli.run import run as run_supervised
 
-        if bare:
-            sys.exit(run_bare(file, name, state_dir))
-        sys.exit(run_supervised(file, name, state_dir=state_dir, as_json=json, fresh=fresh))
+        sys.exit(run_bare(request) if bare else run_supervised(request, as_json=json, fresh=fresh))
 
-    @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    @app.command("init")
+    @takes_run
+    def init(
+        request: RunRequest,
+        output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("settings.toml"),
+    ) -> None:
+        """Write a commented settings file. With FILE or options of mlx_lm: for that run; else one to complete."""
+        from mlx_supervisor.cli.request.init import write_settings
+
+        sys.exit(write_settings(request, output))
+
+    @app.command("serve", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     def serve(context: typer.Context) -> None:
-        """Run the daemon in the foreground, as launchd and systemd expect."""
+        """Run the daemon in the foreground."""
         from mlx_supervisor.cli.serve import serve as serve_daemon
 
         sys.exit(serve_daemon(context.args))
 
     add_commands(app)
-    app()
+    app(prog_name="mlx-supervisor")

@@ -2,16 +2,15 @@
 
 import asyncio
 import json
-import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TextIO, cast
 
 from rich.console import Console
 
 from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
 from mlx_supervisor.cli.nonblocking_stream import NonblockingStream
+from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.signals import handle_signals
 from mlx_supervisor.cli.summary_text import print_summary, was_refused
 from mlx_supervisor.control.transport.unix_socket import SocketFileError
@@ -19,7 +18,6 @@ from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.daemon.service import Service
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs import daemon_log
-from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.state_dir import StateDir, StateDirError
 
@@ -29,13 +27,12 @@ EXIT_WRONG_SETTINGS = 2
 EXIT_INTERRUPTED = 130
 
 
-def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, fresh: bool) -> int:
+def run(request: RunRequest, *, as_json: bool, fresh: bool) -> int:
     """Run to the end; returns the exit code (`EXIT_…`). With `as_json`, everything but the JSON line goes to stderr."""
     stream = NonblockingStream(sys.stderr if as_json else sys.stdout)
     console = Console(file=cast(TextIO, stream), highlight=False, soft_wrap=True, markup=False, emoji=False)
     try:
-        settings = read_settings(file, state_dir)
-        chosen = choose(settings, name)
+        settings, chosen = request.read()
         if fresh and f"{chosen}.previous" in settings.runs:
             problem = f"runs: {chosen}.previous is the folder to which --fresh moves {chosen}; rename that run"
             raise SettingsError([problem], settings.path)
@@ -54,30 +51,13 @@ def run(file: Path, name: str | None, *, state_dir: Path | None, as_json: bool, 
     folder = state.path / "runs" / chosen
     stream.settle()
     if not was_refused(summary):
-        print_summary(console, summary, folder, resume_command(file, name, state_dir))
+        print_summary(console, summary, folder, request.command())
     if as_json:
         line = NonblockingStream(sys.stdout)
         line.settle()
         line.write(json.dumps(summary, allow_nan=False) + "\n")
         line.flush()
     return _exit_code(summary, interrupted)
-
-
-def resume_command(file: Path, name: str | None, state_dir: Path | None) -> str:
-    """The command line that resumes a run started with these arguments, quoted for a shell."""
-    words = ["mlx-supervisor", "run", str(file), *([name] if name else [])]
-    return shlex.join(words + ([] if state_dir is None else ["--state-dir", str(state_dir)]))
-
-
-def choose(settings: Settings, name: str | None) -> str:
-    """The run to use. Raises SettingsError when there is no such run, or several and no name is given."""
-    names = list(settings.runs)
-    if name is None and len(names) == 1:
-        return names[0]
-    if name in settings.runs:
-        return str(name)
-    found = "no name given" if name is None else f"no run {name!r}"
-    raise SettingsError([f"runs: {found}; allowed: {', '.join(names)}"], settings.path)
 
 
 def _exit_code(summary: dict[str, Any], interrupted: bool) -> int:

@@ -9,7 +9,7 @@ from rich.console import Console
 from tests.core.machine.timeline import MachineTimeline
 
 from mlx_supervisor.cli.display import memory_text, progress_text
-from mlx_supervisor.cli.run import resume_command
+from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.summary_text import print_summary
 from mlx_supervisor.cli.time_left import time_left
 from mlx_supervisor.core.memory.growth import Growth
@@ -107,9 +107,11 @@ def printed(outcome: str, generations: int, **changes: object) -> list[str]:
 
 
 def test_the_command_that_resumes_can_be_pasted_into_a_shell() -> None:
-    command = resume_command(Path("my runs/a.toml"), "night", Path("/tmp/state"))
+    command = RunRequest(Path("my runs/a.toml"), "night", Path("/tmp/state")).command()
     assert command == "mlx-supervisor run 'my runs/a.toml' night --state-dir /tmp/state"
-    assert resume_command(Path("a.toml"), None, None) == "mlx-supervisor run a.toml"
+    assert RunRequest(Path("a.toml")).command() == "mlx-supervisor run a.toml"
+    typed = RunRequest(None, "b", None, {"model": "my model", "iters": 5, "mask_prompt": True}, "0.7").command()
+    assert typed == ("mlx-supervisor run --name b --model 'my model' --iters 5 --mask-prompt --memory-limit 0.7")
 
 
 def test_a_stopped_run_shows_its_generations_and_how_to_resume() -> None:

@@ -1,0 +1,132 @@
+"""`mlx-supervisor init`: writes a settings file to start from."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx_supervisor.cli.request.options import EXIT_USAGE
+from mlx_supervisor.cli.request.request import RunRequest
+from mlx_supervisor.settings.configuration import UNNAMED, is_configuration, valid_name
+from mlx_supervisor.settings.schema import SettingsError, TaskSettings
+from mlx_supervisor.settings.validation import join
+
+_TEMPLATE = """\
+# Settings of mlx-supervisor. Lines that begin with "#" are off; docs/settings.md has every key.
+# Relative paths start at this file's folder.
+{state_dir}
+[{run}]
+# steps = 1000                # updates in total; {origin}
+# seed = 0                    # order of the samples and random numbers; {origin}
+# deterministic = true        # CUDA: the same bits in every run, about 20 % slower
+# stop_on_not_finite = false  # keep training after a NaN loss, as mlx_lm does
+# autostart = true            # start together with `mlx-supervisor serve`
+
+[{run}.task]
+{task}
+[{run}.batch]
+# size = 4                    # samples in memory at once; {origin}
+# accumulation = 2            # micro-batches per update; needs size
+# minimum = 1                 # a memory trip never halves below this
+# grow_after_steps = 200      # healthy updates before a halved micro-batch doubles again
+# preserve_effective = false  # a halved micro-batch also halves the effective batch: another loss curve
+
+[{run}.memory]
+{limit}
+# gradient_checkpointing = "always"  # less memory, slower; unset: only where the run would fail otherwise
+
+[{run}.checkpoint]
+# every_steps = 100           # unset: as often as costs at most 1 % of the time
+# keep = 3                    # how many checkpoints are kept
+# keep_best = true            # also keep the one with the lowest validation loss
+
+[{run}.restart]
+# max_without_progress = 3    # generations without a new checkpoint after which the run fails
+# hang_timeout_s = 600        # seconds without a report that count as a hang; unset: derived
+"""
+
+
+_SKELETON = """\
+kind = "mlx_lm"
+config = "lora.yaml"          # your configuration file of mlx_lm.lora
+# For your own training loop, instead of the two lines above (docs/python-task.md); it also needs `steps`:
+# kind = "python"
+# entry = "my_task:build"     # "module:function" beside this file
+# args = { layers = 4 }       # arguments of the function
+"""
+_LIMIT = '# limit = "18 GiB"            # a size or a share of the machine\'s memory; unset: 0.8'
+
+
+def write_settings(request: RunRequest, output: Path) -> int:
+    """Write the settings file and print what to do next. Returns the exit status: 2 when nothing was written."""
+    output = output.expanduser()
+    try:
+        text = settings_text(request, output)
+        _write_new(output, text)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    print(f"Wrote {output}. Run it with: {RunRequest(output).command()}")
+    return 0
+
+
+def settings_text(request: RunRequest, output: Path) -> str:
+    """The settings for what `mlx-supervisor run` does with this request; only values other than defaults are active.
+
+    Without a file and options: a skeleton to complete, with both kinds of task. Raises SettingsError.
+    """
+    if request.file is not None and not is_configuration(request.file):
+        raise SettingsError(["allowed: a configuration file of mlx_lm.lora, NAME.yaml or NAME.yml"], request.file)
+    if request.file is None and not request.options:
+        run, task, limit = join("runs", valid_name(request.name or UNNAMED)), _SKELETON, None
+        origin = "the configuration file"
+    else:
+        settings, name = request.read()
+        run, task = join("runs", name), _task(settings.runs[name].task, output)
+        limit = None if request.memory_limit is None else settings.runs[name].memory.limit
+        origin = "mlx_lm" if request.file is None else request.file.name
+    return _TEMPLATE.format(
+        run=run,
+        task=task,
+        origin=f"unset: {origin} decides",
+        state_dir="" if request.state_dir is None else f"state_dir = {_toml(str(request.state_dir.absolute()))}\n",
+        limit=_LIMIT if limit is None else f"limit = {_toml(limit)}",
+    )
+
+
+def _task(task: TaskSettings, output: Path) -> str:
+    lines = ['kind = "mlx_lm"']
+    if task.config is not None:
+        lines.append(f"config = {_toml(_relative(Path(task.config), output))}")
+    active = "" if task.options else "# "
+    lines.append(
+        f"{active}options = {_toml(task.options or {'iters': 200})}  # keys of mlx_lm.lora; they override the file"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _relative(path: Path, output: Path) -> str:
+    """A path as the settings file names it: relative to its folder where that is below it."""
+    folder = output.absolute().parent
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are the same in TOML
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that must not exist yet. Raises SettingsError."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise SettingsError(["the file exists and is kept; choose another with -o FILE"], path) from None
+    except OSError as error:
+        raise SettingsError([f"cannot be written: {error.strerror}"], path) from None
