@@ -19,7 +19,7 @@ from mlx_worker.supervision.lifeline import watch_supervisor
 from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.raised import errors_of
 from mlx_worker.supervision.stop import StopFlag, install_signals
-from mlx_worker.training import determinism
+from mlx_worker.training import determinism, inputs
 
 
 def main() -> NoReturn:
@@ -49,9 +49,10 @@ def main() -> NoReturn:
 def _run(job: wire.Job, link: Link, stop: StopFlag) -> int:
     try:
         determinism.prepare(job.deterministic)
+        found = inputs.read(job)
         from mlx_worker.training import loop  # after the hello: importing MLX takes seconds
 
-        ending = loop.run(job, link, stop)
+        ending = loop.run(job, link, stop, found)
     except BaseException as error:  # the user's code may raise anything, SystemExit included
         return _report(error, link)
     outcome = "completed" if ending.completed else "stopped"

@@ -36,7 +36,9 @@ def test_every_option_of_mlx_lm_is_known_and_documented():
 
 
 def test_an_option_that_mlx_lm_gains_is_refused_by_name(tmp_path, monkeypatch):
-    from mlx_worker.tasks.mlx_lm.config import CONFIG_DEFAULTS, load_config
+    from mlx_lm.lora import CONFIG_DEFAULTS
+
+    from mlx_worker.tasks.mlx_lm.config import load_config
 
     monkeypatch.setitem(CONFIG_DEFAULTS, "quantum_leap", False)
     load_config(str(write(tmp_path, "silent")), str(tmp_path))
@@ -64,7 +66,7 @@ def test_the_test_set_is_evaluated_at_the_end(llama_dir, tmp_path, capsys, monke
 
 
 def test_adapters_are_saved_as_often_as_the_file_says(llama_dir, tmp_path, monkeypatch):
-    from mlx_worker.tasks.mlx_lm.config import CONFIG_DEFAULTS
+    from mlx_lm.lora import CONFIG_DEFAULTS
 
     monkeypatch.setitem(CONFIG_DEFAULTS, "save_every", 1)
     run_worker(llama_dir, write(tmp_path, "silent", iters=2), tmp_path / "silent")

@@ -26,6 +26,7 @@ from mlx_worker.supervision.hang_watchdog import HangWatchdog
 from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task, Update
+from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
 from mlx_worker.training.commands import Commands
 from mlx_worker.training.drills import Drills
 from mlx_worker.training.evaluation import Evaluation
@@ -57,19 +58,19 @@ class Plan:
     steps: int
 
 
-def run(job: wire.Job, link: Link, stop: StopFlag) -> TrainingResult:
-    """Load, train until the last step or a stop, save, return the result.
+def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = None) -> TrainingResult:
+    """Load, train until the last step or a stop, save, return the result. `inputs`: read already, before MLX.
 
     Raises RefusedError, NotFiniteError, and errors of MLX and the task.
     """
     memory = CachePolicy(job.memory)
     commands = Commands(link, stop, memory)
     link.phase("load")
-    job = with_seed(job)
+    job = with_seed(job, inputs)
     drills = Drills(job.drill, job.generation)
     drills.slow_start(stop)
     seed_generators(job.seed)
-    task = build_task(job)
+    task = build_task(job, inputs)
     if not tree_flatten(task.model.trainable_parameters()):
         raise RefusedError("Task.model has no trainable parameters; unfreeze at least one")
     mx.eval(task.model.state)
@@ -78,17 +79,15 @@ def run(job: wire.Job, link: Link, stop: StopFlag) -> TrainingResult:
     return Trainer(job, task, plan, memory, commands, drills).run()
 
 
-def with_seed(job: wire.Job) -> wire.Job:
+def with_seed(job: wire.Job, inputs: LoraInputs | None = None) -> wire.Job:
     """The job with its task's seed, where the job leaves the seed to the task. Raises RefusedError."""
     if not job.seed_from_task:
         return job
-    from mlx_worker.tasks.mlx_lm.config import load_config
-
-    config = load_config(job.task.config, job.task.base_dir, job.task.options, job.task.options_from)
+    config = (inputs or read_inputs(job)).config
     return msgspec.structs.replace(job, seed=config.values.seed)
 
 
-def build_task(job: wire.Job) -> Task:
+def build_task(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
     """The job's task. Raises RefusedError."""
     if job.task.kind == "python":
         from mlx_worker.tasks import python
@@ -96,7 +95,7 @@ def build_task(job: wire.Job) -> Task:
         return python.build(job)
     from mlx_worker.tasks.mlx_lm.task import build
 
-    return build(job)
+    return build(job, inputs)
 
 
 def plan_of(job: wire.Job, task: Task) -> Plan:

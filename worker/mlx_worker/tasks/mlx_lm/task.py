@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,29 +23,32 @@ from mlx_supervisor import wire
 from mlx_worker.data import padding
 from mlx_worker.memory import gradient_checkpointing
 from mlx_worker.task import EvaluationContext, Task
-from mlx_worker.tasks.mlx_lm.config import OPTIMIZERS, LoraConfig, load_config
+from mlx_worker.tasks.mlx_lm import lora_keys
+from mlx_worker.tasks.mlx_lm.config import LoraConfig
 from mlx_worker.tasks.mlx_lm.data import TokenizedSamples, count_notes, load_all
+from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
+from mlx_worker.tasks.mlx_lm.optimizing import OPTIMIZERS
 from mlx_worker.tasks.mlx_lm.reports import start_reports
 
-_OPTIMIZERS: dict[str, Any] = {
+OPTIMIZER_CLASSES: dict[str, Any] = {
     "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor,
 }  # fmt: skip
 NEVER_BYTES = 2**62
 """A threshold that no cache reaches: by default mlx_lm clears the cache after every batch of an evaluation."""
-assert set(_OPTIMIZERS) == set(OPTIMIZERS)
+assert set(OPTIMIZER_CLASSES) == set(OPTIMIZERS)
 
 
-def build(job: wire.Job) -> Task:
-    """Load everything that `mlx_lm.lora --train` loads. Raises RefusedError."""
+def build(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
+    """Load everything that `mlx_lm.lora --train` loads. `inputs`: read already. Raises RefusedError."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # as mlx_lm.lora does
-    config = load_config(job.task.config, job.task.base_dir, job.task.options, job.task.options_from)
+    inputs = inputs or read_inputs(job)
+    config, source = inputs.config, inputs.source
     values = config.values
     optimizer = _optimizer(config)
-    source = _model_source(config)
     print(f"loading {source}", flush=True)
     model, tokenizer = _load_model(config, source)
-    data = load_all(config, tokenizer)
-    counted = count_notes(data, config) if job.generation == 1 else []
+    data = load_all(config, tokenizer, inputs.files)
+    found = [*lora_keys.notes(config, model), *count_notes(data, config)] if job.generation == 1 else []
     steps = values.iters // values.grad_accumulation_steps
     reports = start_reports(config, Path(job.run_dir), job.steps or steps)
     mx.random.seed(job.seed)
@@ -76,7 +80,7 @@ def build(job: wire.Job) -> Task:
         fingerprint=data.digest,
         fixed=_fixed(config, source),
         free=_free(config),
-        notes=[*_notes(config, job, data.valid is not None), *counted, *reports.notes],
+        notes=[*_notes(config, job, data.valid is not None), *found, *reports.notes],
     )
 
 
@@ -124,44 +128,35 @@ def _optimizer(config: LoraConfig) -> Any:
     except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
         raise config.refuse("lr_schedule", f"{type(error).__name__}: {error}") from error
     try:
-        return _OPTIMIZERS[name](learning_rate=rate, **(values.optimizer_config.get(name) or {}))
+        return OPTIMIZER_CLASSES[name](learning_rate=rate, **(values.optimizer_config.get(name) or {}))
     except (TypeError, ValueError) as error:
         raise config.refuse(f"optimizer_config.{name}", str(error)) from error
 
 
-def _model_source(config: LoraConfig) -> str:
-    """A local model folder, or a name that mlx_lm looks up on the hub. Raises RefusedError."""
-    name = config.values.model
-    folder = config.resolve(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise config.refuse("model", f"expected a model folder, but {folder} has no config.json")
-        if not list(folder.glob("model*.safetensors")):
-            raise config.refuse("model", f"expected a model folder, but {folder} has no model*.safetensors")
-        return str(folder)
-    if folder.exists():
-        raise config.refuse(
-            "model", f"expected a folder with config.json and model*.safetensors, found the file {folder}"
-        )
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise config.refuse("model", f"no such folder: {folder}")
-    return str(name)
-
-
 def _load_model(config: LoraConfig, source: str) -> tuple[Any, Any]:
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     trust = {"trust_remote_code": config.values.trust_remote_code}
     try:
         model, tokenizer = load(source, tokenizer_config=trust, **trust)[:2]
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise config.refuse("model", f"{source} is neither a folder nor a model on the hub: {error}") from error
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
-        raise config.refuse("model", f"cannot load {source}: {type(error).__name__}: {error}") from error
-    except RuntimeError as error:
-        if "safetensors" not in str(error):  # for example, the device is out of memory
-            raise
-        raise config.refuse("model", f"cannot load {source}: {error}") from error
+        text = f"{source} is neither a folder (there is no {config.resolve(source)}) nor a model on the hub: {error}"
+        raise config.refuse("model", text) from error
+    except LocalEntryNotFoundError as error:
+        text = f"there is no folder {config.resolve(source)}, and the hub cannot be reached for {source}: {error}"
+        raise config.refuse("model", text) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        functions = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if "load_tokenizer" in functions:
+            raise config.refuse("model", f"cannot load the tokenizer of {source}: {text}") from error
+        if isinstance(error, ValueError) and "load_weights" in functions:
+            raise config.refuse("model", f"the weights in {source} do not fit its config.json: {error}") from error
+        if isinstance(error, ValueError | TypeError | KeyError | FileNotFoundError) or "safetensors" in str(error):
+            raise config.refuse("model", f"cannot load {source}: {text}") from error
+        raise  # for example, the device is out of memory
     return model, tokenizer
 
 
@@ -175,6 +170,7 @@ def _prepare_layers(config: LoraConfig, model: Any) -> None:
         for layer in model.layers[-max(values.num_layers, 0) :]:
             layer.unfreeze()
     else:
+        lora_keys.check(config, model)
         try:
             linear_to_lora_layers(
                 model, values.num_layers, values.lora_parameters, use_dora=values.fine_tune_type == "dora"
@@ -182,12 +178,11 @@ def _prepare_layers(config: LoraConfig, model: Any) -> None:
         except (KeyError, ValueError) as error:
             raise config.refuse("lora_parameters", str(error)) from error
     if not tree_flatten(model.trainable_parameters()):
-        key = "num_layers" if values.fine_tune_type == "full" else "lora_parameters.keys"
-        raise config.refuse(key, "selects no parameters to train")
+        full = values.fine_tune_type == "full"
+        key, hint = ("num_layers", "") if full else ("lora_parameters.keys", f"; {lora_keys.described(model)}")
+        raise config.refuse(key, f"selects no parameters to train{hint}")
     if values.resume_adapter_file is not None:
         path = config.resolve(values.resume_adapter_file)
-        if not path.is_file():
-            raise config.refuse("resume_adapter_file", f"no such file: {path}")
         model.load_weights(str(path), strict=False)
 
 
@@ -276,6 +271,8 @@ def _notes(config: LoraConfig, job: wire.Job, validates: bool) -> list[str]:
             f"{config.path.name}: grad_checkpoint with lora_parameters.dropout gives wrong gradients: MLX's backward "
             "pass draws a different dropout mask than its forward pass"
         )
+    if values.fine_tune_type != "full" and "alpha" in values.lora_parameters:
+        notes.append(f"{config.path.name}: lora_parameters.alpha is ignored, as in mlx_lm.lora, which uses scale")
     if not validates:
         notes.append("no validation: there are no validation samples (valid.jsonl)")
     return notes
