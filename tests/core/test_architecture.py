@@ -40,7 +40,7 @@ LAYERS = {
     ],
     "mlx_worker": [
         *("errors", "task", "memory", "data", "supervision", "autopsy", "checkpoint", "tasks", "tasks.mlx_lm"),
-        *("training", "__main__"),
+        *("training", "export", "__main__"),
     ],
 }
 """Packages, lowest first. A package may import those before it and itself, never one after it."""

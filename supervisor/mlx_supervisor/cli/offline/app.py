@@ -60,6 +60,21 @@ def add_commands(app: typer.Typer) -> None:
 
         _exit(lambda: show((a, b), state_dir, as_json=json))
 
+    @app.command()
+    def export(
+        words: Words = None,
+        step: Annotated[int | None, typer.Option("--step", metavar="N", help="Default: the newest checkpoint.")] = None,
+        output: Annotated[
+            Path | None, typer.Option("-o", "--output", metavar="FOLDER", help="NAME-step-N here if left out.")
+        ] = None,
+        force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+        state_dir: StateDir = None,
+    ) -> None:
+        """Write the adapters of a checkpoint, as a run does at its end. Needs no daemon."""
+        from mlx_supervisor.cli.offline.export import export as write
+
+        _exit(lambda: write(words or [], state_dir, step=step, output=output, force=force))
+
 
 def _exit(command: Callable[[], int]) -> None:
     """Run a command, and exit with its status: 2 for wrong arguments or settings."""

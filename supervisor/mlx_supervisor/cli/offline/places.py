@@ -1,6 +1,8 @@
 """Which state folders and runs a command means."""
 
 import os
+import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ import platformdirs
 
 from mlx_supervisor.settings.configuration import COMMAND_LINE, is_configuration
 from mlx_supervisor.settings.default_state_dir import default_state_dir
-from mlx_supervisor.settings.paths import DEFAULT_FILE
+from mlx_supervisor.settings.paths import DEFAULT_FILE, resolve
 from mlx_supervisor.settings.reader import STATE_DIR_VARIABLE, read_settings
 from mlx_supervisor.settings.schema import SettingsError
 from mlx_supervisor.state_dir import PROJECTS
@@ -66,10 +68,26 @@ def place_of(path: Path, state_dir: Path | None = None) -> Place:
     """The state folder of a settings file, or the folder itself. Raises SettingsError."""
     if path.is_dir():
         return Place(path.expanduser().resolve())
-    settings = read_settings(path, state_dir)
+    try:
+        settings = read_settings(path, state_dir)
+    except SettingsError as error:
+        folder = state_dir or _named_in(path)
+        if folder is None or not is_state_dir(folder):
+            raise
+        print(f"{error}\nShowing what is in {folder}.", file=sys.stderr)
+        return Place(folder.resolve(), path.absolute())
     # without a settings file, an option of `run` may have named the run otherwise
     names = () if is_configuration(path) else tuple(settings.runs)
     return Place(settings.state_dir.resolve(), settings.path, names)
+
+
+def _named_in(path: Path) -> Path | None:
+    """The state folder of a settings file that is wrong otherwise; None if it cannot be read."""
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8")).get("state_dir")
+    except (OSError, ValueError):
+        return None
+    return resolve(value, path.absolute().parent) if isinstance(value, str) else default_state_dir(path)
 
 
 def is_state_dir(path: Path) -> bool:
