@@ -96,3 +96,16 @@ LIMIT = 3
 
 def frozen_not(seed):
     return build(seed)
+
+
+def reads_a_value(seed):
+    task = build(seed, dropout=0.0)
+    plain = task.loss
+    task.loss = lambda model, *arrays: plain(model, *arrays) * (2.0 if plain(model, *arrays).item() > 9 else 1.0)
+    return task
+
+
+def reads_a_value_uncompiled(seed):
+    task = reads_a_value(seed)
+    task.compile = False
+    return task

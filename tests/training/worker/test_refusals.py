@@ -25,7 +25,9 @@ def refusal(worker):
     [
         ("toy_task", "task.entry: expected \"package.module:function\", found 'toy_task'"),
         ("no_such_module:build", "cannot import no_such_module from"),
+        ("toy_tsk:build", f"from {HERE}: no file toy_tsk.py there; did you mean toy_task?"),
         ("toy_task:nothing", "has no 'nothing'"),
+        ("toy_task:bulid", "has no 'bulid'; did you mean build?"),
         ("toy_task:LIMIT", "must be a function that returns a Task, found int"),
         ("toy_task:not_a_task", "must return an mlx_worker.task.Task, found dict"),
         ("toy_task:frozen", "no trainable parameters"),
@@ -54,6 +56,16 @@ def test_a_loss_that_is_no_scalar(supervisor):
     worker = supervisor.run(supervisor.job(entry="toy_task:bad_loss"))
     assert worker.process.returncode == wire.EXIT_REFUSED
     assert "must return a scalar mean, or (scalar mean, weight); found an array of shape (8, 2)" in worker.bye.reason
+
+
+def test_a_loss_that_reads_values_cannot_be_compiled(supervisor):
+    worker = supervisor.run(supervisor.job(entry="toy_task:reads_a_value"), compiled=True)
+    assert worker.process.returncode == wire.EXIT_REFUSED
+    assert "Task.loss reads an array's value at " in worker.bye.reason
+    assert "toy_task.py:" in worker.bye.reason
+    assert worker.bye.reason.endswith("or return Task(…, compile=False)")
+    other = supervisor.run(supervisor.job(entry="toy_task:reads_a_value_uncompiled", steps=1), compiled=True)
+    assert other.process.returncode == wire.EXIT_COMPLETED
 
 
 def test_user_code_that_exits_is_a_failure(supervisor):

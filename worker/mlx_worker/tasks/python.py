@@ -11,7 +11,13 @@ import mlx.optimizers as optim
 
 from mlx_supervisor import wire
 from mlx_worker.errors import RefusedError
+from mlx_worker.supervision.raised import errors_of
 from mlx_worker.task import Task
+from mlx_worker.tasks.find_entry import check_entry
+from mlx_worker.tasks.suggest import did_you_mean
+
+_MISTAKES = (ImportError, SyntaxError, NameError, AttributeError, LookupError, TypeError, ValueError)
+"""Errors that importing a module raises every time; others, such as a full device, may pass."""
 
 
 def build(job: wire.Job) -> Task:
@@ -29,20 +35,22 @@ def build(job: wire.Job) -> Task:
 
 
 def _find(entry: str, base_dir: str) -> Callable[..., Any]:
-    module_name, colon, path = entry.partition(":")
-    if not (module_name and colon and path):
-        raise RefusedError(f'task.entry: expected "package.module:function", found {entry!r:.200}')
+    check_entry(entry, base_dir)
+    module_name, _, path = entry.partition(":")
     # First, as Python does for a script; this process's own modules are already imported.
     sys.path.insert(0, base_dir)
     try:
         found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise RefusedError(f"task.entry: cannot import {module_name} from {base_dir}: {error}") from error
-    except (SyntaxError, ValueError, TypeError) as error:
-        raise RefusedError(f"task.entry: cannot import {module_name}: {type(error).__name__}: {error}") from error
+    except _MISTAKES as error:
+        raised = errors_of(error)[0]
+        place = f" ({raised.file}:{raised.line})" if raised.file and not raised.file.startswith("<") else ""
+        text = f"{type(error).__name__}: {raised.message}{place}"
+        raise RefusedError(f"task.entry: cannot import {module_name} from {base_dir}: {text}") from error
     for name in path.split("."):
         if not hasattr(found, name):
-            raise RefusedError(f"task.entry: {module_name} ({_file_of(module_name)}) has no {path!r:.200}")
+            functions = [each for each in dir(found) if not each.startswith("_") and callable(getattr(found, each))]
+            near = did_you_mean(name, functions)
+            raise RefusedError(f"task.entry: {module_name} ({_file_of(module_name)}) has no {path!r:.200}{near}")
         found = getattr(found, name)
     if not callable(found):
         raise RefusedError(f"task.entry: {entry} must be a function that returns a Task, found {type(found).__name__}")

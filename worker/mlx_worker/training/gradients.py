@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_worker.errors import RefusedError
+from mlx_worker.supervision.raised import errors_of
 from mlx_worker.task import Task
 
 SHAPES_LIMIT = 64
@@ -93,7 +94,12 @@ class Gradients:
         return Applied(loss, weight, rate)
 
     def _loss(self, count: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
-        result = self._task.loss(self._task.model, *arrays)
+        try:
+            result = self._task.loss(self._task.model, *arrays)
+        except ValueError as error:
+            if not self._task.compile or not str(error).startswith(_READS_A_VALUE):
+                raise
+            raise RefusedError(_untraceable(error)) from error
         self.counts_tokens = isinstance(result, tuple | list)
         pair = tuple(result) if self.counts_tokens else (result, count)
         if len(pair) != 2 or not isinstance(pair[0], mx.array) or pair[0].size != 1:
@@ -152,6 +158,18 @@ class Gradients:
         means = tree_map(lambda total, like: (total / total_weight).astype(like.dtype), gradients, parameters)
         self._task.optimizer.update(self._task.model, means)
         return loss / weight, weight
+
+
+_READS_A_VALUE = "[eval] Attempting to eval an array during function transformations"
+
+
+def _untraceable(error: ValueError) -> str:
+    place = errors_of(error)[0]
+    where = f" at {place.file}:{place.line}" if place.file else ""
+    return (
+        f"Task.loss reads an array's value{where} (.item(), float(), if, print or numpy), which mx.compile cannot "
+        "trace: compute with arrays alone, or return Task(…, compile=False)"
+    )
 
 
 def _learning_rate(task: Task) -> mx.array | None:

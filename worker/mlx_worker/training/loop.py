@@ -112,8 +112,11 @@ def plan_of(job: wire.Job, task: Task) -> Plan:
     if samples == 0:
         raise RefusedError("Task.dataset is empty; at least 1 sample is needed")
     if effective > samples:
+        settings = f"[runs.{job.run}.batch] in the settings"
+        where = "Task.batch_size × Task.accumulation" if job.batch.size is None else settings
         raise RefusedError(
-            f"the effective batch of {effective} samples (batch.size = {size}) exceeds the dataset's {samples}"
+            f"the effective batch of {effective} samples (batch.size = {size}) exceeds the dataset's {samples}; use at "
+            f"most {samples} ({where})"
         )
     return Plan(size, effective, steps)
 
