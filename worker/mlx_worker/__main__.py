@@ -40,6 +40,7 @@ def main() -> NoReturn:
         watch_supervisor(stop, job.grace_s)
     link = Link(job.run, job.generation, None if arguments.bare else job.telemetry)
     link.hello()
+    link.phase("load")
     code = _run(job, link, stop)
     link.close()
     sys.stdout.flush()

@@ -65,6 +65,7 @@ class RunHistory:
     durable_before: int = 0
     tighter_steps: int | None = None
     limit_bytes: int = 0
+    proven_limit_bytes: int = 0
     failures: int = 0
     breaker_open: bool = False
     autopsy: list[str] = field(default_factory=list)
@@ -79,6 +80,7 @@ class RunHistory:
         self.generation_steps += 1
         self.generation_train_s += report.seconds
         self.loss = report.loss
+        self.proven_limit_bytes = min(self.proven_limit_bytes or self.limit_bytes, self.limit_bytes)
         if report.step <= self.highest_step:
             self.replayed_steps += 1
         else:
@@ -91,6 +93,11 @@ class RunHistory:
             self.tripped_sizes = []
             self.gradient_checkpointing = False
         self.limit_bytes = limit_bytes
+
+    def proven(self, limit_bytes: int) -> bool:
+        """Whether the run made a step under this limit or a lower one."""
+        proven_bytes = self.proven_limit_bytes or (self.limit_bytes if self.highest_step else 0)  # an older journal
+        return 0 < proven_bytes <= limit_bytes
 
     def add_active(self, seconds: float) -> None:
         """Time during which the run was not at rest."""
@@ -173,7 +180,10 @@ def _fits(value: object, kind: object) -> bool:
 
 @dataclass(slots=True)
 class Generation:
-    """The record of one generation."""
+    """The record of one generation.
+
+    `loading`: the worker reported that it loads, and nothing later. `held_bytes`: its footprint once loaded, else 0.
+    """
 
     generation: int
     started_s: float
@@ -186,6 +196,8 @@ class Generation:
     pid: int | None = None
     gradient_checkpointing: bool = False
     ready_step: int = 0
+    loading: bool = False
+    held_bytes: int = 0
     error: str = ""
     autopsy: list[str] = field(default_factory=list)
 

@@ -167,6 +167,26 @@ MEMORY = {
     """),
     "a limit below the model's size": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
+        phase load                  -> starting
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> fatal: close memory pressure, save, finish failed
+            | Failed at step 0: the limit of 2,200 MiB is too low for this run:
+            | it used 2,300 MiB before the model was loaded; raise memory.limit or choose a smaller model.
+    """),
+    "a limit below what the loaded model holds": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        phase load                  -> starting
+        sample 2150                 -> starting
+        ready                       -> running
+            | Little room: the worker holds 2,150 MiB before the first step; the limit is 2,200 MiB (memory.limit).
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> fatal: close memory pressure, save, finish failed
+            | Failed at step 0: the limit of 2,200 MiB is too low for this run:
+            | it used 2,150 MiB with the model loaded, before the first step; raise memory.limit or choose a smaller
+            | model.
+    """),
+    "a limit below the model's size, all messages lost": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
         sample 2300 2               -> killing: kill
         exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8  # ready lost?
         sample 2300 2               -> killing: kill

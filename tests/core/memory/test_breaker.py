@@ -1,5 +1,7 @@
 """The breaker: when it trips, hard or soft, and when it closes."""
 
+from dataclasses import replace
+
 import pytest
 from tests.core.memory.traces import founding, healthy
 from tests.core.policies import memory_policy
@@ -175,3 +177,29 @@ def test_steps_without_a_sample_are_not_judged_by_the_last_one() -> None:
     breaker = _breaker()
     breaker.sample(_sample(2190))
     assert [breaker.step(_report(step), False) for step in range(50)] == [None] * 50
+
+
+def _grow_at_once(breaker: Breaker, mib_of: dict[int, float], steps: int) -> list[Trip]:
+    """`steps` steps at each micro-batch of `mib_of`, whose footprint is constant."""
+    trips, number = list[Trip | None](), 0
+    for size, mib in mib_of.items():
+        for _ in range(steps):
+            number += 1
+            trips.append(breaker.sample(_sample(mib)))
+            trips.append(breaker.step(replace(_report(number), batch_size=size), False))
+    return [trip for trip in trips if trip is not None]
+
+
+def test_the_step_up_to_a_larger_micro_batch_is_not_a_spike() -> None:
+    """From 134 to 257 MiB is the larger batch's need: there are no spikes of 123 MiB on top of it."""
+    assert _grow_at_once(_breaker(limit_mib=370), {2: 134, 4: 181, 8: 257}, 30) == []
+
+
+def test_an_evaluation_s_peak_still_counts_after_growth() -> None:
+    breaker = _breaker(limit_mib=400)
+    assert _grow_at_once(breaker, {2: 134}, 30) == []
+    breaker.phase(ev.Phase.EVAL)
+    breaker.sample(_sample(395))
+    breaker.phase(ev.Phase.TRAIN)
+    [trip, *_] = _grow_at_once(breaker, {4: 181}, 30)
+    assert "395 MiB" in trip.text

@@ -21,6 +21,19 @@ def test_a_leak_does_not_forbid_the_size() -> None:
     assert [plan.good_step() for _ in range(7)] == [None, None, 8, None, None, None, None]
 
 
+def test_the_pending_growth_is_known() -> None:
+    plan = BatchPlan(batch_policy(size=8, grow_after_steps=3))
+    assert plan.growth_due is None
+    plan.halve(for_pressure=False)
+    assert plan.growth_due == (8, 3)
+    plan.good_step()
+    assert plan.growth_due == (8, 2)
+    plan.good_step()
+    plan.good_step()
+    plan.halve(for_pressure=True)
+    assert plan.growth_due is None
+
+
 def test_a_leak_s_halving_is_known_until_the_size_has_grown_back() -> None:
     plan = BatchPlan(batch_policy(size=8, grow_after_steps=1))
     assert not plan.reduced_for_leak

@@ -65,7 +65,6 @@ def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = N
     """
     memory = CachePolicy(job.memory)
     commands = Commands(link, stop, memory)
-    link.phase("load")
     job = with_seed(job, inputs)
     drills = Drills(job.drill, job.generation)
     drills.slow_start(stop)
@@ -300,6 +299,8 @@ class Trainer:
         autopsy = self.commands.autopsy
         if autopsy.requested and self.stop.requested:
             self._save(waiting=True)
+        elif autopsy.requested and autopsy.is_due(self.progress.step):
+            self.saver.settle()  # a checkpoint being written holds a copy of everything that is trained
         self.watchdog.arm(autopsy.bound_s)
         (autopsy.after_update if more_updates else autopsy.finish)(self.progress.step)
 

@@ -13,7 +13,7 @@ from mlx_supervisor.core.words import duration, sentence, size
 NEAR_SHARE = 0.85
 """Share of the limit above which an unexplained death is attributed to memory."""
 UNREADY_TRIPS_AT_MOST = 2
-"""Generations over the limit before a ready message arrived: one such message may have been lost."""
+"""Generations over the limit without any message: the ready message of one may have been lost."""
 
 
 def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
@@ -97,19 +97,24 @@ def _repeated_error(run: Run, ending: Ending, advice: str) -> str | None:
 
 def _limit_too_low(run: Run, cause: Cause, rung: Rung) -> str | None:
     """Give up at once when not even the first step fits under the limit."""
-    current, limit_bytes = run.current, run.policy.memory.limit_bytes
-    if cause not in MEMORY_CAUSES or run.history.highest_step > 0 or current is None:
+    current, memory = run.current, run.policy.memory
+    limit_bytes = memory.limit_bytes
+    if cause not in MEMORY_CAUSES or current is None or run.history.proven(limit_bytes):
         return None
-    if current.peak_footprint_bytes <= NEAR_SHARE * limit_bytes:
+    used_bytes = current.peak_footprint_bytes
+    if used_bytes <= NEAR_SHARE * limit_bytes:
         return None
-    before_ready = run.history.target_steps == 0
+    before_ready = current.loading or (current.held_bytes == 0 and run.history.target_steps == 0)
     run.unready_trips += before_ready
-    if rung.eased and not (before_ready and run.unready_trips >= UNREADY_TRIPS_AT_MOST):
-        return None
+    hopeless = current.loading or run.unready_trips >= UNREADY_TRIPS_AT_MOST  # of which the micro-batch is no part
     when = "before the model was loaded" if before_ready else f"before the first step at micro-batch {run.batch.size}"
+    if current.held_bytes > memory.soft_share * limit_bytes and current.first_step is None:
+        hopeless, used_bytes, when = True, current.held_bytes, "with the model loaded, before the first step"
+    if rung.eased and not hopeless:
+        return None
     return (
         f"the limit of {size(limit_bytes)} is too low for this run: "
-        f"it used {size(current.peak_footprint_bytes)} {when}; raise memory.limit or choose a smaller model"
+        f"it used {size(used_bytes)} {when}; raise memory.limit or choose a smaller model"
     )
 
 

@@ -123,6 +123,8 @@ def _grow(run: Run) -> None:
 
 def on_phase(run: Run, event: ev.PhaseChange) -> None:
     run.breaker.phase(event.phase)
+    if run.current is not None:
+        run.current.loading = event.phase is Phase.LOAD
     if run.state is S.RUNNING:
         run.heartbeat.progress(event.at_s, event.phase)
 

@@ -10,7 +10,10 @@ from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Ru
 from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.rate import Rate
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
-from mlx_supervisor.core.words import duration, sentence
+from mlx_supervisor.core.words import duration, sentence, size
+
+LITTLE_ROOM_SHARE = 0.85
+"""Share of the limit that a loaded worker may hold without a warning."""
 
 
 def on_command_at_rest(run: Run, event: ev.Command) -> None:
@@ -195,8 +198,25 @@ def on_ready(run: Run, event: ev.Ready) -> None:
         f"micro-batch {event.batch_size}, effective batch {event.effective_batch}{_gradient_checkpointing(run, event)}."
     )
     run.say("ready", text, step=event.step, target_steps=event.target_steps, batch_size=event.batch_size)
+    _note_held(run)
     run.heartbeat.progress(event.at_s, Phase.TRAIN)
     run.go(S.RUNNING)
+
+
+def _note_held(run: Run) -> None:
+    """Record what the loaded worker holds; warn when the limit leaves little room for the first update."""
+    assert run.current is not None
+    run.current.loading = False
+    if run.last_sample is None:
+        return
+    held_bytes, limit_bytes = run.last_sample.footprint_bytes, run.policy.memory.limit_bytes
+    run.current.held_bytes = held_bytes
+    if held_bytes > LITTLE_ROOM_SHARE * limit_bytes and run.history.trips == 0 and not run.history.proven(limit_bytes):
+        text = (
+            f"Little room: the worker holds {size(held_bytes)} before the first step; "
+            f"the limit is {size(limit_bytes)} (memory.limit)."
+        )
+        run.say("little_room", text, Severity.WARNING)
 
 
 def _gradient_checkpointing(run: Run, event: ev.Ready) -> str:

@@ -103,6 +103,9 @@ class Breaker:
             self._phase = ev.Phase.TRAIN
         self.phase(ev.Phase.TRAIN)  # in case that message was lost
         if report.batch_size != self._batch_size:
+            if self._batch_size is not None:  # the step up to a larger micro-batch is not a spike that recurs
+                limit_bytes, share = self._policy.limit_bytes, self._policy.soft_share
+                self._level = Level(limit_bytes, share, self._level.excursion_bytes)
             self._batch_size = report.batch_size
             self._meter = GrowthMeter(self._policy.min_slope_bytes)
         self._healthy_steps += 1

@@ -34,9 +34,13 @@ class Overrun:
 
 
 class Level:
-    """The floor of the last steps plus the largest recent spike, in bytes. One per generation."""
+    """The floor of the last steps plus the largest recent spike, in bytes. One per generation and micro-batch.
 
-    def __init__(self, limit_bytes: int, soft_share: float) -> None:
+    `excursion_bytes`: the highest peak of an evaluation or a checkpoint so far, at another micro-batch.
+    """
+
+    def __init__(self, limit_bytes: int, soft_share: float, excursion_bytes: int = 0) -> None:
+        self.excursion_bytes = excursion_bytes
         self._soft_bytes = soft_share * limit_bytes
         self._grown_bytes = GROWN_SHARE * limit_bytes
         self._ends: deque[int] = deque(maxlen=FLOOR_STEPS)
@@ -57,7 +61,8 @@ class Level:
         if self._steps > SETTLING_STEPS:
             self._spikes.append(max(peak_bytes, end_bytes) - self.floor_bytes)
             self._jumps.append(max(peak_bytes, end_bytes) - min(list(self._ends)[-JUMP_STEPS:]))
-        self.spike_bytes = max(max(self._spikes, default=0), max(self._excursions, default=0))
+        excursion_bytes = max(self._excursions, default=self.excursion_bytes - self.floor_bytes)
+        self.spike_bytes = max(max(self._spikes, default=0), excursion_bytes, 0)
         if self._steps == SETTLING_STEPS:
             self._first_bytes = self.floor_bytes
         near = self._steps >= FLOOR_STEPS and self.level_bytes > self._soft_bytes
@@ -70,6 +75,7 @@ class Level:
 
     def add_excursion(self, peak_bytes: int) -> None:
         """Record the peak of an evaluation or a checkpoint: another one will follow."""
+        self.excursion_bytes = max(self.excursion_bytes, peak_bytes)
         if self._ends:
             self._excursions.append(max(peak_bytes - self.floor_bytes, 0))
 

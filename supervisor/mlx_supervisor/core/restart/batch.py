@@ -68,13 +68,24 @@ class BatchPlan:
         self.size = max(self.size // 2, self.minimum)
         return True
 
-    def good_step(self) -> int | None:
-        """Count a healthy step; returns the size to grow to when due, else None."""
+    @property
+    def growth_due(self) -> tuple[int, int] | None:
+        """The size to grow to, and the healthy steps until then; None if no growth is pending."""
         if self.size is None or self.requested is None or self.size >= self.requested:
             return None
-        self._good_steps += 1
         larger = min(self.size * 2, self.requested)
-        if self._good_steps < self._policy.grow_after_steps or any(larger >= tripped for tripped in self.tripped):
+        if any(larger >= tripped for tripped in self.tripped):
+            return None
+        return larger, max(self._policy.grow_after_steps - self._good_steps, 1)
+
+    def good_step(self) -> int | None:
+        """Count a healthy step; returns the size to grow to when due, else None."""
+        due = self.growth_due
+        if due is None:
+            return None
+        larger, steps_left = due
+        self._good_steps += 1
+        if steps_left > 1:
             return None
         self._good_steps = 0
         self.size = larger
