@@ -1,7 +1,9 @@
 """Every option of mlx_lm.lora's file works as in mlx_lm.lora, or is refused by name."""
 
+import importlib.machinery
 import json
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -158,8 +160,15 @@ def services(monkeypatch):
             monkeypatch.delenv(f"{name}_{variable}")
     found = {name: Service(name) for name in ("wandb", "swanlab")}
     for name, service in found.items():
+        install(monkeypatch, name, service)
         monkeypatch.setattr(callbacks, name, service)
     return found
+
+
+def install(monkeypatch, name, module):
+    """Make a package importable."""
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    monkeypatch.setitem(sys.modules, name, module)
 
 
 def fresh_process(monkeypatch):
@@ -195,6 +204,59 @@ def test_reports_continue_under_the_same_id_after_a_restart(llama_dir, tmp_path,
     assert services["wandb"].inits[2]["run_id"] != services["wandb"].inits[0]["run_id"]
 
 
+class EventFiles:
+    """A double of tensorboardX; shows its files as TensorBoard does: from a session's start on, the later counts."""
+
+    def __init__(self, monkeypatch):
+        self.files, self.flushed, self.shown = [], 0, {}
+        names = ("", ".event_file_writer", ".proto", ".proto.event_pb2", ".proto.summary_pb2")
+        modules = {name: types.ModuleType(f"tensorboardX{name}") for name in names}
+        for module in modules.values():
+            install(monkeypatch, module.__name__, module)
+        modules[".event_file_writer"].EventsWriter = self.open
+        events, summaries = modules[".proto.event_pb2"], modules[".proto.summary_pb2"]
+        events.Event = types.SimpleNamespace
+        events.SessionLog = type("SessionLog", (types.SimpleNamespace,), {"START": 1})
+        summaries.Summary = type("Summary", (types.SimpleNamespace,), {"Value": types.SimpleNamespace})
+
+    def open(self, prefix, suffix):
+        self.files.append(prefix)
+        return types.SimpleNamespace(write_event=self.write, flush=self.flush)
+
+    def write(self, event):
+        if hasattr(event, "session_log"):
+            self.shown = {(tag, step): value for (tag, step), value in self.shown.items() if step < event.step}
+            return
+        for value in event.summary.value:
+            assert (value.tag, event.step) not in self.shown, "twice in one curve"
+            self.shown[value.tag, event.step] = value.simple_value
+
+    def flush(self):
+        self.flushed += 1
+
+
+def test_a_restart_continues_tensorboards_curve_without_duplicates(llama_dir, tmp_path, monkeypatch, services):
+    package = EventFiles(monkeypatch)
+    changes = {"report_to": "tensorboard, wandb", "steps_per_report": 2, "iters": 12, "grad_accumulation_steps": 2}
+    changes |= {"val_batches": 2, "steps_per_eval": 4, "mask_prompt": False}
+    config = write(tmp_path, "reported", **changes)
+    checkpoints = {"checkpoint": {"every_steps": 2, "keep": 10}}
+    run_worker(llama_dir, config, tmp_path / "run", steps=5, **checkpoints)
+    before = dict(package.shown)
+    for step in (4, 5):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step:09d}")
+    run_worker(llama_dir, config, tmp_path / "run", generation=2, **checkpoints)
+    first, second = package.files
+    identity = json.loads((tmp_path / "run" / "reports.json").read_text())["id"]
+    assert first == second == str(tmp_path / "adapters-reported" / "tensorboard" / f"run-{identity[:6]}" / "events")
+    assert sorted(step for name, step in package.shown if name == "train_loss") == [2, 4, 6, 8, 10, 12]
+    assert sorted(step for name, step in package.shown if name == "val_loss") == [0, 4, 8, 12]
+    assert before["train_loss", 4] == package.shown["train_loss", 4], "not reported again"
+    assert before["train_loss", 6] == package.shown["train_loss", 6], "repeated, with the same bits"
+    assert package.flushed == 1 + 5 + 4 + 1 + 4 + 2
+    assert {step for step, values in services["wandb"].logs if "train_loss" in values} == {2, 4, 6, 8, 10, 12}
+
+
 @pytest.mark.parametrize("fails_at", ["init", 1])
 def test_a_service_that_fails_does_not_end_the_run(llama_dir, tmp_path, capsys, services, fails_at):
     services["wandb"].fails_at = fails_at
@@ -222,13 +284,16 @@ def test_a_damaged_id_is_replaced(llama_dir, tmp_path, services, damaged):
     ("report_to", "reason"),
     [
         ("wandb", r"report_to: the package wandb is not installed \(pip install wandb\)"),
-        ("wandb,other", "report_to: allowed: wandb, swanlab; found 'other'"),
+        ("wandb,other", "report_to: allowed: wandb, swanlab, tensorboard; found 'other'"),
+        (
+            "tensorboard",
+            r"report_to: tensorboard needs the package tensorboardX or tensorboard \(pip install tensorboardX\)",
+        ),
     ],
 )
 def test_a_missing_or_unknown_service_is_refused(llama_dir, tmp_path, monkeypatch, report_to, reason):
-    from mlx_lm.tuner import callbacks
-
-    monkeypatch.setattr(callbacks, "wandb", None if "," not in report_to else Service("wandb"))
+    if "," in report_to:
+        install(monkeypatch, "wandb", Service("wandb"))
     with pytest.raises(RefusedError, match=reason):
         run_worker(llama_dir, write(tmp_path, "reported", report_to=report_to), tmp_path / "run")
 
