@@ -91,7 +91,7 @@ class Ready(WorkerEvent):
     """The model is loaded and the checkpoint restored: steps follow.
 
     `batch_size`: the micro-batch; `effective_batch`: samples of one update. `skipped`: skipped checkpoints, with
-    the reason.
+    the reason. `requested_size`, `requested_effective`: what the task requests now; None: unknown.
     """
 
     step: int
@@ -103,6 +103,8 @@ class Ready(WorkerEvent):
     notes: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
     can_checkpoint_gradients: bool = False
+    requested_size: int | None = None
+    requested_effective: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs.run_log import RunLog
 from mlx_supervisor.sampling.host_poller import HostPoller
 from mlx_supervisor.settings.schema import Settings, SettingsError
+from mlx_supervisor.settings.to_job import Past
 from mlx_supervisor.settings.to_policy import policy_of
 from mlx_supervisor.state_dir import StateDirError
 
@@ -246,7 +247,9 @@ class SupervisedRun:
 
     def _spawn(self, action: act.Spawn) -> None:
         self._broken = False
-        self.worker.spawn(action, self.machine.policy.memory.limit_bytes)
+        batch = self.machine.batch
+        past = Past(batch.requested, batch.requested_effective)
+        self.worker.spawn(action, self.machine.policy.memory.limit_bytes, past)
         drill = self.settings.runs[self.name].drill
         if drill != wire.DrillJob() and not self._drill_reported:
             self._drill_reported = True

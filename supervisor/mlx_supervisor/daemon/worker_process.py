@@ -21,6 +21,7 @@ from mlx_supervisor.logs.run_log import RunLog
 from mlx_supervisor.process.child import Child, ExitStatus
 from mlx_supervisor.process.launch import worker_command, write_job
 from mlx_supervisor.settings.schema import Settings
+from mlx_supervisor.settings.to_job import Past
 
 BYE_WAIT_S = 0.5
 """How long the last frames of a worker that has exited may still be in transit."""
@@ -54,11 +55,11 @@ class WorkerProcess:
     _caffeinate: Caffeinate = field(default_factory=Caffeinate)
     _waiting: asyncio.Task[None] | None = None
 
-    def spawn(self, action: act.Spawn, limit_bytes: int) -> None:
+    def spawn(self, action: act.Spawn, limit_bytes: int, past: Past) -> None:
         """Start a worker. Raises OSError, WireError, StateDirError or JournalError."""
         token = secrets.token_hex(16)
         folder, telemetry = self.shared.state.run_dir(self.run), self.shared.telemetry
-        job_file = write_job(self.settings, self.run, folder, telemetry.address, action, limit_bytes)
+        job_file = write_job(self.settings, self.run, folder, telemetry.address, action, limit_bytes, past)
         self._stderr_offset = self.log.stderr_offset()
         self.bye.clear()
         self.recorder.open_generation(action, token, 0, 0.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlx_supervisor import wire
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.settings.schema import Settings
-from mlx_supervisor.settings.to_job import job_of
+from mlx_supervisor.settings.to_job import Past, job_of
 
 WORKER_VARIABLE = "MLX_SUPERVISOR_WORKER"
 """Environment variable with another worker's command line, for tests and benches; the job's path is appended."""
@@ -21,13 +21,19 @@ def worker_command() -> list[str]:
 
 
 def write_job(
-    settings: Settings, run: str, folder: Path, telemetry: str | None, spawn: act.Spawn, memory_limit_bytes: int
+    settings: Settings,
+    run: str,
+    folder: Path,
+    telemetry: str | None,
+    spawn: act.Spawn,
+    memory_limit_bytes: int,
+    past: Past | None = None,
 ) -> Path:
     """Write `job.json` into the run's folder atomically, readable by its owner only. Raises OSError.
 
     `telemetry`: the address for reports; None: a bare run.
     """
-    job = job_of(settings, run, folder, telemetry, spawn, memory_limit_bytes)
+    job = job_of(settings, run, folder, telemetry, spawn, memory_limit_bytes, past)
     path = folder / "job.json"
     temporary = path.with_suffix(".tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

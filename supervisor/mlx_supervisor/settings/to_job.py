@@ -1,5 +1,6 @@
 """A run's settings as the job of one worker."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_supervisor import wire
@@ -7,15 +8,29 @@ from mlx_supervisor.core.actions import Spawn
 from mlx_supervisor.core.history import DEFAULT_MTBF_S
 from mlx_supervisor.settings.configuration import option
 from mlx_supervisor.settings.paths import resolve
-from mlx_supervisor.settings.schema import CheckpointSettings, MemorySettings, Settings
+from mlx_supervisor.settings.schema import BatchSettings, CheckpointSettings, MemorySettings, Settings
 from mlx_supervisor.settings.validation import join
 
 
+@dataclass(frozen=True)
+class Past:
+    """What a run's earlier generations leave to the next. `requested_…`: the batch that the task requested."""
+
+    requested_size: int | None = None
+    requested_effective: int | None = None
+
+
 def job_of(
-    settings: Settings, name: str, run_dir: Path, telemetry: str | None, spawn: Spawn, memory_limit_bytes: int | None
+    settings: Settings,
+    name: str,
+    run_dir: Path,
+    telemetry: str | None,
+    spawn: Spawn,
+    memory_limit_bytes: int | None,
+    past: Past | None = None,
 ) -> wire.Job:
     """The job of the generation that `spawn` starts. `telemetry`: the address for reports; None: a bare run."""
-    run = settings.runs[name]
+    run, past = settings.runs[name], past or Past()
     return wire.Job(
         run=name,
         generation=spawn.generation,
@@ -25,12 +40,7 @@ def job_of(
         seed_from_task=run.seed is None and run.task.kind == "mlx_lm",
         steps=run.steps,
         task=_task_job(settings, name),
-        batch=wire.BatchJob(
-            size=spawn.batch_size,
-            effective=spawn.effective_batch,
-            preserve_effective=run.batch.preserve_effective,
-            sample_log=run.batch.sample_log,
-        ),
+        batch=_batch_job(run.batch, spawn, past),
         memory=_memory_job(run.memory, memory_limit_bytes, spawn.gradient_checkpointing),
         checkpoint=_checkpoint_job(run.checkpoint, spawn),
         drill=run.drill,
@@ -38,6 +48,21 @@ def job_of(
         hang_timeout_s=run.restart.hang_timeout_s,
         stop_on_not_finite=run.stop_on_not_finite,
         deterministic=run.deterministic,
+    )
+
+
+def _batch_job(settings: BatchSettings, spawn: Spawn, past: Past) -> wire.BatchJob:
+    size, effective = past.requested_size, past.requested_effective
+    if settings.size is not None:
+        size, effective = settings.size, settings.size * settings.accumulation
+    return wire.BatchJob(
+        size=spawn.batch_size,
+        effective=spawn.effective_batch,
+        preserve_effective=settings.preserve_effective,
+        sample_log=settings.sample_log,
+        requested_size=size,
+        requested_effective=effective,
+        from_task=settings.size is None,
     )
 
 

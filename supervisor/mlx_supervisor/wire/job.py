@@ -14,6 +14,8 @@ M = TypeVar("M")
 class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     """`size`: the micro-batch; `effective`: the effective batch. None: the task's configuration decides.
 
+    `requested_size`, `requested_effective`: what the settings, or (`from_task`) the task in an earlier generation,
+    requested; the batch in use may be smaller after a trip. None: not known yet.
     `sample_log`: append the ids of every update's samples to `samples.jsonl` in the run's folder.
     """
 
@@ -21,6 +23,9 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     effective: Positive | None
     preserve_effective: bool
     sample_log: bool
+    requested_size: Positive | None = None
+    requested_effective: Positive | None = None
+    from_task: bool = False
 
 
 class MemoryJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,7 +31,8 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     """Model, data and checkpoint are loaded. `skipped`: skipped checkpoints, each with the reason.
 
     `gradient_checkpointing`: whether activations are recomputed instead of kept; `can_checkpoint_gradients`: whether
-    this task supports that.
+    this task supports that. `requested_size`, `requested_effective`: the batch that settings or task request, which the
+    one in use may not have reached; None: unknown.
     """
 
     step: Count
@@ -43,6 +44,8 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     notes: Annotated[list[ShortText], msgspec.Meta(max_length=16)] = []
     gradient_checkpointing: bool = False
     can_checkpoint_gradients: bool = False
+    requested_size: Positive | None = None
+    requested_effective: Positive | None = None
 
 
 class Step(Message, frozen=True, kw_only=True, tag="step"):

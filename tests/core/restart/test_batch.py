@@ -91,3 +91,22 @@ def test_every_plan(size: int, accumulation: int, minimum: int, preserve: bool, 
         assert 1 <= plan.effective <= size * accumulation
         if preserve:
             assert plan.effective == size * accumulation
+
+
+def test_a_changed_request_counts_at_once_unless_trips_reduced_the_size() -> None:
+    assert BatchPlan(batch_policy(size=16), 8, last_requested=8).size == 16
+    assert BatchPlan(batch_policy(size=4), 8, last_requested=8).size == 4
+    assert BatchPlan(batch_policy(size=16), 4, frozenset({8}), last_requested=8).size == 4
+    assert BatchPlan(batch_policy(size=16), 8, frozenset({12}), last_requested=8).size == 8
+
+
+def test_the_tasks_changed_request_counts_where_the_settings_leave_it_open() -> None:
+    plan = BatchPlan(batch_policy(size=None), 4, last_requested=8)
+    plan.adopt(8, 8)
+    plan.request(8, 8, 4)
+    assert (plan.requested, plan.size) == (8, 4)
+    plan.request(16, 32, 4)
+    assert (plan.requested, plan.requested_effective, plan.size, plan.effective) == (16, 32, 4, 32)
+    chosen = BatchPlan(batch_policy(size=8))
+    chosen.request(16, 32, 16)
+    assert (chosen.requested, chosen.size) == (8, 8)

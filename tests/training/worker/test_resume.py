@@ -183,17 +183,19 @@ def test_finished_run_completes_at_once(supervisor, undisturbed):
     assert more.steps == []
     assert (more.bye.outcome, more.bye.step) == ("completed", 3)
     assert more.bye.weights_sha256 == again.bye.weights_sha256
-    assert "changed since the checkpoint: steps: 3 → 2" in more.ready.notes
+    assert more.ready.notes == ["Already at step 3, past the new target of 2: nothing to train."]
     assert again.bye.weights_sha256 != undisturbed.bye.weights_sha256
 
 
 def test_changes_that_cannot_be_resumed_are_refused(supervisor):
     supervisor.run(supervisor.job("changed", steps=2))
     changes = {
-        "seed: 7 → 8": {"seed": 8},
-        "dataset: ": {"args": {"samples": 40}},
-        'optimizer: "AdamW" → "SGD"': {"args": {"optimizer": "SGD"}},
-        'entry: "toy_task:build" → "toy_task:frozen_not"': {"entry": "toy_task:frozen_not"},
+        "The seed differs from this run's (7 before, 8 now). Put it back, or begin anew with --fresh.": {"seed": 8},
+        "The training data differ from this run's (48 samples before, 40 now). Put them": {"args": {"samples": 40}},
+        "The optimizer differs from this run's (AdamW before, SGD now). Put it": {"args": {"optimizer": "SGD"}},
+        "task.entry differs from this run's (toy_task:build before, toy_task:frozen_not now). Put it": {
+            "entry": "toy_task:frozen_not"
+        },
         "layers.0.bias: float32[16] → float32[12]": {"args": {"hidden": 12}},
     }
     for generation, (text, change) in enumerate(changes.items(), 2):
@@ -207,7 +209,8 @@ def test_changes_that_cannot_be_resumed_are_refused(supervisor):
 
 def test_changes_that_can_be_resumed_are_reported(supervisor):
     first = supervisor.run(supervisor.job("rate", steps=2, args={"schedule": False}))
-    changed = {"args": {"schedule": False, "rate": 0.5}, "batch": {"size": 4, "effective": 8}}
+    reduced = {"size": 4, "effective": 8, "requested_size": 8, "requested_effective": 8}
+    changed = {"args": {"schedule": False, "rate": 0.5}, "batch": reduced}
     second = supervisor.run(supervisor.job("rate", steps=4, generation=2, **changed))
     assert first.steps[-1].learning_rate == pytest.approx(0.01)
     assert second.steps[0].learning_rate == pytest.approx(0.5), "the new rate counts, not the checkpoint's"
@@ -215,10 +218,12 @@ def test_changes_that_can_be_resumed_are_reported(supervisor):
     fourth = supervisor.run(supervisor.job("rate", steps=6, args={"schedule": False, "rate": 0.5}, generation=4))
     assert third.steps[0].learning_rate < 0.5, "the new schedule, at the step where the run is"
     assert fourth.steps[0].learning_rate == pytest.approx(0.5), "no schedule any more"
-    notes = " | ".join(second.ready.notes)
-    for name in ("steps: 2 → 4", "learning_rate: ", "task.args: "):
-        assert name in notes
-    assert "batch.size" not in notes  # the supervisor reports that
+    assert first.ready.notes == []
+    assert second.ready.notes == [  # and nothing on the micro-batch: the supervisor reports that
+        "Target raised: 2 → 4 steps.",
+        "Learning rate changed: 0.01 → 0.5, from step 3.",
+        "task.args.rate changed: none → 0.5, from step 3.",
+    ]
 
 
 def test_a_damaged_checkpoint_is_skipped(supervisor):

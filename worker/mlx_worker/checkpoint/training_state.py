@@ -9,7 +9,7 @@ import msgspec
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_supervisor import wire
-from mlx_worker.checkpoint import rng_state
+from mlx_worker.checkpoint import changes, rng_state
 from mlx_worker.checkpoint.store import LoadedCheckpoint
 from mlx_worker.data import order
 from mlx_worker.errors import RefusedError
@@ -57,12 +57,15 @@ def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> 
     }
     free = {
         "steps": steps,
+        "batch.requested": {"size": job.batch.requested_size, "effective": job.batch.requested_effective},
         "batch.size": size,
         "batch.effective": effective,
         "batch.preserve_effective": job.batch.preserve_effective,
         "learning_rate": learning_rates(task),
         "checkpoint": _chosen(job.checkpoint),
         "memory": msgspec.to_builtins(job.memory),
+        "deterministic": job.deterministic,
+        "stop_on_not_finite": job.stop_on_not_finite,
         **task.free,
     }
     facts = {"fixed": fixed, "free": free, "order": order.decide(task, effective)}
@@ -97,7 +100,9 @@ def trainer_state(progress: Progress, epoch: int, facts: dict[str, Any], task: T
     }
 
 
-def restore(checkpoint: LoadedCheckpoint, task: Task, facts: dict[str, Any]) -> tuple[Progress, list[str]]:
+def restore(
+    checkpoint: LoadedCheckpoint, task: Task, facts: dict[str, Any], job: wire.Job
+) -> tuple[Progress, list[str]]:
     """Restore the checkpoint into the task and the random generators; returns the progress, and notes on changes.
 
     `facts["order"]` becomes the checkpoint's. Raises RefusedError if the job does not fit the checkpoint.
@@ -108,7 +113,7 @@ def restore(checkpoint: LoadedCheckpoint, task: Task, facts: dict[str, Any]) -> 
         raise RefusedError(f"{checkpoint.path}: trainer.json: expected version {TRAINER_VERSION}, found {found!r}")
     try:
         old, progress = trainer["recipe"], Progress(**trainer["progress"])
-        notes = compare(old, facts, str(checkpoint.path))
+        notes = changes.compare(old, facts, progress.step) + changes.tighter(job.checkpoint, old)
         facts["order"] = order.keep(old.get("order"), facts["order"], str(checkpoint.path))
         _restore_weights(checkpoint, task)
         changed_rates = old["free"]["learning_rate"] != facts["free"]["learning_rate"]
@@ -120,34 +125,6 @@ def restore(checkpoint: LoadedCheckpoint, task: Task, facts: dict[str, Any]) -> 
     if progress.step != checkpoint.step:
         raise RefusedError(f"{checkpoint.path}: trainer.json is for step {progress.step}, not {checkpoint.step}")
     return progress, notes
-
-
-def compare(old: dict[str, Any], new: dict[str, Any], where: str) -> list[str]:
-    """Notes on allowed changes. Raises RefusedError that names every change that is not allowed."""
-    refused = _changes(old["fixed"], new["fixed"])
-    if refused:
-        raise RefusedError(
-            f"checkpoint {where} does not fit the settings: {'; '.join(refused)}. Undo that, or use a new run name"
-        )
-    changes = _changes(_notable(old["free"]), _notable(new["free"]))
-    return [f"changed since the checkpoint: {change}" for change in changes]
-
-
-def _notable(free: dict[str, Any]) -> dict[str, Any]:
-    """The facts without the micro-batch: the supervisor changes it often and reports that itself."""
-    return {name: value for name, value in free.items() if name != "batch.size"}
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    names = [*old, *(name for name in new if name not in old)]
-    return [
-        f"{name}: {_short(old.get(name))} → {_short(new.get(name))}" for name in names if old.get(name) != new.get(name)
-    ]
-
-
-def _short(value: Any) -> str:
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _restore_weights(checkpoint: LoadedCheckpoint, task: Task) -> None:
@@ -186,7 +163,8 @@ def _require_same(
     names = sorted(name for name in {*new, *old} if new.get(name) != old.get(name))
     parts = [f"{name}: {old.get(name, 'absent')} → {new.get(name, 'absent')}" for name in names[:_LIST_SHOWN]]
     more = f" and {len(names) - _LIST_SHOWN} more" if len(names) > _LIST_SHOWN else ""
-    raise RefusedError(f"checkpoint {checkpoint.path} does not fit the task's {what}: {'; '.join(parts)}{more}")
+    text = f"the task's {what} differ from the checkpoint's ({checkpoint.path}): {'; '.join(parts)}{more}"
+    raise RefusedError(f"{text}. Undo the change, or begin anew with --fresh.")
 
 
 def _shapes(arrays: dict[str, mx.array]) -> dict[str, str]:

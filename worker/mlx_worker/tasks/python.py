@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
 from mlx_worker.errors import RefusedError
 from mlx_worker.supervision.raised import errors_of
 from mlx_worker.task import Task
+from mlx_worker.tasks import fingerprint
 from mlx_worker.tasks.find_entry import check_entry
 from mlx_worker.tasks.suggest import did_you_mean
 
@@ -30,8 +33,36 @@ def build(job: wire.Job) -> Task:
         raise RefusedError(f"task.entry: {entry} must return an mlx_worker.task.Task, found {type(task).__name__}")
     _check(task, entry)
     task.fixed = {"entry": entry, **task.fixed}
-    task.free = {"task.args": job.task.args, **task.free}
+    task.free = {
+        "task.args": job.task.args,
+        "optimizer_config": _options(task.optimizer),
+        "frozen_weights": fingerprint.of_arrays(_frozen(task.model)),
+        **task.free,
+    }
     return task
+
+
+def _options(optimizer: Any) -> dict[str, Any]:
+    """The optimizer's constants, such as betas and weight_decay. Its learning rate is a fact of its own."""
+    public = {name: value for name, value in vars(optimizer).items() if not name.startswith("_")}
+    return {name: value for name, value in public.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, bool | int | float | str)
+    )
+
+
+def _frozen(model: Any) -> dict[str, mx.array]:
+    """The parameters that training doesn't change: neither trainable nor running statistics."""
+    trained: Any = tree_flatten(model.trainable_parameters())
+    everything: Any = tree_flatten(model.parameters())
+    names = {name for name, _ in trained}
+    statistics = ("running_mean", "running_var")
+    return {
+        name: value for name, value in everything if name not in names and name.rpartition(".")[2] not in statistics
+    }
 
 
 def _find(entry: str, base_dir: str) -> Callable[..., Any]:

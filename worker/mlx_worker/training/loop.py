@@ -12,7 +12,7 @@ import msgspec
 from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
-from mlx_worker.checkpoint import training_state
+from mlx_worker.checkpoint import changes, training_state
 from mlx_worker.checkpoint.rng_state import seed_generators
 from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
 from mlx_worker.checkpoint.store import CheckpointStore, LoadedCheckpoint, weights_sha256
@@ -27,6 +27,7 @@ from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task, Update
 from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
+from mlx_worker.training.batch_request import with_request
 from mlx_worker.training.commands import Commands
 from mlx_worker.training.drills import Drills
 from mlx_worker.training.evaluation import Evaluation
@@ -70,6 +71,7 @@ def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = N
     drills.slow_start(stop)
     seed_generators(job.seed)
     task = build_task(job, inputs)
+    job = with_request(job, task)
     if not tree_flatten(task.model.trainable_parameters()):
         raise RefusedError("Task.model has no trainable parameters; unfreeze at least one")
     mx.eval(task.model.state)
@@ -148,9 +150,9 @@ class Trainer:
         self.facts = training_state.recipe(job, task, plan.steps, plan.size, plan.effective)
         store = CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
         newest = store.load_newest()
-        self.progress, changes = self._restore(newest)
+        self.progress, changed = self._restore(newest)
         self.checkpoint = None if newest is None else newest.path.name
-        self.skipped, self.notes = store.skipped, [*task.notes, *changes]
+        self.skipped, self.notes = store.skipped, [*changed, *task.notes]
         grouping = order.grouping(self.facts["order"], task)
         self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor, grouping)
         self.watchdog = HangWatchdog(job.hang_timeout_s)
@@ -160,9 +162,9 @@ class Trainer:
         self._finished_s = float("-inf")
 
     def _restore(self, newest: LoadedCheckpoint | None) -> tuple[training_state.Progress, list[str]]:
-        return (
-            (training_state.Progress(), []) if newest is None else training_state.restore(newest, self.task, self.facts)
-        )
+        if newest is None:
+            return training_state.Progress(), changes.tighter(self.job.checkpoint, None)
+        return training_state.restore(newest, self.task, self.facts, self.job)
 
     def run(self) -> TrainingResult:
         """Train, save, export."""
@@ -173,6 +175,7 @@ class Trainer:
             skipped=self.skipped, notes=self.notes,
             gradient_checkpointing=self.recomputes,
             can_checkpoint_gradients=self.recomputes or not gradient_checkpointing.why_not(self.task),
+            requested_size=self.job.batch.requested_size, requested_effective=self.job.batch.requested_effective,
         )  # fmt: skip
         for note in [*self.skipped, *self.notes]:
             print(f"note: {note}")

@@ -47,7 +47,9 @@ class Run:
         self.rate = Rate()
         past, self.reason = self.history, self.history.reason
         past.forget_trips_below(policy.memory.limit_bytes)
-        self.batch = BatchPlan(policy.batch, past.batch_size, frozenset(past.tripped_sizes), past.leak_from)
+        self.batch = BatchPlan(
+            policy.batch, past.batch_size, frozenset(past.tripped_sizes), past.leak_from, past.requested_size
+        )
         if past.requested_size is not None and past.requested_effective is not None:
             self.batch.adopt(past.requested_size, past.requested_effective)
         self.budget = RestartBudget(policy.restart, past, seed)

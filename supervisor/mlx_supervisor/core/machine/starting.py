@@ -187,8 +187,8 @@ def on_ready(run: Run, event: ev.Ready) -> None:
     past.can_checkpoint_gradients = event.can_checkpoint_gradients
     for each in event.skipped:
         run.say("checkpoint_skipped", f"Skipped checkpoint: {each}", Severity.WARNING)
-    for each in event.notes:
-        run.say("note", each)
+    if event.requested_size is not None and event.requested_effective is not None:
+        run.batch.request(event.requested_size, event.requested_effective, event.batch_size)
     if not batch_as_requested(run, event.at_s, event.batch_size):
         return
     run.batch.adopt(event.batch_size, event.effective_batch)
@@ -198,6 +198,8 @@ def on_ready(run: Run, event: ev.Ready) -> None:
         f"micro-batch {event.batch_size}, effective batch {event.effective_batch}{_gradient_checkpointing(run, event)}."
     )
     run.say("ready", text, step=event.step, target_steps=event.target_steps, batch_size=event.batch_size)
+    for each in event.notes:
+        run.say("note", each)
     _note_held(run)
     run.heartbeat.progress(event.at_s, Phase.TRAIN)
     run.go(S.RUNNING)

@@ -12,11 +12,18 @@ class BatchPlan:
         size: int | None = None,
         tripped: frozenset[int] = frozenset(),
         leak_from: int | None = None,
+        last_requested: int | None = None,
     ) -> None:
         self._policy = policy
         self.requested = policy.size
         self.requested_effective = None if policy.size is None else policy.size * policy.accumulation
         self.size = size if size is not None else (policy.start or policy.size)
+        if (
+            self.requested is not None
+            and self.size == last_requested
+            and not self._has_tripped(self.requested, tripped)
+        ):
+            self.size = self.requested  # it was not reduced: another request counts at once
         if self.size is not None and self.requested is not None:
             self.size = max(min(self.size, self.requested), self.minimum)
         self.tripped = tripped
@@ -28,6 +35,18 @@ class BatchPlan:
     def minimum(self) -> int:
         """The smallest size allowed, in samples."""
         return self._policy.minimum
+
+    @staticmethod
+    def _has_tripped(size: int, tripped: frozenset[int]) -> bool:
+        return any(size >= each for each in tripped)
+
+    def request(self, size: int, effective: int, current: int) -> None:
+        """Take the task's changed request, where the settings leave it open. The worker uses `current` already."""
+        if self._policy.size is not None or (self.requested, self.requested_effective) == (size, effective):
+            return
+        self.requested, self.requested_effective = size, effective
+        self.size = min(current, size)
+        self._good_steps = 0
 
     def adopt(self, size: int, effective: int) -> None:
         """Take the worker's own choice as the requested size, where the settings leave it open."""
@@ -74,7 +93,7 @@ class BatchPlan:
         if self.size is None or self.requested is None or self.size >= self.requested:
             return None
         larger = min(self.size * 2, self.requested)
-        if any(larger >= tripped for tripped in self.tripped):
+        if self._has_tripped(larger, self.tripped):
             return None
         return larger, max(self._policy.grow_after_steps - self._good_steps, 1)
 

@@ -20,10 +20,11 @@ _AT_LEAST = {
     "save_every": 0, "test_batches": -1, "max_seq_length": 2, "grad_accumulation_steps": 1, "seed": 0,
 }  # fmt: skip
 _BOOLEANS = {"train", "test", "mask_prompt", "grad_checkpoint", "trust_remote_code"}
-_FEATURES = {"prompt_feature", "completion_feature", "chat_feature", "text_feature"}
+FEATURES = {"prompt_feature", "completion_feature", "chat_feature", "text_feature"}
+"""Keys that choose what of the data is trained on."""
 _STRINGS = {
     "model", "data", "fine_tune_type", "optimizer", "resume_adapter_file", "adapter_path", "report_to", "project_name",
-} | _FEATURES  # fmt: skip
+} | FEATURES  # fmt: skip
 _MAPPINGS = {"optimizer_config", "lora_parameters", "lr_schedule"}
 _NUMBERS = {"learning_rate", "clear_cache_threshold"}
 _REFUSED = {"config": "a configuration file cannot include another"}

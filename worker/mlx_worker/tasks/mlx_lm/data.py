@@ -118,12 +118,16 @@ class TokenizedSamples:
 
 @dataclass(frozen=True)
 class Data:
-    """The datasets of a run. `digest`: SHA-256 of the training samples, by which a checkpoint identifies them."""
+    """The datasets of a run. `digest`: SHA-256 of the training samples, by which a checkpoint identifies them.
+
+    `valid_digest`: the same of the validation samples; "" without any.
+    """
 
     train: TokenizedSamples
     digest: str
     valid: TokenizedSamples | None
     test: TokenizedSamples | None
+    valid_digest: str = ""
 
     @property
     def subsets(self) -> dict[str, TokenizedSamples]:
@@ -139,7 +143,8 @@ def load_all(config: LoraConfig, tokenizer: Any, files: dict[str, Lines] | None 
     if files is None:
         return _from_hub(config, tokenizer)
     found = {name: _samples(lines, tokenizer, config) for name, lines in files.items()}
-    return Data(found["train"], files["train"].digest, found.get("valid"), found.get("test"))
+    valid_digest = files["valid"].digest if "valid" in files else ""
+    return Data(found["train"], files["train"].digest, found.get("valid"), found.get("test"), valid_digest)
 
 
 def load(folder: Path, name: str, tokenizer: Any, config: LoraConfig) -> tuple[TokenizedSamples, str] | None:
@@ -217,7 +222,8 @@ def _from_hub(config: LoraConfig, tokenizer: Any) -> Data:
     if values.test and test is None:
         raise config.refuse("test", f"{name} has no test samples")
     _ = train[0]
-    return Data(train, _digest(subsets[0]), valid, test if values.test else None)
+    valid_digest = "" if valid is None else _digest(subsets[1])
+    return Data(train, _digest(subsets[0]), valid, test if values.test else None, valid_digest)
 
 
 def _hub_names(given: Any) -> str:

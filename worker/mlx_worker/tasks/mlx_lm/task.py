@@ -17,14 +17,15 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import default_loss, evaluate, iterate_batches
 from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, print_trainable_parameters
-from mlx_lm.utils import load, save_config
+from mlx_lm.utils import hf_repo_to_path, load, save_config
 
 from mlx_supervisor import wire
 from mlx_worker.data import padding
 from mlx_worker.memory import gradient_checkpointing
 from mlx_worker.task import EvaluationContext, Task
+from mlx_worker.tasks import fingerprint
 from mlx_worker.tasks.mlx_lm import lora_keys
-from mlx_worker.tasks.mlx_lm.config import LoraConfig
+from mlx_worker.tasks.mlx_lm.config import FEATURES, LoraConfig
 from mlx_worker.tasks.mlx_lm.data import TokenizedSamples, count_notes, load_all
 from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
 from mlx_worker.tasks.mlx_lm.optimizing import OPTIMIZERS
@@ -78,8 +79,8 @@ def build(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
         accumulation=values.grad_accumulation_steps,
         steps=steps,
         fingerprint=data.digest,
-        fixed=_fixed(config, source),
-        free=_free(config),
+        fixed=_fixed(config, source, Path(job.run_dir)),
+        free=_free(config, data.valid_digest),
         notes=[*_notes(config, job, data.valid is not None), *found, *reports.notes],
     )
 
@@ -231,28 +232,42 @@ def _finite_loss(model: Any, batch: mx.array, lengths: mx.array) -> tuple[mx.arr
     return mx.where(tokens > 0, loss, 0.0), tokens  # the mean is NaN if every token is masked
 
 
-def _fixed(config: LoraConfig, source: str) -> dict[str, Any]:
+def _fixed(config: LoraConfig, source: str, run_dir: Path) -> dict[str, Any]:
     values = config.values
-    description = Path(source) / "config.json"
+    folder = Path(source) if Path(source).is_dir() else hf_repo_to_path(source)
+    description = folder / "config.json"
     full = values.fine_tune_type == "full"
     return {
-        "model": values.model,
+        "weights": fingerprint.of_weights(folder, run_dir / fingerprint.CACHE_NAME),
         "model.config_sha256": hashlib.sha256(description.read_bytes()).hexdigest() if description.is_file() else "",
+        "tokenizer": fingerprint.of_tokenizer(folder),
         "fine_tune_type": values.fine_tune_type,
         "lora_parameters": None if full else json.loads(json.dumps(values.lora_parameters)),
         "num_layers": values.num_layers,
-        "resume_adapter_file": values.resume_adapter_file,
+        "resume_adapter_file": _adapter_file(config),
+        **{name: config.given.get(name) for name in sorted(FEATURES)},
         "mask_prompt": values.mask_prompt,
         "max_seq_length": values.max_seq_length,
     }
 
 
-def _free(config: LoraConfig) -> dict[str, Any]:
+def _adapter_file(config: LoraConfig) -> dict[str, str] | None:
+    if config.values.resume_adapter_file is None:
+        return None
+    digest = fingerprint.of_file(config.resolve(config.values.resume_adapter_file))
+    return {"path": config.values.resume_adapter_file, "sha256": digest}
+
+
+def _free(config: LoraConfig, valid_digest: str) -> dict[str, Any]:
     values = config.values
     return {
         "lr_schedule": values.lr_schedule,
         "optimizer_config": values.optimizer_config.get(values.optimizer.lower()) or {},
         "grad_checkpoint": values.grad_checkpoint,
+        "validation_data": valid_digest,
+        "save_every": config.given.get("save_every") or 0,
+        **{name: getattr(values, name) for name in ("val_batches", "steps_per_eval", "test", "test_batches")},
+        "adapter_path": values.adapter_path,
     }
 
 
