@@ -337,7 +337,7 @@ def test_hub_data_that_changed_are_refused_at_resume(llama_dir, tmp_path, hub):
     config = write(tmp_path, "named", data="some/words", mask_prompt=False, iters=3)
     run_worker(llama_dir, config, tmp_path / "run", steps=1)
     hub.subsets["train"][5] = {"text": "another line of that very lengt"}
-    with pytest.raises(RefusedError, match="dataset: "):
+    with pytest.raises(RefusedError, match="The training data differ"):
         run_worker(llama_dir, config, tmp_path / "run", generation=2)
 
 
