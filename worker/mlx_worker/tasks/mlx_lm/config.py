@@ -33,7 +33,7 @@ OPTIONS = {*_AT_LEAST, *_BOOLEANS, *_STRINGS, *_MAPPINGS, *_NUMBERS, *_REFUSED, 
 _LORA = ("rank", "scale", "dropout", "keys")
 _IGNORED_LORA = "alpha"
 """In older files of mlx_lm beside `scale`; mlx_lm reads only that."""
-_HUB = ("path", "config", "train_split", "valid_split", "test_split", *sorted(_FEATURES), "mask_prompt")
+_HUB = ("path", "config", "train_split", "valid_split", "test_split", *sorted(FEATURES), "mask_prompt")
 ELSEWHERE = {
     **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "iters (one epoch: samples / batch_size)"),
     **dict.fromkeys(("steps", "max_steps", "iterations", "num_steps"), "iters"),

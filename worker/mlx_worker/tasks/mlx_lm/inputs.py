@@ -47,7 +47,7 @@ def _check_adapters(config: LoraConfig) -> None:
 
 def _check_batch(job: wire.Job, config: LoraConfig, lines: Lines) -> None:
     values, samples = config.values, len(lines.rows)
-    if job.batch.size is None:
+    if job.batch.size is None or job.batch.from_task:
         size, accumulation = values.batch_size, values.grad_accumulation_steps
         if size * accumulation > samples:
             product = f"{size}" if accumulation == 1 else f"{size} × grad_accumulation_steps {accumulation}"
