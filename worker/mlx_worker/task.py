@@ -69,7 +69,7 @@ class Task:
     `evaluate(model, context)` returns a number to report; called every `evaluate_every_steps` updates (0: never),
     before the first and after the last. It runs in evaluation mode; the random generators are restored afterwards.
     `export(folder)` writes the result for others to use, once, at completion; `export_dir` defaults to `export` in
-    the run's folder.
+    the run's folder. `export_bytes`: its size, if known: room for it is checked before the first update.
     `batch_size`, `accumulation`, `steps`: used where the settings give none.
     `lengths`: a whole number for every sample that grows with its cost. Samples of similar length then go into one
     update, so that less is padded; the order is still fixed by the seed, and every epoch holds every sample once.
@@ -95,6 +95,7 @@ class Task:
     evaluate_every_steps: int = 0
     export: Callable[[Path], None] | None = None
     export_dir: Path | None = None
+    export_bytes: int = 0
     batch_size: int | None = None
     accumulation: int = 1
     steps: int | None = None

@@ -126,10 +126,14 @@ class StepReport(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class PhaseChange(WorkerEvent):
-    """The worker entered a phase, or reports progress within it."""
+    """The worker entered a phase, or reports progress within it.
+
+    `waiting_for`: what it lacks to save or export its finished work, for example room on the disk.
+    """
 
     phase: Phase
     detail: str = ""
+    waiting_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,10 @@ class ValidationReport(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointReport(WorkerEvent):
-    """A checkpoint is durable (`ok`), or failed, and training continues without it."""
+    """A checkpoint is durable (`ok`), or failed, and training continues without it.
+
+    `notes`: what else happened to the checkpoint folder, a sentence each.
+    """
 
     step: int
     ok: bool
@@ -150,6 +157,7 @@ class CheckpointReport(WorkerEvent):
     stall_s: float
     size_bytes: int
     error: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

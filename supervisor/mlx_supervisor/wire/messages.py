@@ -68,7 +68,10 @@ class Step(Message, frozen=True, kw_only=True, tag="step"):
 
 
 class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
-    """A checkpoint became durable, or failed and training continues. `stall_s`: how long it stalled training."""
+    """A checkpoint became durable, or failed and training continues. `stall_s`: how long it stalled training.
+
+    `notes`: what else happened to the checkpoint folder.
+    """
 
     step: Count
     ok: bool
@@ -76,13 +79,18 @@ class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
     stall_s: Seconds
     size_bytes: Count
     error: Text = ""
+    notes: Annotated[list[ShortText], msgspec.Meta(max_length=16)] = []
 
 
 class PhaseChange(Message, frozen=True, kw_only=True, tag="phase"):
-    """The worker's phase; sent at every change, and as a heartbeat within long phases."""
+    """The worker's phase; sent at every change, and as a heartbeat within long phases.
+
+    `waiting_for`: what the worker lacks to save or export its finished work, for example room on the disk.
+    """
 
     phase: PhaseName
     detail: ShortText = ""
+    waiting_for: ShortText = ""
 
 
 class Validation(Message, frozen=True, kw_only=True, tag="validation"):

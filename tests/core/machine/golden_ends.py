@@ -69,7 +69,7 @@ ENDS = {
         ready target=3              -> running
         steps 3                     -> running
         saved error=full            -> running
-            | Failed to save checkpoint of step 3: full; the previous one is kept.
+            | Full: step 3 not saved.
         exit 0                      -> backoff: close crash, save
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
     """),

@@ -78,7 +78,6 @@ def test_a_failed_call_costs_no_acknowledged_checkpoint(tmp_path: Path, name: st
             error = save_or_error(store, 3)
         if error:
             failed += 1
-            assert error.startswith("step 3: ")
             assert os.strerror(code) in error
             assert not list(folder.glob(".tmp-*")), "a failed save must give its space back"
         acknowledged = 2 if error else 3
@@ -116,7 +115,7 @@ def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path, monk
     store = CheckpointStore(tmp_path, "run", 2)
     save(store, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * 2**20))
-    with pytest.raises(CheckpointError, match=r"step 2: the disk of .* is too full: 10 MiB free"):
+    with pytest.raises(CheckpointError, match=r"disk nearly full \(10 MiB free, 65 needed\)"):
         save(store, 2)
     assert newest(tmp_path) == 1
 

@@ -288,7 +288,7 @@ def test_a_file_that_may_not_be_opened_stops_the_load(store: CheckpointStore, mo
 def test_weights_that_are_not_finite_never_replace_good_ones(store: CheckpointStore, value: float) -> None:
     save(store, 1)
     broken = {**weights(2), "layers.1.weight": mx.array([1.0, value], mx.bfloat16)}
-    with pytest.raises(CheckpointError, match=r"step 2: layers\.1\.weight contains NaN or infinity"):
+    with pytest.raises(CheckpointError, match=r"layers\.1\.weight contains NaN or infinity"):
         store.save(2, broken, {}, {})
     loaded = store.load_newest()
     assert loaded is not None

@@ -36,9 +36,9 @@ class RecordingLink:
         elif kind is wire.Ready:
             self.notes += fields["notes"]
 
-    def phase(self, name, detail=""):
+    def phase(self, name, detail="", waiting_for=""):
         self.current_phase = name
-        self.send(wire.PhaseChange, phase=name, detail=detail)
+        self.send(wire.PhaseChange, phase=name, detail=detail, waiting_for=waiting_for)
 
     def receive(self):
         return []

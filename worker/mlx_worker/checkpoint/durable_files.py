@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import io
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,7 @@ class Files:
             os.close(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Rename a folder within its parent, atomically."""
+        """Rename a file or a folder within its parent, atomically."""
         source.replace(target)
 
     def delete_file(self, path: Path) -> None:
@@ -173,6 +174,43 @@ def write_file(path: Path, write: Callable[[HashingFile], object], files: Files)
         raise
     file.close()
     return file.size_bytes, file.hexdigest()
+
+
+class SharedFiles(Files):
+    """Files that others may read, as far as the user's umask allows: results, not checkpoints."""
+
+    def create(self, path: Path) -> int:
+        """Make an empty file; returns its descriptor."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def try_folder(folder: Path) -> None:
+    """Make the folder, write a small file into it, and delete that. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".mlx-supervisor-{secrets.token_hex(4)}.tmp"
+    try:
+        write_file(probe, lambda file: file.write(b"test\n"), Files())
+    finally:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            probe.unlink()
+
+
+def replace_file(path: Path, write: Callable[[HashingFile], object]) -> None:
+    """Make or replace a result with `write`, atomically and flushed. Raises OSError; then the old file stays.
+
+    A failed attempt leaves nothing behind: on a full disk its bytes are needed.
+    """
+    files, temporary = SharedFiles(), path.with_name(f".{path.name}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        files.delete_file(temporary)
+    try:
+        write_file(temporary, write, files)
+        files.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.delete_file(temporary)
+        raise
+    files.flush_folder(path.parent)
 
 
 def open_to_read(path: Path) -> io.FileIO:

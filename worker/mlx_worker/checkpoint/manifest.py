@@ -27,6 +27,10 @@ class CheckpointError(Exception):
     """A checkpoint could not be written, or the folder could not be read; the text says what failed and why."""
 
 
+class DiskError(CheckpointError):
+    """The disk or its folder refused: the same call may succeed later."""
+
+
 class UnusableError(Exception):
     """Why a folder is not a checkpoint of this run. `foreign`: it may belong to another program; never delete it."""
 

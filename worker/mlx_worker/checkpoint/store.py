@@ -28,6 +28,7 @@ from mlx_worker.checkpoint.manifest import (
     OPTIMIZER,
     TRAINER,
     CheckpointError,
+    DiskError,
     FileEntry,
     Manifest,
     UnusableError,
@@ -38,11 +39,13 @@ from mlx_worker.checkpoint.manifest import (
     verify,
 )
 
-__all__ = ["CheckpointError", "CheckpointStore", "LoadedCheckpoint", "SavedCheckpoint", "weights_sha256"]
+__all__ = ["CheckpointError", "CheckpointStore", "DiskError", "LoadedCheckpoint", "SavedCheckpoint", "weights_sha256"]
 
 TRAINER_LIMIT_BYTES = 4 * 1024 * 1024
 RESERVE_BYTES = 64 * 1024 * 1024
 """Disk space that every checkpoint leaves free, for logs and the journal."""
+LAST_RESERVE_BYTES = 1024 * 1024
+"""The same for a checkpoint without which updates would be lost: at a stop and at the end."""
 SKIPPED_LIMIT = 16
 """Reasons that fit into a `ready` message."""
 _REASON_LIMIT_CHARACTERS = 512
@@ -102,26 +105,32 @@ class CheckpointStore:
         trained: Mapping[str, mx.array],
         optimizer: Mapping[str, mx.array],
         trainer: Mapping[str, Any],
+        reserve_bytes: int = RESERVE_BYTES,
     ) -> SavedCheckpoint:
         """Write the checkpoint of `step`; it is durable when this returns. Older ones are deleted only after that.
 
         A valid checkpoint of the same step is kept and nothing is written: the same step of the same run has the same
-        state. A damaged one is replaced; a foreign folder of that name is renamed. Raises CheckpointError if the disk
-        is too full, a write or a flush fails, or a weight is not finite; existing checkpoints then stay unchanged.
-        MLX's errors pass through.
+        state. A damaged one is replaced; a foreign folder of that name is renamed. A deleted checkpoint folder is made
+        again. Leaves `reserve_bytes` of the disk free; where room is lacking, the checkpoints that this one replaces
+        are deleted first, if another one stays and if that makes enough room. Raises DiskError if the disk is too full
+        or a call fails, CheckpointError if a weight is not finite; existing checkpoints then stay as they are. MLX's
+        errors pass through.
         """
         started_s = time.perf_counter()
         path = self.folder / name_of(step)
         notes: list[str] = []
         size_bytes = self._existing_size(path, step)
         if size_bytes is None:
-            payload = self._trainer_bytes(step, trainer)
+            payload = _trainer_bytes(trainer)
             mx.eval(*trained.values(), *optimizer.values())
-            _require_finite(step, trained)
-            with _as_checkpoint_error(f"step {step}: cannot delete temporary folders in {self.folder}"):
+            _require_finite(trained)
+            notes += self._ensure_folder()
+            with _as_checkpoint_error(f"cannot delete temporary folders in {self.folder}"):
                 self._sweep()
-            self._require_space(step, trained, optimizer, payload)
-            size_bytes, notes = self._write(path, step, trained, optimizer, payload)
+            needed_bytes = needed_for(trained, optimizer) + len(payload) + reserve_bytes
+            notes += self._make_room(path, needed_bytes)
+            size_bytes, more = self._write(path, step, trained, optimizer, payload)
+            notes += more
             self._damaged.discard(path)
         notes += self._delete_old(path)
         return SavedCheckpoint(path, size_bytes, time.perf_counter() - started_s, tuple(notes))
@@ -166,33 +175,38 @@ class CheckpointStore:
             manifest = verify(path, self.run, step)
         except UnusableError:
             return None
-        with _as_checkpoint_error(f"step {step}: cannot read {path}"):
+        with _as_checkpoint_error(f"cannot read {path}"):
             return sum(entry.size_bytes for entry in manifest.files) + (path / MANIFEST).stat().st_size
 
-    def _trainer_bytes(self, step: int, trainer: Mapping[str, Any]) -> bytes:
-        try:
-            payload = exact_json.dumps(dict(trainer))
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"step {step}: {TRAINER}: {error}") from None
-        if len(payload) > TRAINER_LIMIT_BYTES:
-            raise CheckpointError(
-                f"step {step}: {TRAINER} has {len(payload):,} bytes, the limit is {TRAINER_LIMIT_BYTES:,}"
-            )
-        return payload
+    def _ensure_folder(self) -> list[str]:
+        """Make the checkpoint folder again if it was deleted during the run."""
+        if self.folder.is_dir():
+            return []
+        with _as_checkpoint_error(f"cannot make {self.folder} again"):
+            durable_files.make_folders(self.files, self.folder.absolute())
+        self._damaged.clear()
+        return [f"{self.folder} was deleted during the run, with its checkpoints; made it again"]
 
-    def _require_space(
-        self, step: int, trained: Mapping[str, mx.array], optimizer: Mapping[str, mx.array], payload: bytes
-    ) -> None:
-        arrays = [*trained.values(), *optimizer.values()]
-        header_bytes = 256 * (len(arrays) + 4)
-        needed = sum(array.nbytes for array in arrays) + len(payload) + header_bytes + RESERVE_BYTES
-        with _as_checkpoint_error(f"step {step}: cannot read the free space of {self.folder}"):
-            free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise CheckpointError(
-                f"step {step}: the disk of {self.folder} is too full: {free / 2**20:,.0f} MiB free, "
-                f"{needed / 2**20:,.0f} MiB needed (with a reserve of {RESERVE_BYTES / 2**20:.0f} MiB)"
-            )
+    def _make_room(self, path: Path, needed_bytes: int) -> list[str]:
+        """Delete what the new checkpoint `path` replaces, if only that makes room. Raises DiskError."""
+        free_bytes = self.free_bytes()
+        if free_bytes >= needed_bytes:
+            return []
+        replaced = self._replaced(path, self.keep - 1) if self.keep > 1 else []
+        if free_bytes + sum(_size_of(each) for each in replaced) >= needed_bytes:
+            notes = [
+                f"deleted {each.name} before the new checkpoint was written: the disk is nearly full"
+                for each in replaced
+            ] + self._delete(replaced)
+            free_bytes = self.free_bytes()
+            if free_bytes >= needed_bytes:
+                return notes
+        raise DiskError(disk_nearly_full(free_bytes, needed_bytes))
+
+    def free_bytes(self) -> int:
+        """What this user may still write to the disk of the checkpoints. Raises DiskError."""
+        with _as_checkpoint_error(f"cannot read the free space of {self.folder}"):
+            return shutil.disk_usage(self.folder).free
 
     def _write(
         self,
@@ -210,17 +224,17 @@ class CheckpointStore:
         with self._temporary(step) as temporary:
             files = []
             for name, write in writers.items():
-                with _as_checkpoint_error(f"step {step}: cannot write {name}"):
+                with _as_checkpoint_error(f"cannot write {name}"):
                     files.append(FileEntry(name, *durable_files.write_file(temporary / name, write, self.files)))
             seal = wire.dump_json(Manifest(run=self.run, step=step, files=files))
-            with _as_checkpoint_error(f"step {step}: cannot write {MANIFEST}"):
+            with _as_checkpoint_error(f"cannot write {MANIFEST}"):
                 durable_files.write_file(temporary / MANIFEST, lambda file: file.write(seal), self.files)
                 self.files.flush_folder(temporary)
             notes = self._publish(temporary, path, step)
         return sum(entry.size_bytes for entry in files) + len(seal), notes
 
     def _publish(self, temporary: Path, path: Path, step: int) -> list[str]:
-        with _as_checkpoint_error(f"step {step}: cannot rename the temporary folder to {path.name}"):
+        with _as_checkpoint_error(f"cannot rename the temporary folder to {path.name}"):
             # an existing folder is unusable, and the new checkpoint is complete: this loses nothing
             notes = self._clear(path, step) if os.path.lexists(path) else []
             self.files.rename(temporary, path)
@@ -230,7 +244,7 @@ class CheckpointStore:
             self._damaged.add(path)  # a later save must neither trust it nor flush it again
             with contextlib.suppress(OSError):
                 self.files.rename(path, temporary)
-            raise CheckpointError(f"step {step}: cannot flush {self.folder}: {describe(error)}") from error
+            raise DiskError(f"cannot flush {self.folder}: {describe(error)}") from error
         return notes
 
     def _clear(self, path: Path, step: int) -> list[str]:
@@ -248,7 +262,7 @@ class CheckpointStore:
     @contextlib.contextmanager
     def _temporary(self, step: int) -> Iterator[Path]:
         """A locked temporary folder, deleted afterwards unless it was renamed."""
-        with _as_checkpoint_error(f"step {step}: cannot make a temporary folder in {self.folder}"):
+        with _as_checkpoint_error(f"cannot make a temporary folder in {self.folder}"):
             temporary = self.folder / f"{_TEMPORARY}{name_of(step)}-{secrets.token_hex(4)}"
             self.files.make_folder(temporary)
         with contextlib.ExitStack() as held:
@@ -268,16 +282,20 @@ class CheckpointStore:
                 durable_files.delete_tree(self.files, entry)
 
     def _delete_old(self, saved: Path) -> list[str]:
-        """Delete all but the `keep` newest checkpoints, never `saved`; returns notes on failed deletions.
+        """Delete all but the `keep` newest checkpoints, never `saved`; returns notes on failed deletions."""
+        try:
+            return self._delete(self._replaced(saved, self.keep))
+        except CheckpointError as error:
+            return [str(error)]
+
+    def _replaced(self, saved: Path, keep: int) -> list[Path]:
+        """All but the `keep` newest checkpoints, and never `saved` or a protected one. Raises CheckpointError.
 
         Validity is checked by names and sizes only: hashing all after every save would cost a second per GiB. One that
         `load_newest` found damaged does not count.
         """
-        kept, notes = 0, []
-        try:
-            found, _ = self._list(report_junk=False)
-        except CheckpointError as error:
-            return [str(error)]
+        kept, replaced = 0, []
+        found, _ = self._list(report_junk=False)
         for step, path in found:
             try:
                 examine(path, self.run, step)
@@ -286,9 +304,16 @@ class CheckpointStore:
                 if isinstance(reason, CheckpointError) or reason.foreign:
                     continue
                 valid = False
-            if kept < self.keep or path == saved or step in self.protected:
+            if kept < keep or path == saved or step in self.protected:
                 kept += valid
-                continue
+            else:
+                replaced.append(path)
+        return replaced
+
+    def _delete(self, paths: list[Path]) -> list[str]:
+        """Returns notes on failed deletions."""
+        notes = []
+        for path in paths:
             try:
                 self._retire(path)
             except OSError as error:
@@ -325,6 +350,18 @@ class CheckpointStore:
             self.skipped[-1] = "More were skipped; only the first reasons are listed."
 
 
+def needed_for(trained: Mapping[str, mx.array], optimizer: Mapping[str, mx.array]) -> int:
+    """The size in bytes of a checkpoint's arrays on disk, with their headers."""
+    arrays = [*trained.values(), *optimizer.values()]
+    return sum(array.nbytes for array in arrays) + 256 * (len(arrays) + 4)
+
+
+def disk_nearly_full(free_bytes: int, needed_bytes: int, purpose: str = "") -> str:
+    """In MiB, rounded so that the needed room is more than the free room. `purpose`: "for the export"."""
+    needed = f"{-(-needed_bytes // 2**20):,} needed {purpose}".rstrip()
+    return f"disk nearly full ({free_bytes // 2**20:,} MiB free, {needed})"
+
+
 def weights_sha256(trained: Mapping[str, mx.array]) -> str:
     """SHA-256 over the trained tensors in name order: a line `name dtype shape` in JSON, then the bytes, row by row."""
     digest = hashlib.sha256()
@@ -338,6 +375,24 @@ def weights_sha256(trained: Mapping[str, mx.array]) -> str:
     return digest.hexdigest()
 
 
+def _trainer_bytes(trainer: Mapping[str, Any]) -> bytes:
+    try:
+        payload = exact_json.dumps(dict(trainer))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{TRAINER}: {error}") from None
+    if len(payload) > TRAINER_LIMIT_BYTES:
+        raise CheckpointError(f"{TRAINER} has {len(payload):,} bytes, the limit is {TRAINER_LIMIT_BYTES:,}")
+    return payload
+
+
+def _size_of(path: Path) -> int:
+    """The sizes of a folder's files; 0 if it cannot be read."""
+    try:
+        return sum(entry.lstat().st_size for entry in path.iterdir())
+    except OSError:
+        return 0
+
+
 def _as_file(file: durable_files.HashingFile) -> BinaryIO:
     return cast(BinaryIO, file)  # MLX uses only write, seek and tell
 
@@ -349,12 +404,12 @@ def _load_arrays(path: Path) -> dict[str, mx.array]:
     return arrays
 
 
-def _require_finite(step: int, trained: Mapping[str, mx.array]) -> None:
+def _require_finite(trained: Mapping[str, mx.array]) -> None:
     """A failed device or a diverged loss must not replace the last good weights."""
     mx.synchronize()
     for name, array in trained.items():
         if mx.issubdtype(array.dtype, mx.floating) and not mx.all(mx.isfinite(array)).item():
-            raise CheckpointError(f"step {step}: {name} contains NaN or infinity; nothing was saved")
+            raise CheckpointError(f"{name} contains NaN or infinity")
 
 
 def _is_locked(path: Path) -> bool:
@@ -378,4 +433,4 @@ def _as_checkpoint_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{what}: {describe(error)}") from error
+        raise DiskError(f"{what}: {describe(error)}") from error

@@ -52,10 +52,10 @@ class Link:
         """Identify this worker. The token comes from the environment."""
         self.send(wire.Hello, pid=os.getpid(), token=os.environ.get(wire.TOKEN_VARIABLE, ""))
 
-    def phase(self, name: wire.PhaseName, detail: str = "") -> None:
-        """Report the worker's phase."""
+    def phase(self, name: wire.PhaseName, detail: str = "", waiting_for: str = "") -> None:
+        """Report the worker's phase. `waiting_for`: what it lacks to save or export its finished work."""
         self.current_phase = name
-        self.send(wire.PhaseChange, phase=name, detail=detail)
+        self.send(wire.PhaseChange, phase=name, detail=detail, waiting_for=waiting_for)
 
     def send(self, kind: type[wire.Message], **fields: Any) -> None:
         """Send, or drop and count. Texts are shortened to the wire's limits."""

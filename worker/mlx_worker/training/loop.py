@@ -31,6 +31,7 @@ from mlx_worker.training.batch_request import with_request
 from mlx_worker.training.commands import Commands
 from mlx_worker.training.drills import Drills
 from mlx_worker.training.evaluation import Evaluation
+from mlx_worker.training.finishing import Finishing
 from mlx_worker.training.gradients import Applied, Gradients
 
 
@@ -44,10 +45,6 @@ class TrainingResult:
     weights_sha256: str
     steps: int
     seconds: float
-
-
-class SaveError(RuntimeError):
-    """The last checkpoint could not be written, so the run is not complete."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +154,8 @@ class Trainer:
         self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor, grouping)
         self.watchdog = HangWatchdog(job.hang_timeout_s)
         self.saver = Saver(job, store, newest, self.link, memory, self.watchdog)
+        self.finishing = Finishing(job, task, store, self.saver, commands, self.watchdog)
+        self.notes += self.finishing.check(resumed=newest is not None)
         self.evaluation = Evaluation(job, task, commands, memory, self.watchdog, self.saver)
         self.sample_log = SampleLog(job)
         self._finished_s = float("-inf")
@@ -189,16 +188,16 @@ class Trainer:
             raise
         seconds = time.perf_counter() - started_s
         saved = self._save(waiting=True)
-        completed = self.progress.step >= self.plan.steps
-        if completed and not saved:
-            raise SaveError(f"the final checkpoint failed: {self.saver.error}")
+        completed, missing = self.progress.step >= self.plan.steps, ""
         if completed:
-            self._export()
+            missing = self.finishing.deliver(self.progress.step, saved=saved)
+            completed = not missing
+        elif not saved:
+            missing = f"{self.stop.reason}; the final checkpoint failed: {self.saver.error}"
+        if completed:
             self.evaluation.test(self.progress.step, self.plan.size)
         self.watchdog.disarm()
-        reason = "all steps done" if completed else self.stop.reason or ""
-        if not saved:
-            reason += f"; the final checkpoint failed: {self.saver.error}"
+        reason = "all steps done" if completed else missing or self.stop.reason or ""
         digest = weights_sha256(training_state.trained_arrays(self.task))
         return TrainingResult(completed, reason, self.progress, digest, self.progress.step - first_step, seconds)
 
@@ -347,12 +346,3 @@ class Trainer:
     def _milestone_is_due(self, step: int) -> bool:
         every = self.task.milestone_every_steps
         return every > 0 and step % every == 0
-
-    def _export(self) -> None:
-        if self.task.export is None:
-            return
-        folder = self.task.export_dir or Path(self.job.run_dir) / "export"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.watchdog.arm(CHECKPOINT_BOUND_S)
-        self.task.export(folder)
-        print(f"exported to {folder}")

@@ -36,7 +36,7 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
         )
         return
     if not ending.restart:
-        run.end(S.FATAL if cause is Cause.REFUSED else S.STOPPED, ending.requested_by or ending.text)
+        run.end(S.FATAL if cause is Cause.REFUSED else S.STOPPED, (ending.requested_by or ending.text) + _given_up(run))
         return
     final = _reason_to_give_up(run, ending, rung, progress, at_s - current.started_s)
     if final is not None:
@@ -62,6 +62,11 @@ def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, dela
         spawn(run, at_s)
     else:
         start(run, at_s)
+
+
+def _given_up(run: Run) -> str:
+    """What a worker that was stopped while it waited for the disk could not save or export."""
+    return f"; {run.bye.reason}" if run.waiting_for and run.bye is not None else ""
 
 
 def _lost_work(run: Run, cause: Cause) -> bool:

@@ -72,6 +72,8 @@ class Run:
         self.survivor: int | None = None
         """A generation whose worker survived SIGKILL: starts are blocked until it exits."""
         self.suspending = False
+        self.waiting_for = ""
+        """What a worker that has made all steps lacks to save or export its work; "" if nothing."""
         self.drain_extended = False
         self.out: list[act.Action] = []
         self.allowed: tuple[State, ...] = ()

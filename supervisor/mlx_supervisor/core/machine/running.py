@@ -127,6 +127,17 @@ def on_phase(run: Run, event: ev.PhaseChange) -> None:
         run.current.loading = event.phase is Phase.LOAD
     if run.state is S.RUNNING:
         run.heartbeat.progress(event.at_s, event.phase)
+    if bool(event.waiting_for) != bool(run.waiting_for):  # a notice at either end: the worker repeats it for hours
+        _say_wait(run, event)
+    run.waiting_for = event.waiting_for
+
+
+def _say_wait(run: Run, event: ev.PhaseChange) -> None:
+    if event.waiting_for:
+        text = f"Waiting for {event.waiting_for}. The worker keeps its state in memory; stopping the run gives it up."
+        run.say("wait", text, Severity.WARNING)
+    else:
+        run.say("wait", f"The wait is over. The newest checkpoint is of step {run.history.durable_step}.")
 
 
 def on_validation(run: Run, event: ev.ValidationReport) -> None:
@@ -148,8 +159,10 @@ def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
             run.drain_extended = True
             run.deadline_s = event.at_s + run.policy.restart.stop_grace_s
     else:
-        text = f"Failed to save checkpoint of step {event.step}: {event.error}; the previous one is kept."
+        text = sentence(f"{event.error}: step {event.step} not saved")
         run.say("checkpoint_failed", text, Severity.ERROR, step=event.step)
+    for each in event.notes:
+        run.say("checkpoint_note", sentence(each), Severity.WARNING, step=event.step)
 
 
 def on_bye(run: Run, event: ev.Bye) -> None:

@@ -149,7 +149,7 @@ def spawn(run: Run, at_s: float) -> None:
     past.unfinished, past.outcome, past.cooling = True, "", False
     past.durable_before = past.durable_step
     past.begin_generation()
-    run.reason = ""
+    run.reason = run.waiting_for = ""
     run.breaker.begin_generation()
     run.memory.worker_started()
     run.heartbeat = Heartbeat(run.policy.restart.hang_timeout_s)

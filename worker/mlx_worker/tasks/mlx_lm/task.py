@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -20,6 +20,7 @@ from mlx_lm.tuner.utils import build_schedule, linear_to_lora_layers, print_trai
 from mlx_lm.utils import hf_repo_to_path, load, save_config
 
 from mlx_supervisor import wire
+from mlx_worker.checkpoint import durable_files
 from mlx_worker.data import padding
 from mlx_worker.memory import gradient_checkpointing
 from mlx_worker.task import EvaluationContext, Task
@@ -34,6 +35,8 @@ from mlx_worker.tasks.mlx_lm.reports import start_reports
 OPTIMIZER_CLASSES: dict[str, Any] = {
     "adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon, "sgd": optim.SGD, "adafactor": optim.Adafactor,
 }  # fmt: skip
+EXPORT_HEADER_BYTES = 1024 * 1024
+"""Room for the names of the arrays and for `adapter_config.json`."""
 NEVER_BYTES = 2**62
 """A threshold that no cache reaches: by default mlx_lm clears the cache after every batch of an evaluation."""
 assert set(OPTIMIZER_CLASSES) == set(OPTIMIZERS)
@@ -75,6 +78,7 @@ def build(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
         evaluate_every_steps=_updates(values, values.steps_per_eval),
         export=lambda folder: export(folder, model, values),
         export_dir=config.resolve(values.adapter_path),
+        export_bytes=EXPORT_HEADER_BYTES + sum(array.nbytes for array in _trainable(model).values()),
         batch_size=values.batch_size,
         accumulation=values.grad_accumulation_steps,
         steps=steps,
@@ -86,16 +90,31 @@ def build(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
 
 
 def export(folder: Path, model: Any, values: Any) -> None:
-    """Write `adapters.safetensors` and `adapter_config.json` for `mlx_lm.load_adapters`, each atomically."""
-    temporary = folder / ".adapters.tmp.safetensors"
-    mx.save_safetensors(str(temporary), dict(tree_flatten(model.trainable_parameters())))
+    """Write `adapters.safetensors` and `adapter_config.json` for `mlx_lm.load_adapters`, each atomically.
+
+    Raises OSError; then the older adapters stay.
+    """
+    arrays = _trainable(model)
     settings = dict(vars(values))
     if values.fine_tune_type == "full":
         settings["lora_parameters"] = None
     temporary_config = folder / ".adapter_config.tmp.json"
-    save_config(settings, temporary_config)
-    temporary.replace(folder / "adapters.safetensors")
-    temporary_config.replace(folder / "adapter_config.json")
+    try:
+        save_config(settings, temporary_config)
+        write_adapters(folder / "adapters.safetensors", arrays)
+        temporary_config.replace(folder / "adapter_config.json")
+    except BaseException:
+        temporary_config.unlink(missing_ok=True)
+        raise
+
+
+def _trainable(model: Any) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.trainable_parameters()))
+
+
+def write_adapters(path: Path, arrays: dict[str, mx.array]) -> None:
+    """Write arrays as MLX does, through Python: its own writer does not say why it fails. Raises OSError."""
+    durable_files.replace_file(path, lambda file: mx.save_safetensors(cast(BinaryIO, file), arrays))
 
 
 def _updates(values: Any, iterations: int) -> int:
@@ -115,7 +134,7 @@ def _intermediate_save(config: LoraConfig, model: Any) -> Callable[[int], None]:
             export(folder, model, values)
             copy = shutil.copyfile(folder / "adapters.safetensors", folder / ".copy.tmp.safetensors")
             copy.replace(folder / f"{iteration:07d}_adapters.safetensors")
-        except (OSError, RuntimeError) as error:  # MLX raises the latter when the disk is full
+        except OSError as error:
             print(f"cannot save the adapters of iteration {iteration} to {folder}: {error}", file=sys.stderr)
 
     return save
