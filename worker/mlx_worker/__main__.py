@@ -60,8 +60,10 @@ def _run(job: wire.Job, link: Link, stop: StopFlag) -> int:
     link.send(
         wire.Bye,
         outcome=outcome, reason=ending.reason, step=ending.progress.step, loss=ending.progress.loss,
-        weights_sha256=ending.weights_sha256,
+        weights_sha256=ending.weights_sha256, lost=ending.lost,
     )  # fmt: skip
+    if ending.lost:
+        print(ending.lost, file=sys.stderr)
     rate = ending.steps / ending.seconds if ending.seconds > 0 else 0.0
     print(
         f"{outcome}: step={ending.progress.step} steps={ending.steps} seconds={ending.seconds:.3f} "

@@ -107,6 +107,8 @@ class LiveDisplay(Display):
         rows.add_row("memory", _bar(used, limit), Text(memory_text(used, limit, run.breaker.growth)))
         facts = f"{counted(history.trips, 'trip')}, breaker {run.breaker.state.value}, loss {_loss(run)}"
         rows.add_row("batch", Text(_batch(run.last_step)), Text(facts))
+        if run.waiting_for:
+            rows.add_row("waiting", Text(f"for {run.waiting_for}"))
         return Group(title, rows)
 
 

@@ -103,8 +103,9 @@ class RunInfo(TypedDict, total=False):
     """Progress and memory of a run. Unknown values are left out or None; docs/control.md describes the keys.
 
     `leak`: "leaking", or "" without a leak. `breaker`: closed, open or half-open. `error`: what ended the last
-    generation that failed. `autopsy`: the objects that grew, as the worker found them. `*_to_limit`: until memory at
-    its present growth reaches the limit.
+    generation that failed. `waiting_for`: what keeps a worker that has made all steps from saving or exporting.
+    `autopsy`: the objects that grew, as the worker found them. `*_to_limit`: until memory at its present growth
+    reaches the limit.
     """
 
     generation: int | None
@@ -136,6 +137,7 @@ class RunInfo(TypedDict, total=False):
     reason: str | None
     gradient_checkpointing: bool | None
     error: str | None
+    waiting_for: str | None
     autopsy: list[str] | None
 
 

@@ -195,7 +195,10 @@ class Raised:
 
 @dataclass(frozen=True, slots=True)
 class Bye(WorkerEvent):
-    """The worker's last message; the exit status has the final say. `errors`: what ended it, then what led to that."""
+    """The worker's last message; the exit status has the final say. `errors`: what ended it, then what led to that.
+
+    `lost`: what a stopped worker could not save or export, "" if nothing.
+    """
 
     outcome: Outcome
     reason: str
@@ -203,6 +206,7 @@ class Bye(WorkerEvent):
     loss: float | None
     weights_sha256: str | None
     errors: tuple[Raised, ...] = ()
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,7 @@ def run_info(run: SupervisedRun) -> RunInfo:
         phase=machine.state.value,
         gradient_checkpointing=machine.checkpoints_gradients,
         error=history.error,
+        waiting_for=machine.waiting_for,
         autopsy=list(history.autopsy),
     )
     if sample is not None:

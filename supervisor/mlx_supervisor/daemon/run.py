@@ -116,8 +116,12 @@ class SupervisedRun:
             await self._changed.wait()
 
     def housekeep(self) -> None:
-        """Once a second: rotate the logs, and report missing samples when the sampler has stopped."""
+        """Once a second: rotate the logs, make deleted ones again, and report missing samples when the sampler has
+        stopped."""
         self.log.rotate_if_needed()
+        if self.log.restore_if_deleted():
+            text = f"Log files in {self.log.folder} were deleted during the run; made them again."
+            self._notice(act.Notice("logs_deleted", text, act.Severity.WARNING))
         sample, child = self.machine.last_sample, self.worker.child
         if child is None:
             return

@@ -31,6 +31,7 @@ def summary_of(run: str, history: RunHistory, generations: Sequence[Mapping[str,
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Replace `summary.json` atomically. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may have been deleted during the run
     temporary = folder / ".summary.json.tmp"
     with temporary.open("w") as file:
         os.fchmod(file.fileno(), 0o600)

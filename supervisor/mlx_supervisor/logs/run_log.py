@@ -28,17 +28,23 @@ class RunLog:
         self._max_bytes = max_bytes
         self._backups = backups
         self._stderr_truncated_bytes = 0
+        self._stderr_deleted = False
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._stdout = os.open(self.stdout_path, flags, MODE)
+        self._stdout = _open(self.stdout_path)
         try:
-            self._stderr = os.open(self.stderr_path, flags, MODE)
+            self._stderr = _open(self.stderr_path)
         except OSError:
             os.close(self._stdout)
             raise
 
     def descriptors(self) -> tuple[int, int]:
         """For a worker's stdout and stderr. Don't close them."""
+        if self._stderr_deleted:
+            with contextlib.suppress(OSError):
+                new, old = _open(self.stderr_path), self._stderr
+                self._stderr_truncated_bytes += os.fstat(old).st_size
+                self._stderr, self._stderr_deleted = new, False
+                os.close(old)
         return self._stdout, self._stderr
 
     def line(self, text: str) -> None:
@@ -87,6 +93,27 @@ class RunLog:
                     rotated = True
         return rotated
 
+    def restore_if_deleted(self) -> bool:
+        """Make deleted files again. Returns whether one was made; a failure is retried next time.
+
+        The running worker still writes to the deleted files, the next one to the new. Until then `tail_since` reads the
+        deleted stderr, for the cause of the worker's death.
+        """
+        missing = [path for path in (self.stdout_path, self.stderr_path) if not path.exists()]
+        if not missing or self._stdout < 0:
+            return False
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.stdout_path in missing:
+                new, old = _open(self.stdout_path), self._stdout
+                self._stdout = new
+                os.close(old)
+            if self.stderr_path in missing:
+                os.close(_open(self.stderr_path))
+                self._stderr_deleted = True
+            return True
+        return False
+
     def _rotate(self, descriptor: int, path: Path) -> None:
         try:
             for number in range(self._backups - 1, 0, -1):
@@ -126,6 +153,10 @@ class RunLog:
         for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, MODE)
 
 
 def _backup(path: Path, number: int) -> Path:

@@ -142,7 +142,10 @@ class Raised(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Bye(Message, frozen=True, kw_only=True, tag="bye"):
-    """Last message of a worker. `errors`: the exception that ended it, then those that led to it."""
+    """Last message of a worker. `errors`: the exception that ended it, then those that led to it.
+
+    `lost`: what a stopped worker could not save or export.
+    """
 
     outcome: Literal["completed", "stopped", "failed", "refused"]
     reason: Text
@@ -150,6 +153,7 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     loss: float | None = None
     weights_sha256: Digest | None = None
     errors: Annotated[list[Raised], msgspec.Meta(max_length=8)] = []
+    lost: ShortText = ""
 
 
 WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Validation | Cleared | AutopsyReport | Bye

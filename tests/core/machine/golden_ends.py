@@ -73,6 +73,42 @@ ENDS = {
         exit 0                      -> backoff: close crash, save
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
     """),
+    "the worker waits for the disk after the last step: one notice at either end": (policy(steps=3), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        saved error=full            -> running
+        phase checkpoint the disk of /c to save step 3 -> running
+            | Waiting for the disk of /c to save step 3. The worker keeps its state in memory; stopping the run gives
+        phase checkpoint the disk of /c to save step 3 -> running
+        saved                       -> running: save
+        phase train                 -> running
+            | The wait is over. The newest checkpoint is of step 3.
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+    """),
+    "a stop during the wait names what is lost": (policy(steps=3), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        phase checkpoint the disk of /c to save step 3 -> running
+        stop                        -> draining: ask stop
+        bye stopped lost=three_steps -> draining
+        exit 75                     -> stopped: close requested, save, finish stopped
+            | Stopped at step 3: stop requested; three_steps.
+    """),
+    "failed checkpoints in a row: a notice on the 1st, 2nd and 4th": (policy(), RUNNING + """
+        saved error=full            -> running
+            | Full: step 3 not saved.
+        saved error=full            -> running
+            | Full: step 3 not saved (2 checkpoints failed in a row).
+        saved error=full            -> running
+        saved error=full            -> running
+            | Full: step 3 not saved (4 checkpoints failed in a row).
+        saved                       -> running: save
+        saved error=full            -> running
+            | Full: step 3 not saved.
+    """),
     "a completed message without exit status 0 is no completion": (policy(), RUNNING + """
         bye completed               -> running
         exit 1                      -> backoff: close crash, save

@@ -210,13 +210,15 @@ class MachineTimeline:
         yield ev.Autopsied(self.at_s, self._generation, self.step, findings, 0.1)
 
     def _phase(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
-        yield ev.PhaseChange(self.at_s, self._generation, ev.Phase(words[0]))
+        """`phase eval`, or `phase checkpoint room on the disk`: what the worker waits for."""
+        yield ev.PhaseChange(self.at_s, self._generation, ev.Phase(words[0]), "", " ".join(words[1:]))
 
     def _bye(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         """`bye completed`: at the last step, or at `step=N`."""
         reason = " ".join(words[1:])
         step = int(keys.pop("step", self.machine.history.target_steps if words[0] == "completed" else self.step))
-        yield ev.Bye(self.at_s, self._generation, ev.Outcome(words[0]), reason, step, 1.0, None)
+        lost = keys.pop("lost", "")
+        yield ev.Bye(self.at_s, self._generation, ev.Outcome(words[0]), reason, step, 1.0, None, lost=lost)
 
     def _exit(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         """`exit CODE`, `exit signal=9 oom=yes` or `exit` for a process that is not the supervisor's child."""

@@ -149,11 +149,11 @@ class Finishing:
         exported, pause_s, begun_s = self._export(saved), FIRST_PAUSE_S, time.monotonic()
         waited = not (saved and exported)
         while not (saved and exported):
-            missing = self._missing(step, saved)
+            lost = self.lost(step, saved=saved)
             if self._stop.requested:
-                return missing
+                return lost
             if time.monotonic() - begun_s > WAIT_LIMIT_S:
-                raise RefusedError(f"gave up after 24 hours of waiting for room; {missing}")
+                raise RefusedError(f"gave up after 24 hours of waiting for room; {lost}")
             self._report_wait(step, saved, exported)
             self._pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -208,7 +208,7 @@ class Finishing:
             return True
         return False
 
-    def _missing(self, step: int, saved: bool) -> str:
+    def lost(self, step: int, *, saved: bool) -> str:
         """What is lost if the worker ends now."""
         if saved:
             return f"not exported ({self._export_error}): the next start exports step {step} without training"

@@ -37,7 +37,10 @@ from mlx_worker.training.gradients import Applied, Gradients
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a generation ended. `steps` and `seconds` count this generation's training loop."""
+    """How a generation ended. `steps` and `seconds` count this generation's training loop.
+
+    `lost`: what a stop kept from being saved or exported, "" if nothing.
+    """
 
     completed: bool
     reason: str
@@ -45,6 +48,7 @@ class TrainingResult:
     weights_sha256: str
     steps: int
     seconds: float
+    lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,18 +192,18 @@ class Trainer:
             raise
         seconds = time.perf_counter() - started_s
         saved = self._save(waiting=True)
-        completed, missing = self.progress.step >= self.plan.steps, ""
-        if completed:
-            missing = self.finishing.deliver(self.progress.step, saved=saved)
-            completed = not missing
-        elif not saved:
-            missing = f"{self.stop.reason}; the final checkpoint failed: {self.saver.error}"
+        if self.progress.step >= self.plan.steps:
+            lost = self.finishing.deliver(self.progress.step, saved=saved)
+            completed = not lost
+        else:
+            lost = "" if saved else self.finishing.lost(self.progress.step, saved=False)
+            completed = False
         if completed:
             self.evaluation.test(self.progress.step, self.plan.size)
         self.watchdog.disarm()
-        reason = "all steps done" if completed else missing or self.stop.reason or ""
+        reason = "all steps done" if completed else self.stop.reason or ""
         digest = weights_sha256(training_state.trained_arrays(self.task))
-        return TrainingResult(completed, reason, self.progress, digest, self.progress.step - first_step, seconds)
+        return TrainingResult(completed, reason, self.progress, digest, self.progress.step - first_step, seconds, lost)
 
     def _train(self) -> None:
         task, progress = self.task, self.progress

@@ -23,7 +23,7 @@ def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
 
 
 def details_of(extra: Mapping[str, Any]) -> list[str]:
-    """The known ones of: step, time left, losses, batch, gradient checkpointing, memory, leak, trips, breaker."""
+    """The known ones of: step, time left, losses, batch, gradient checkpointing, memory, leak, trips, wait."""
     parts = [
         _step(extra),
         time_left(extra.get("eta_s")),
@@ -34,6 +34,7 @@ def details_of(extra: Mapping[str, Any]) -> list[str]:
         _memory(extra),
         _leak(extra),
         _trips(extra),
+        f"waiting for {extra['waiting_for']}" if extra.get("waiting_for") else "",
     ]
     return [part for part in parts if part]
 

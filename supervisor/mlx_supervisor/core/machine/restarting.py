@@ -36,7 +36,7 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
         )
         return
     if not ending.restart:
-        run.end(S.FATAL if cause is Cause.REFUSED else S.STOPPED, (ending.requested_by or ending.text) + _given_up(run))
+        run.end(S.FATAL if cause is Cause.REFUSED else S.STOPPED, (ending.requested_by or ending.text) + _lost(run))
         return
     final = _reason_to_give_up(run, ending, rung, progress, at_s - current.started_s)
     if final is not None:
@@ -51,7 +51,12 @@ def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, dela
     head = f"the worker ended ({ended}): {cause.value}{_in_brackets(ending, ended)}"
     if cause is Cause.SPAWN_FAILED:
         head = f"failed to start the worker: {ending.text}"
-    parts = [head, rung.text, ending.advice, f"next start in {duration(delay_s)}" if delay_s else "restarting"]
+    parts = [
+        head + _lost(run),
+        rung.text,
+        ending.advice,
+        f"next start in {duration(delay_s)}" if delay_s else "restarting",
+    ]
     text = "; ".join(part for part in parts if part)
     run.say("restart", sentence(text), Severity.WARNING, cause=cause.value, batch_size=run.batch.size)
     if delay_s:
@@ -64,9 +69,9 @@ def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, dela
         start(run, at_s)
 
 
-def _given_up(run: Run) -> str:
-    """What a worker that was stopped while it waited for the disk could not save or export."""
-    return f"; {run.bye.reason}" if run.waiting_for and run.bye is not None else ""
+def _lost(run: Run) -> str:
+    """What the stopped worker could not save or export: part of a sentence, or ""."""
+    return f"; {run.bye.lost}" if run.bye is not None and run.bye.lost else ""
 
 
 def _lost_work(run: Run, cause: Cause) -> bool:

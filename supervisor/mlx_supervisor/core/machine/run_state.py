@@ -72,6 +72,7 @@ class Run:
         self.survivor: int | None = None
         """A generation whose worker survived SIGKILL: starts are blocked until it exits."""
         self.suspending = False
+        self.failed_checkpoints = 0
         self.waiting_for = ""
         """What a worker that has made all steps lacks to save or export its work; "" if nothing."""
         self.drain_extended = False

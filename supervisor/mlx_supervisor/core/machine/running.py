@@ -149,6 +149,7 @@ def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
     if run.state is S.RUNNING:
         run.heartbeat.checkpointed(event.at_s)
     if event.ok:
+        run.failed_checkpoints = 0
         run.history.durable_step = max(run.history.durable_step, event.step)
         run.breaker.checkpoint(event.seconds)
         text = f"Saved checkpoint of step {event.step}: {size(event.size_bytes)} in {duration(event.seconds)}."
@@ -159,8 +160,11 @@ def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
             run.drain_extended = True
             run.deadline_s = event.at_s + run.policy.restart.stop_grace_s
     else:
-        text = sentence(f"{event.error}: step {event.step} not saved")
-        run.say("checkpoint_failed", text, Severity.ERROR, step=event.step)
+        run.failed_checkpoints += 1
+        if run.failed_checkpoints.bit_count() == 1:  # the 1st, 2nd, 4th, … in a row: a full disk may last for hours
+            count = "" if run.failed_checkpoints == 1 else f" ({run.failed_checkpoints} checkpoints failed in a row)"
+            text = sentence(f"{event.error}: step {event.step} not saved{count}")
+            run.say("checkpoint_failed", text, Severity.ERROR, step=event.step)
     for each in event.notes:
         run.say("checkpoint_note", sentence(each), Severity.WARNING, step=event.step)
 

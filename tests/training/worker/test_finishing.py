@@ -1,0 +1,148 @@
+"""Nothing finished is lost: full disks, deleted folders and unwritable output folders, at any time."""
+
+import shutil
+import signal
+
+import pytest
+
+from mlx_supervisor import wire
+
+AT_THE_END = {"every_steps": 0, "every_seconds": 0.0, "overhead": 0.0}
+
+
+def waiting(worker):
+    return worker.until(wire.PhaseChange, lambda message: message.waiting_for)
+
+
+def full_disk(supervisor, name, checkpoint=AT_THE_END, **args):
+    """A run of 6 updates whose disk is full from the 4th on."""
+    args = {"flag": str(supervisor.folder / "flag"), "from_step": 4, **args}
+    return supervisor.job(name, entry="slow_disk:full", steps=6, args=args, checkpoint=checkpoint)
+
+
+def test_the_last_checkpoint_waits_for_room_and_no_update_is_trained_twice(supervisor):
+    calm = supervisor.run(supervisor.job(steps=6, checkpoint=AT_THE_END))
+    worker = supervisor.start(full_disk(supervisor, "full"))
+    wait = waiting(worker)
+    assert "save step 6 (cannot write model.safetensors: No space left on device (ENOSPC))" in wait.waiting_for
+    assert f"the result is already in {worker.folder / 'export'}" in wait.waiting_for
+    assert (worker.folder / "export" / "done.txt").exists(), "that disk has room"
+    assert worker.saved_steps == []
+    (supervisor.folder / "flag").unlink()
+    assert worker.wait() == wire.EXIT_COMPLETED
+    assert worker.saved_steps == [6]
+    assert [step.step for step in worker.steps] == [1, 2, 3, 4, 5, 6]
+    assert [(report.step, report.ok) for report in worker.of(wire.Checkpoint)] == [(6, False), (6, True)]
+    assert worker.of(wire.PhaseChange)[-1].waiting_for == "", "the wait is over"
+    assert worker.bye.weights_sha256 == calm.bye.weights_sha256
+
+
+def test_a_stop_ends_the_wait_and_names_what_is_lost(supervisor):
+    every = AT_THE_END | {"every_steps": 2}
+    worker = supervisor.start(full_disk(supervisor, "stopped", every, pause_s=0.1))
+    waiting(worker)
+    worker.send(wire.Stop, reason="enough")
+    assert worker.wait() == wire.EXIT_STOPPED
+    assert worker.bye.lost.endswith("ENOSPC)): the next start trains steps 3 to 6 again")
+    assert worker.bye.lost.startswith("step 6 not saved (")
+    assert worker.bye.reason == "enough"
+    assert worker.saved_steps == [2]
+
+
+def test_after_its_longest_wait_the_worker_gives_up_without_a_restart(supervisor):
+    worker = supervisor.run(full_disk(supervisor, "patience", give_up_s=0.3))
+    assert worker.process.returncode == wire.EXIT_REFUSED
+    assert "gave up after" in worker.bye.reason
+    assert "trains steps 1 to 6 again" in worker.bye.reason
+
+
+def test_a_wait_reports_more_often_than_a_short_hang_timeout(supervisor):
+    job = full_disk(supervisor, "heartbeats")
+    job = type(job)(**{name: getattr(job, name) for name in job.__struct_fields__} | {"hang_timeout_s": 1.0})
+    worker = supervisor.start(job)
+    first = waiting(worker)
+    for _ in range(8):
+        last = worker.messages[-1].seq
+        worker.until(wire.PhaseChange, lambda message, last=last: message.seq > last and message.waiting_for)
+    assert worker.process.poll() is None, "2 s: the watchdog's bound is 1.5 s"
+    assert len(worker.of(wire.Checkpoint)) == 1, f"one report of the failure: {first}"
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == wire.EXIT_STOPPED
+
+
+def test_an_error_of_the_export_itself_costs_no_checkpoint(supervisor):
+    worker = supervisor.start(full_disk(supervisor, "both", fail_export=True))
+    waiting(worker)
+    assert worker.process.poll() is None
+    (supervisor.folder / "flag").unlink()
+    assert worker.wait() == wire.EXIT_FAILED
+    assert worker.bye.reason == "OSError: no space for the export"
+    assert worker.saved_steps == [6]
+
+
+def test_an_output_folder_that_becomes_unwritable_is_waited_for_and_costs_no_update(supervisor):
+    out = supervisor.folder / "results"
+    job = {"entry": "slow_disk:full", "steps": 6, "checkpoint": AT_THE_END}
+    args = {"flag": str(supervisor.folder / "flag"), "from_step": 4, "export_dir": str(out)}
+    first = supervisor.start(supervisor.job("out", args=args, **job))
+    wait = waiting(first)
+    assert wait.waiting_for == f"{out} to export the result (File exists (EEXIST)); step 6 is saved"
+    assert first.saved_steps == [6]
+    first.signal(signal.SIGKILL)
+    first.wait()
+    second = supervisor.start(supervisor.job("out", generation=2, args=args, **job))
+    waiting(second)
+    assert any("Task.export_dir: cannot write to" in note for note in second.ready.notes), "it resumes with a note"
+    out.unlink()
+    assert second.wait() == wire.EXIT_COMPLETED
+    assert second.steps == []
+    assert (out / "done.txt").exists()
+
+
+def test_an_unwritable_output_folder_is_refused_before_the_first_update(supervisor):
+    (supervisor.folder / "results").write_text("a file in the way")
+    args = {"flag": str(supervisor.folder / "flag"), "export_dir": str(supervisor.folder / "results")}
+    worker = supervisor.run(supervisor.job(entry="slow_disk:full", args=args))
+    assert worker.process.returncode == wire.EXIT_REFUSED
+    assert worker.steps == []
+    assert worker.bye.reason == (
+        f"Task.export_dir: cannot write to {supervisor.folder / 'results'}: it is not a folder; "
+        "choose a folder that can be written"
+    )
+
+
+def test_too_little_room_is_refused_at_the_first_start_and_noted_at_a_restart(supervisor):
+    task = {"entry": "slow_disk:cramped", "checkpoint": AT_THE_END}
+    refused = supervisor.run(supervisor.job("cramped", args={"free_mib": 10}, **task))
+    assert refused.process.returncode == wire.EXIT_REFUSED
+    assert refused.bye.reason.startswith("disk nearly full (10 MiB free, 66 needed for a checkpoint): free space on")
+    roomy = supervisor.run(supervisor.job("cramped", args={"free_mib": 500}, steps=6, **task))
+    assert (roomy.process.returncode, roomy.ready.notes) == (wire.EXIT_COMPLETED, [])
+    resumed = supervisor.run(supervisor.job("cramped", args={"free_mib": 10}, steps=8, generation=2, **task))
+    assert any("disk nearly full (10 MiB free, 66 needed" in note for note in resumed.ready.notes)
+    assert [step.step for step in resumed.steps] == [7, 8], "it trains on, and the last checkpoint may use the reserve"
+    assert resumed.process.returncode == wire.EXIT_COMPLETED
+
+
+def test_a_disk_without_room_for_all_checkpoints_that_are_kept_is_noted(supervisor):
+    job = {"entry": "slow_disk:cramped", "steps": 1}
+    args = {"hidden": 100_000, "free_mib": 64 + 30}  # a checkpoint has 14 MiB
+    worker = supervisor.run(supervisor.job(args=args, checkpoint=AT_THE_END | {"keep": 5}, **job))
+    (note,) = worker.ready.notes
+    assert "has room for 2 checkpoints of 14 MiB, checkpoint.keep = 5 needs 5: free 41 MiB" in note
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "."])
+def test_a_deleted_folder_is_made_again_and_training_continues(supervisor, folder):
+    every = AT_THE_END | {"every_steps": 5}
+    worker = supervisor.start(supervisor.job(steps=100_000, args={"pause_s": 0.01}, checkpoint=every))
+    first = worker.until(wire.Checkpoint, lambda message: message.ok)
+    shutil.rmtree((worker.folder / folder).resolve().rename(supervisor.folder / "deleted"))
+    made = worker.until(wire.Checkpoint, lambda message: message.notes)
+    assert made.ok
+    assert "checkpoints was deleted during the run" in made.notes[0]
+    worker.until(wire.Checkpoint, lambda message: message.ok and message.step > made.step)
+    worker.send(wire.Stop)
+    assert worker.wait() == wire.EXIT_STOPPED
+    assert worker.saved_steps[-1] == worker.bye.step > first.step
+    assert sum(len(report.notes) for report in worker.of(wire.Checkpoint)) == 1
