@@ -37,6 +37,7 @@ def job_of(
         run_dir=str(run_dir.absolute()),
         telemetry=telemetry,
         seed=run.seed or 0,
+        settings_file=str(settings.path.resolve()),
         seed_from_task=run.seed is None and run.task.kind == "mlx_lm",
         steps=run.steps,
         task=_task_job(settings, name),

@@ -111,7 +111,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `job.json`. Paths are absolute.
 
     `steps` None: the task's configuration decides. `seed_from_task`: so does the seed, and `seed` is 0; for kind
-    `mlx_lm` only. `telemetry` None: a bare run, which reports to the terminal.
+    `mlx_lm` only. `settings_file`: with `run` it identifies the run. `telemetry` None: a bare run, which reports to the
+    terminal.
     `grace_s`: the grace period in which the worker ends itself after its supervisor died.
     `deterministic`: on CUDA, use only kernels that give the same bits in every run.
     `stop_on_not_finite`: exit with `EXIT_NOT_FINITE` at the first update whose loss is NaN or infinite.
@@ -124,6 +125,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     telemetry: str | None
     seed: Count
     seed_from_task: bool = False
+    settings_file: str = ""
     steps: Positive | None
     task: TaskJob
     batch: BatchJob

@@ -72,7 +72,7 @@ def test_adapters_are_saved_as_often_as_the_file_says(llama_dir, tmp_path, monke
 
     monkeypatch.setitem(CONFIG_DEFAULTS, "save_every", 1)
     run_worker(llama_dir, write(tmp_path, "silent", iters=2), tmp_path / "silent")
-    assert sorted(path.name for path in (tmp_path / "adapters-silent").iterdir()) == FINAL
+    assert sorted(path.name for path in (tmp_path / "adapters-silent").glob("[!.]*")) == FINAL
     changes = SGD | {"iters": 12, "grad_accumulation_steps": 2, "save_every": 5}
     run_worker(llama_dir, write(tmp_path, "often", **changes), tmp_path / "often")
     folder = tmp_path / "adapters-often"

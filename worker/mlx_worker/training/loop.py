@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import msgspec
 from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
@@ -28,6 +27,7 @@ from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task, Update
 from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
 from mlx_worker.training.batch_request import with_request
+from mlx_worker.tasks.output_claim import claimed
 from mlx_worker.training.commands import Commands
 from mlx_worker.training.drills import Drills
 from mlx_worker.training.evaluation import Evaluation
@@ -78,7 +78,8 @@ def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = N
     mx.eval(task.model.state)
     task.optimizer.init(task.model.trainable_parameters())
     plan = plan_of(job, task)
-    return Trainer(job, task, plan, memory, commands, drills).run()
+    with claimed(task.export_dir, job, "adapter_path" if job.task.kind == "mlx_lm" else "Task.export_dir"):
+        return Trainer(job, task, plan, memory, commands, drills).run()
 
 
 def with_seed(job: wire.Job, inputs: LoraInputs | None = None) -> wire.Job:

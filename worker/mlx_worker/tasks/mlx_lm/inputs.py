@@ -8,6 +8,7 @@ from mlx_worker.tasks.mlx_lm.config import LoraConfig, load_config
 from mlx_worker.tasks.mlx_lm.jsonl import Lines, read_subsets
 from mlx_worker.tasks.mlx_lm.model_folder import check_safetensors, model_source
 from mlx_worker.tasks.mlx_lm.reports import check_services
+from mlx_worker.tasks.output_claim import check_output
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ def read_inputs(job: wire.Job) -> LoraInputs:
     """Read and check the configuration, the model's files and the data. Raises RefusedError."""
     config = load_config(job.task.config, job.task.base_dir, job.task.options, job.task.options_from)
     check_services(config)
+    if taken := check_output(config.resolve(config.values.adapter_path), job):
+        raise config.refuse("adapter_path", taken)
     source = model_source(config)
     _check_adapters(config)
     files = read_subsets(config)
