@@ -43,7 +43,7 @@ def name_of(configuration: Path | None, options: Mapping[str, Any], base: Path) 
     parts = [UNNAMED if configuration is None else configuration.stem]
     if "adapter_path" in options:
         folder = Path(str(options["adapter_path"]))
-        parts.append(str(folder.relative_to(base) if folder.is_relative_to(base) else folder))
+        parts.append(str(folder.relative_to(base) if folder.is_relative_to(base) else folder).lstrip("/"))
     return valid_name("-".join(parts))
 
 

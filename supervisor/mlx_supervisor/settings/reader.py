@@ -1,5 +1,7 @@
 """The TOML file as frozen, validated types; mlx_lm's configuration file as a run with default settings."""
 
+import contextlib
+import difflib
 import os
 import stat
 import tomllib
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_supervisor.settings import validation
-from mlx_supervisor.settings.configuration import COMMAND_LINE, is_configuration, name_of, run_of
+from mlx_supervisor.settings.configuration import COMMAND_LINE, SUFFIXES, is_configuration, name_of, run_of
 from mlx_supervisor.settings.default_state_dir import default_state_dir
 from mlx_supervisor.settings.paths import resolve
 from mlx_supervisor.settings.rules import check_name, check_outputs, check_run
@@ -75,7 +77,7 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(FILE_LIMIT_BYTES + 1)
     except FileNotFoundError:
-        raise SettingsError(["no such file"], path) from None
+        raise SettingsError([f"no such file{_nearest(path)}"], path) from None
     except (OSError, ValueError) as error:
         raise SettingsError([f"cannot be read: {error}"], path) from None
     if len(data) > FILE_LIMIT_BYTES:
@@ -86,6 +88,15 @@ def _read(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         text = f"line {line}: byte 0x{data[error.start]:02x} is not UTF-8"
         raise SettingsError([text], path) from None
+
+
+def _nearest(path: Path) -> str:
+    """The file beside a missing one that was probably meant."""
+    with contextlib.suppress(OSError):
+        names = [each.name for each in path.parent.iterdir() if each.suffix.lower() in SUFFIXES | {".toml"}]
+        near = difflib.get_close_matches(path.name, names, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+    return ""
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:

@@ -68,8 +68,8 @@ def check_outputs(runs: Mapping[str, RunSettings], base: Path, problems: validat
         if task.kind != "mlx_lm":
             continue
         output = task.options.get("adapter_path")
-        folder = resolve(output, base) if isinstance(output, str) else None
-        config = None if task.config is None or folder is not None else resolve(task.config, base)
+        folder = _target(output, base) if isinstance(output, str) else None
+        config = None if task.config is None or folder is not None else _target(task.config, base)
         other = owners.setdefault((config, folder), name)
         if other != name:
             key = "options.adapter_path" if folder is not None else "config"
@@ -78,6 +78,11 @@ def check_outputs(runs: Mapping[str, RunSettings], base: Path, problems: validat
                 f"the same as {validation.join('runs', other)}: both runs would write the same adapters",
                 f'a different one, or options = {{ adapter_path = "adapters-{name}" }}',
             )
+
+
+def _target(text: str, base: Path) -> Path | None:
+    path = resolve(text, base)
+    return None if path is None else path.resolve()
 
 
 def _check_plain(table: dict[str, Any], path: str, problems: validation.Problems) -> None:

@@ -1,0 +1,115 @@
+"""No run overwrites another run's adapters, and the options of mlx_lm.lora mean the same here."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from tests.training import jobs
+
+from mlx_supervisor.cli.request.options import MLX_LM
+from mlx_worker.errors import RefusedError
+from mlx_worker.tasks.mlx_lm.config import load_config
+from mlx_worker.tasks.output_claim import OWNER_FILE, check_output, claimed
+
+
+def job(folder, file="a.yaml", run="run"):
+    return jobs.job(run=run, settings_file=str(folder / file))
+
+
+@pytest.fixture
+def output(tmp_path):
+    """A folder with the finished adapters of `run` of a.yaml."""
+    folder = tmp_path / "adapters"
+    with claimed(folder, job(tmp_path), "adapter_path"):
+        os.utime(folder / OWNER_FILE, ns=(1, 1))  # the adapters are written later
+        (folder / "adapters.safetensors").write_text("finished")
+    return folder
+
+
+def test_another_run_is_refused_with_both_named(tmp_path, output):
+    for other in (job(tmp_path, "b.yaml"), job(tmp_path, run="other")):
+        assert f"{output} holds the results of run run of {tmp_path / 'a.yaml'}" in check_output(output, other)
+        with pytest.raises(RefusedError, match=rf"adapter_path: {output} holds .* or delete {output / OWNER_FILE}"):
+            claimed(output, other, "adapter_path").__enter__()
+    assert (output / "adapters.safetensors").read_text() == "finished"
+
+
+def test_the_run_itself_may_write_again_and_keeps_its_claim(tmp_path, output):
+    for _ in range(2):
+        with claimed(output, job(tmp_path), "adapter_path"):
+            assert check_output(output, job(tmp_path)) == ""
+    assert check_output(output, job(tmp_path, "b.yaml")) != ""
+
+
+def test_a_deleted_owner_file_gives_the_folder_free(tmp_path, output):
+    (output / OWNER_FILE).unlink()
+    with claimed(output, job(tmp_path, "b.yaml"), "adapter_path"):
+        assert json.loads((output / OWNER_FILE).read_text())["settings_file"] == str(tmp_path / "b.yaml")
+
+
+def test_a_run_that_delivered_nothing_holds_the_folder_only_while_it_runs(tmp_path):
+    folder = tmp_path / "new" / "adapters"
+    with claimed(folder, job(tmp_path), "adapter_path"):
+        assert f"in use by run run of {tmp_path / 'a.yaml'}, which is running" in check_output(
+            folder, job(tmp_path, "b.yaml")
+        )
+        with pytest.raises(RefusedError, match="in use by"):
+            claimed(folder, job(tmp_path, "b.yaml"), "adapter_path").__enter__()
+    assert check_output(folder, job(tmp_path, "b.yaml")) == ""
+
+
+def test_a_project_that_was_moved_keeps_its_adapters(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    with claimed(old / "adapters", job(old), "adapter_path"):
+        os.utime(old / "adapters" / OWNER_FILE, ns=(1, 1))
+        (old / "adapters" / "adapters.safetensors").write_text("finished")
+    old.rename(new)
+    assert check_output(new / "adapters", job(new)) == ""
+    assert check_output(new / "adapters", job(new, run="other")) != ""
+
+
+def test_a_check_leaves_no_traces(tmp_path):
+    assert check_output(tmp_path / "none", job(tmp_path)) == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_of_mlx_lm_has_its_name_and_type():
+    from mlx_lm.lora import build_parser
+
+    theirs = {action.dest: action for action in build_parser()._actions if action.dest not in ("help", "config")}
+    ours = {one.key: one for one in MLX_LM}
+    assert set(ours) == set(theirs)
+    for key, action in theirs.items():
+        if isinstance(action, argparse._StoreTrueAction):
+            assert ours[key].kind is bool
+        elif action.choices:
+            assert list(get_args(ours[key].kind)) == list(action.choices)
+        elif key != "clear_cache_threshold":  # a size, which mlx_lm parses itself
+            assert ours[key].kind is action.type
+
+
+def test_options_override_the_file_or_replace_it(tmp_path):
+    (tmp_path / "lora.yaml").write_text("iters: 5\nbatch_size: 2\n")
+    both = load_config("lora.yaml", str(tmp_path), {"iters": 9}, {"iters": "--iters"})
+    assert (both.values.iters, both.values.batch_size, both.given["iters"]) == (9, 2, 9)
+    alone = load_config(None, str(tmp_path), {"model": "m", "iters": 3})
+    assert (alone.values.iters, alone.values.model, alone.resolve("adapters")) == (3, "m", tmp_path / "adapters")
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "expected"),
+    [
+        ("lora.yaml", {"iters": 0}, r"^--iters: expected a whole number of at least 1, found 0"),
+        ("lora.yaml", {"quantum": 1}, r"^--quantum: unknown key"),
+        (None, {"grad_accumulation_steps": 2000}, r"^--iters: expected at least grad_accumulation_steps"),
+        ("bad.yaml", {"iters": 5}, r"bad\.yaml: batch_size: expected"),
+    ],
+)
+def test_an_error_names_the_option_or_the_file(tmp_path: Path, config, options, expected):
+    (tmp_path / "lora.yaml").write_text("iters: 5\n")
+    (tmp_path / "bad.yaml").write_text("iters: 5\nbatch_size: 0\n")
+    with pytest.raises(RefusedError, match=expected):
+        load_config(config, str(tmp_path), options, {key: f"--{key}" for key in options})
