@@ -27,8 +27,8 @@ from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task, Update
 from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
-from mlx_worker.training.batch_request import with_request
 from mlx_worker.tasks.output_claim import claimed
+from mlx_worker.training.batch_request import with_request
 from mlx_worker.training.commands import Commands
 from mlx_worker.training.drills import Drills
 from mlx_worker.training.evaluation import Evaluation
