@@ -179,6 +179,7 @@ WRONG = [
     (with_task('kind = "python"\nentry = "a.b"'), "runs.night.task.entry", '"a.b"', "package.module:function"),
     (with_task('kind = "python"\nentry = "a b:c"'), "runs.night.task.entry", '"a b:c"', "package.module:function"),
     (with_task('kind = "python"\nentry = "a:b"\nconfig = "c"'), "runs.night.task.config", "python", '"mlx_lm"'),
+    (TASK + "mlx_lm_compatible = true\n", "runs.night.task.mlx_lm_compatible", "python", '"mlx_lm"'),
     (TASK, "runs.night.steps", "nothing", 'for kind "python"'),
     (with_task('kind = "mlx_lm"'), "runs.night.task.config", "nothing", "an mlx_lm configuration file"),
     (with_task('kind = "mlx_lm"\nconfig = "no.yaml"'), "runs.night.task.config", "no file at", "configuration file"),

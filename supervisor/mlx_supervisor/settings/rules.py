@@ -109,6 +109,7 @@ def _check_task(run: RunSettings, base: Path, report: Report) -> None:
         if run.steps is None:
             report("steps", "nothing", 'a whole number from 1 for kind "python"')
         unused = {"config": task.config is not None, "options": bool(task.options)}
+        unused["mlx_lm_compatible"] = task.mlx_lm_compatible
     for key, present in unused.items():
         if present:
             report(f"task.{key}", f'a value with kind "{task.kind}"', f'no value; the key is for kind "{other}"')

@@ -25,6 +25,7 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     entry: str | None = None
     args: dict[str, Any] = {}
     options: dict[str, Any] = {}
+    mlx_lm_compatible: bool = False
 
 
 class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -78,6 +78,7 @@ def _task_job(settings: Settings, name: str) -> wire.TaskJob:
         entry=task.entry,
         args=task.args,
         options=task.options,
+        mlx_lm_compatible=task.mlx_lm_compatible,
         options_from={key: option(key) if key in settings.typed else f"{file}.{key}" for key in task.options},
     )
 

@@ -94,6 +94,7 @@ class TaskJob(msgspec.Struct, frozen=True, kw_only=True):
 
     `base_dir`: the folder where relative paths start, in general the settings file's; for kind `python` it is put on
     `sys.path`.
+    `mlx_lm_compatible`: average micro-batches as mlx_lm does, without weights.
     `options`: keys of mlx_lm.lora that override the YAML file's, or replace the file. `options_from`: where each was
     set, as an error names it: `--iters`, or the settings file and the key.
     """
@@ -105,6 +106,7 @@ class TaskJob(msgspec.Struct, frozen=True, kw_only=True):
     args: dict[str, Any]
     options: dict[str, Any] = {}
     options_from: dict[str, str] = {}
+    mlx_lm_compatible: bool = False
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,7 +62,7 @@ def run_worker(llama_dir, config, run_dir, **job):
 
     link = RecordingLink()
     run_dir.mkdir(exist_ok=True)
-    task = {"kind": "mlx_lm", "base_dir": str(llama_dir), "config": str(config)}
+    task = {"kind": "mlx_lm", "base_dir": str(llama_dir), "config": str(config)} | job.pop("task", {})
     ending = loop.run(jobs.job(run="worker", run_dir=str(run_dir), seed=7, task=task, **job), link, StopFlag())
     assert ending.completed
     return link

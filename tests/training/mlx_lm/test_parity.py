@@ -117,3 +117,40 @@ def test_accumulation_of_ragged_samples_is_the_whole_batch_here_and_not_in_mlx_l
     assert link.losses == pytest.approx(reported.losses, abs=1e-5)
     assert distance(adapters(tmp_path, "worker"), whole) < 1e-4
     assert distance(adapters(tmp_path, "mlx_lm"), whole) > 0.1
+
+
+COMPATIBLE = {"batch_size": 4, "grad_accumulation_steps": 3, "iters": 12}
+
+
+def compatible(llama_dir, folder, name, size, **changes):
+    """A run that accumulates as mlx_lm does, with micro-batches of `size` samples."""
+    config = write(folder, name, **COMPATIBLE | changes)
+    batch = {"size": size, "effective": 12, "requested_size": 4, "requested_effective": 12}
+    return run_worker(llama_dir, config, folder / f"run-{name}", task={"mlx_lm_compatible": True}, batch=batch)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_accumulation_as_in_mlx_lm_if_requested(llama_dir, tmp_path, monkeypatch, optimizer):
+    """Ragged samples, dropout: the bits of mlx_lm's adapters. Smaller micro-batches give the same training."""
+    changes = {"optimizer": optimizer, "learning_rate": 1e-2, "lora_parameters": DROPOUT}
+    link = compatible(llama_dir, tmp_path, "worker", 4, **changes)
+    reported = run_mlx_lm(llama_dir, write(tmp_path, "mlx_lm", **COMPATIBLE | changes), monkeypatch)
+    means = np.array(reported.losses).reshape(4, 3).mean(axis=1)
+    assert link.losses == pytest.approx(means.tolist(), abs=1e-6)
+    assert [step.tokens for step in link.steps] == np.diff([0, *reported.tokens[2::3]]).tolist()
+    mine, expected = adapters(tmp_path, "worker"), adapters(tmp_path, "mlx_lm")
+    assert all(mx.array_equal(mine[name], expected[name]).item() for name in expected)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_half_the_micro_batch_is_the_same_training_also_then(llama_dir, tmp_path, monkeypatch):
+    changes = {"optimizer": "sgd", "learning_rate": 0.03}
+    losses = [compatible(llama_dir, tmp_path, f"size{size}", size, **changes).losses for size in (4, 2, 3)]
+    weighted, _ = both(llama_dir, tmp_path, monkeypatch, **COMPATIBLE | changes)
+    whole = adapters(tmp_path, "size4")
+    for number, size in enumerate((2, 3), 1):
+        assert losses[number] == pytest.approx(losses[0], abs=1e-5)
+        assert distance(adapters(tmp_path, f"size{size}"), whole) < 1e-5
+    assert distance(adapters(tmp_path, "worker"), whole) > 0.05, "the samples must be ragged enough to tell"
+    assert weighted.losses != pytest.approx(losses[0], abs=1e-3)

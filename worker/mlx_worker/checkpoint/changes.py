@@ -221,6 +221,7 @@ _FREE: dict[str, Callable[[Any, Any, int], list[str]]] = {
 PLAIN = {
     *("batch.preserve_effective", "deterministic", "stop_on_not_finite", "grad_checkpoint", "optimizer_config"),
     *("val_batches", "steps_per_eval", "save_every", "test", "test_batches", "adapter_path"),
+    "mlx_lm_compatible",
 }
 """The same, with the generic words."""
 

@@ -11,6 +11,7 @@ from mlx.utils import tree_map
 from mlx_worker.errors import RefusedError
 from mlx_worker.supervision.raised import errors_of
 from mlx_worker.task import Task
+from mlx_worker.training import groups
 
 SHAPES_LIMIT = 64
 """mx.compile keeps a program per shape and never evicts: after this many, all are dropped and compiled again."""
@@ -35,7 +36,8 @@ class Gradients:
     in two where something happens between its gradients and the update (`splits`).
 
     Several micro-batches are sums of weight x gradient in float32, divided by the sum of weights: a micro-batch without
-    weight (every token masked) counts as zero, where its mean would be NaN.
+    weight (every token masked) counts as zero, where its mean would be NaN. In groups (`ends_group`, see `groups`),
+    this gives the mean of each group, and the update has the mean of these.
     """
 
     def __init__(self, task: Task, *, splits: bool = False) -> None:
@@ -44,13 +46,15 @@ class Gradients:
         self._value_and_grad = nn.value_and_grad(task.model, self._loss)
         self.counts_tokens = False
         self._sums: Any = None
+        self._groups: Any = None
+        self._group_count = 0
         self._done: tuple[mx.array, mx.array] | None = None
         self._before: mx.array | None = None
         self._alone = True
         self._shapes: set[Any] = set()
         self._prepare()
 
-    def add(self, arrays: tuple[Any, ...], samples: int, *, alone: bool) -> None:
+    def add(self, arrays: tuple[Any, ...], samples: int, *, alone: bool, ends_group: bool = False) -> None:
         """The gradients of a micro-batch. `alone`: it is the whole update. Nothing is evaluated yet."""
         self._bound_shapes(arrays, alone)
         self._alone = alone
@@ -59,10 +63,19 @@ class Gradients:
             self._done = self._whole(count, *arrays)
         elif alone:
             self._sums = self._plain(count, *arrays)
+        elif self._sums is None and ends_group:  # the whole group: bit for bit mlx_lm's gradients
+            self._add_group(groups.without_nan(self._plain(count, *arrays)))
         elif self._sums is None:
             self._sums = self._first(count, *arrays)
         else:
             self._sums = self._further(self._sums, count, *arrays)
+            if ends_group:
+                sums, self._sums = self._sums, None
+                self._add_group(groups.mean_of(sums))
+
+    def _add_group(self, means: Any) -> None:
+        self._groups = means if self._groups is None else groups.added(self._groups, means)
+        self._group_count += 1
 
     @property
     def shapes(self) -> int:
@@ -74,19 +87,25 @@ class Gradients:
 
         Without `waiting`, the last one may still be running when this returns.
         """
+        sums = [each for each in (self._sums, self._groups) if each is not None]
         if waiting:
-            mx.eval(self._sums, self._task.model.state, mx.random.state)
+            mx.eval(sums, self._task.model.state, mx.random.state)
             return
-        mx.async_eval(self._sums, self._task.model.state, mx.random.state)
+        mx.async_eval(sums, self._task.model.state, mx.random.state)
         if self._before is not None:
             mx.eval(self._before)
-        self._before = self._sums[1]
+        self._before = sums[0][1]
 
     def apply(self) -> Applied:
         """Update the weights. The device starts computing at once, so that no graph piles up."""
         if self._done is None:
             sums, self._sums, self._before = self._sums, None, None
-            self._done = (self._update if self._alone else self._update_by_mean)(sums)
+            if self._groups is not None:
+                sums, self._groups = self._groups, None
+                count, self._group_count = mx.array(self._group_count, mx.float32), 0
+                self._done = self._update_by_groups(sums, count)
+            else:
+                self._done = (self._update if self._alone else self._update_by_mean)(sums)
             del sums
         (loss, weight), self._done = self._done, None
         rate = _learning_rate(self._task)
@@ -117,6 +136,7 @@ class Gradients:
         self._further = self._compiled(self._further_step, forward)
         self._update = self._compiled(self._update_step, update)
         self._update_by_mean = self._compiled(self._update_by_mean_step, update)
+        self._update_by_groups = self._compiled(self._update_by_groups_step, update)
 
     def _compiled(self, function: Callable[..., Any], state: list[Any]) -> Callable[..., Any]:
         return mx.compile(function, inputs=state, outputs=state) if self._task.compile else function
@@ -158,6 +178,13 @@ class Gradients:
         means = tree_map(lambda total, like: (total / total_weight).astype(like.dtype), gradients, parameters)
         self._task.optimizer.update(self._task.model, means)
         return loss / weight, weight
+
+    def _update_by_groups_step(self, sums: Any, count: mx.array) -> tuple[mx.array, mx.array]:
+        loss, weight, gradients = groups.mean_of_groups(sums, count)
+        parameters = self._task.model.trainable_parameters()
+        return self._update_step(
+            (loss, weight, tree_map(lambda mean, like: mean.astype(like.dtype), gradients, parameters))
+        )
 
 
 _READS_A_VALUE = "[eval] Attempting to eval an array during function transformations"

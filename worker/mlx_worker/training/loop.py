@@ -28,6 +28,7 @@ from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task, Update
 from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
 from mlx_worker.tasks.output_claim import claimed
+from mlx_worker.training import groups
 from mlx_worker.training.batch_request import with_request
 from mlx_worker.training.commands import Commands
 from mlx_worker.training.drills import Drills
@@ -147,6 +148,7 @@ class Trainer:
         self, job: wire.Job, task: Task, plan: Plan, memory: CachePolicy, commands: Commands, drills: Drills
     ) -> None:
         self.job, self.task, self.plan = job, task, plan
+        self.group = groups.group_of(job, task)
         self.memory, self.commands, self.drills = memory, commands, drills
         self.link, self.stop = commands.link, commands.stop
         self.recomputes = gradient_checkpointing.start(task, requested=job.memory.gradient_checkpointing)
@@ -246,12 +248,12 @@ class Trainer:
         """Start the next update on the device."""
         started_s = time.perf_counter()
         epoch, ids = self.batches.epoch, self.batches.next(self.plan.effective)
-        micro_batches = [ids[i : i + self.plan.size] for i in range(0, len(ids), self.plan.size)]
+        micro_batches = groups.cut(ids, self.plan.size, self.group)
         alone = len(micro_batches) == 1
 
         self.memory.before_gradients()
-        for chosen in micro_batches:
-            gradients.add(self._collate(chosen), len(chosen), alone=alone)
+        for chosen, ends_group in micro_batches:
+            gradients.add(self._collate(chosen), len(chosen), alone=alone, ends_group=ends_group)
             if not alone or self.memory.splits_update:
                 gradients.evaluate(waiting=self.memory.waits)
                 self.memory.after_gradients()

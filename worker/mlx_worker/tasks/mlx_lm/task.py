@@ -84,7 +84,7 @@ def build(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
         steps=steps,
         fingerprint=data.digest,
         fixed=_fixed(config, source, Path(job.run_dir)),
-        free=_free(config, data.valid_digest),
+        free=_free(config, data.valid_digest) | {"mlx_lm_compatible": job.task.mlx_lm_compatible},
         notes=[*_notes(config, job, data.valid is not None), *found, *reports.notes],
     )
 
