@@ -53,10 +53,10 @@ def _check_batch(job: wire.Job, config: LoraConfig, lines: Lines) -> None:
     if job.batch.size is None or job.batch.from_task:
         size, accumulation = values.batch_size, values.grad_accumulation_steps
         if size * accumulation > samples:
-            product = f"{size}" if accumulation == 1 else f"{size} × grad_accumulation_steps {accumulation}"
             key = "batch_size" if "batch_size" in config.given or accumulation == 1 else "grad_accumulation_steps"
-            whose = "" if key in config.given else " (mlx_lm's default)"
-            text = f"{product} samples per update{whose}, but {lines.path} has {samples}"
+            whose = "" if accumulation == 1 else f" (batch_size {size} × grad_accumulation_steps {accumulation})"
+            whose = whose if key in config.given else " (mlx_lm's default)"
+            text = f"{size * accumulation} samples per update{whose}, but {lines.path} has {samples}"
             raise config.refuse(key, f"{text}; use at most {samples}")
     elif (job.batch.effective or job.batch.size) > samples:
         effective = job.batch.effective or job.batch.size
