@@ -199,9 +199,6 @@ def _from_hub(config: LoraConfig, tokenizer: Any) -> Data:
     key, name = ("hf_dataset", "hf_dataset") if custom else ("data", values.data)
     try:
         subsets = load_custom_hf_dataset(values, tokenizer) if custom else load_hf_dataset(name, tokenizer, values)
-    except ImportError as error:
-        text = "" if custom else f"no such folder: {config.resolve(name)}; "
-        raise config.refuse(key, f"{text}hub datasets need the package datasets (pip install datasets)") from error
     except MemoryError:
         raise
     except Exception as error:  # a data set's own builder may raise anything

@@ -6,7 +6,9 @@ line must have it.
 
 import difflib
 import hashlib
+import importlib.util
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ def read_subsets(config: LoraConfig) -> dict[str, Lines] | None:
     """
     values = config.values
     if getattr(values, "hf_dataset", None):
+        _need_datasets(config, "hf_dataset")
         return None
     if not config.given.get("data"):
         raise config.refuse(
@@ -44,6 +47,7 @@ def read_subsets(config: LoraConfig) -> dict[str, Lines] | None:
     folder = config.resolve(values.data)
     if not folder.is_dir():
         _refuse_wrong_folder(config, folder)
+        _need_datasets(config, "data", f"no such folder: {folder}; ")
         return None
     found = {}
     for name in ("train", "valid", *(("test",) if values.test else ())):
@@ -75,6 +79,11 @@ def _refuse_wrong_folder(config: LoraConfig, folder: Path) -> None:
         raise config.refuse("data", f"expected a folder with train.jsonl, found the file {folder}")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise config.refuse("data", f"no such folder: {folder}")
+
+
+def _need_datasets(config: LoraConfig, key: str, reason: str = "") -> None:
+    if sys.modules.get("datasets") is None and importlib.util.find_spec("datasets") is None:
+        raise config.refuse(key, f"{reason}hub datasets need the package datasets (pip install datasets)")
 
 
 def _content_of(folder: Path) -> str:
