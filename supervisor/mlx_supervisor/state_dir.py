@@ -47,36 +47,15 @@ class StateDir:
         os.close(self._lock)
 
     def _prepare(self) -> None:
-        longest = len(os.fsencode(self.telemetry_socket))
-        if longest > SOCKET_PATH_LIMIT_BYTES:
-            raise StateDirError(
-                f"state_dir {self.path}: too long for its sockets: found a path of {longest} bytes, at most "
-                f"{SOCKET_PATH_LIMIT_BYTES} are allowed; choose a shorter state_dir"
-            )
         try:
-            self._refuse_foreign()
+            require_usable(self.path)
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            owner = self.path.stat().st_uid
-            if owner != os.getuid():
-                raise StateDirError(
-                    f"state_dir {self.path} belongs to user {owner}; the supervisor runs as user {os.getuid()}"
-                )
+            require_owned(self.path)
             self.path.chmod(0o700)
         except OSError as error:
             raise StateDirError(
                 f"state_dir {self.path} can't be used: {error.strerror}; allowed: a folder that this user may write"
             ) from error
-
-    def _refuse_foreign(self) -> None:
-        """Don't change the mode of a folder that has other contents."""
-        if not self.path.is_dir() or any(os.path.lexists(self.path / name) for name in MARKS):
-            return
-        own = {PROJECTS, *(["runs"] if any(self.path.glob(f"runs/*/{OWNER}")) else [])}
-        other = next((entry.name for entry in self.path.iterdir() if entry.name not in own), None)
-        if other is not None:
-            raise StateDirError(
-                f"state_dir {self.path} has other contents (found {other}); allowed: a new or empty folder"
-            )
 
     def _claim(self) -> int:
         path = self.path / "supervisor.lock"
@@ -99,3 +78,29 @@ class StateDir:
             os.close(lock)
             raise StateDirError(f"{path} can't be written: {error.strerror}") from error
         return lock
+
+
+def require_usable(path: Path) -> None:
+    """Read-only. Raises StateDirError for a path that is too long, and OSError.
+
+    Also for a folder with other contents: the mode of such a folder must not be changed.
+    """
+    longest = len(os.fsencode(path / TELEMETRY_SOCKET))
+    if longest > SOCKET_PATH_LIMIT_BYTES:
+        raise StateDirError(
+            f"state_dir {path}: too long for its sockets: found a path of {longest} bytes, at most "
+            f"{SOCKET_PATH_LIMIT_BYTES} are allowed; choose a shorter state_dir"
+        )
+    if not path.is_dir() or any(os.path.lexists(path / name) for name in MARKS):
+        return
+    own = {PROJECTS, *(["runs"] if any(path.glob(f"runs/*/{OWNER}")) else [])}
+    other = next((entry.name for entry in path.iterdir() if entry.name not in own), None)
+    if other is not None:
+        raise StateDirError(f"state_dir {path} has other contents (found {other}); allowed: a new or empty folder")
+
+
+def require_owned(path: Path) -> None:
+    """Raises StateDirError for another user's folder, and OSError."""
+    owner = path.stat().st_uid
+    if owner != os.getuid():
+        raise StateDirError(f"state_dir {path} belongs to user {owner}; the supervisor runs as user {os.getuid()}")

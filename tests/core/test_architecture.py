@@ -34,13 +34,14 @@ LAYERS = {
             "cli",
             "cli.ctl",
             "cli.offline",
+            "cli.check",
             "cli.main",
             "__main__",
         ),
     ],
     "mlx_worker": [
         *("errors", "task", "memory", "data", "supervision", "autopsy", "checkpoint", "tasks", "tasks.mlx_lm"),
-        *("training", "export", "__main__"),
+        *("training", "check", "export", "__main__"),
     ],
 }
 """Packages, lowest first. A package may import those before it and itself, never one after it."""

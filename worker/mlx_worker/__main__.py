@@ -34,6 +34,8 @@ def main() -> NoReturn:
     except RefusedError as error:
         _print_refused(error)
         sys.exit(wire.EXIT_REFUSED)
+    if arguments.check is not None:
+        sys.exit(_check(arguments, job, stop))
     drilled = not job.drill.generations or job.generation in job.drill.generations
     install_signals(stop, ignore_sigterm=job.drill.ignore_sigterm and drilled)
     if not arguments.bare:
@@ -45,6 +47,14 @@ def main() -> NoReturn:
     link.close()
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _check(arguments: argparse.Namespace, job: wire.Job, stop: StopFlag) -> int:
+    from mlx_worker.check import command
+
+    install_signals(stop)
+    watch_supervisor(stop, job.grace_s)
+    return command.run(job, arguments.check, stop, measures=arguments.measure)
 
 
 def _run(job: wire.Job, link: Link, stop: StopFlag) -> int:
@@ -93,6 +103,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mlx_worker", description=__doc__)
     parser.add_argument("job_file", type=Path, help="job.json, as the supervisor writes it")
     parser.add_argument("--bare", action="store_true", help="run the same loop without a supervisor")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="train nothing; write a report of the job to FILE")
+    parser.add_argument("--measure", action="store_true", help="with --check: measure a few updates")
     parser.add_argument(
         "--data-limit-mib", type=int, metavar="N", help="allow at most N MiB of data memory (Linux: RLIMIT_DATA)"
     )

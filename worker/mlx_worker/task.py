@@ -81,6 +81,7 @@ class Task:
     `checkpoint_gradients()` makes the model drop activations and compute them again in the backward pass; called once,
     before training, if the settings or the escalation ladder turn it on. Without this function it is done as in mlx_lm,
     if `model.layers` allows it.
+    `other_datasets`: other sets of samples by name, for example "valid": `mlx-supervisor check` counts them.
     `fingerprint`: identifies the data; a checkpoint made with other data is refused.
     `fixed`, `free`: facts kept in the checkpoint; at resume, a change to `fixed` is refused, to `free` reported.
     `notes`: sentences for the person who started the run.
@@ -107,6 +108,7 @@ class Task:
     test: Callable[[Any, EvaluationContext], str] | None = None
     compile: bool = True
     checkpoint_gradients: Callable[[], None] | None = None
+    other_datasets: dict[str, Samples] = field(default_factory=dict)
     fingerprint: str = ""
     fixed: dict[str, Any] = field(default_factory=dict)
     free: dict[str, Any] = field(default_factory=dict)

@@ -58,12 +58,31 @@ def _typer_app() -> None:
         bare: Annotated[
             bool, typer.Option("--bare", help="Run without supervision, under the same memory limit.")
         ] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Train nothing: the same as check.")] = False,
     ) -> None:
         """Train in the foreground, with live progress. FILE is an mlx_lm configuration file or a settings file."""
         from mlx_supervisor.cli.bare import run_bare
         from mlx_supervisor.cli.run import run as run_supervised
 
+        if dry_run:
+            from mlx_supervisor.cli.check.command import check as check_run
+
+            sys.exit(check_run(request, measures=False, as_json=json))
         sys.exit(run_bare(request) if bare else run_supervised(request, as_json=json, fresh=fresh))
+
+    @app.command("check")
+    @takes_run
+    def check(
+        request: RunRequest,
+        measure: Annotated[
+            bool, typer.Option("--measure", help="Measure memory and time of a few updates at several batch sizes.")
+        ] = False,
+        json: Annotated[bool, typer.Option("--json", help="Print the report as one line of JSON.")] = False,
+    ) -> None:
+        """Examine a run without training: settings, model, data, output folder, disk, memory."""
+        from mlx_supervisor.cli.check.command import check as check_run
+
+        sys.exit(check_run(request, measures=measure, as_json=json))
 
     @app.command("init")
     @takes_run

@@ -5,7 +5,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import msgspec
@@ -62,6 +62,14 @@ class Plan:
     steps: int
 
 
+class Prepared(NamedTuple):
+    """A task ready for its first update, and the job with what it leaves to the task."""
+
+    job: wire.Job
+    task: Task
+    plan: Plan
+
+
 def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = None) -> TrainingResult:
     """Load, train until the last step or a stop, save, return the result. `inputs`: read already, before MLX.
 
@@ -69,19 +77,24 @@ def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = N
     """
     memory = CachePolicy(job.memory)
     commands = Commands(link, stop, memory)
-    job = with_seed(job, inputs)
     drills = Drills(job.drill, job.generation)
     drills.slow_start(stop)
+    job, task, plan = prepare(job, inputs)
+    with claimed(task.export_dir, job, "adapter_path" if job.task.kind == "mlx_lm" else "Task.export_dir"):
+        return Trainer(job, task, plan, memory, commands, drills).run()
+
+
+def prepare(job: wire.Job, inputs: LoraInputs | None = None, *, connects: bool = True) -> Prepared:
+    """Load the task. `connects`: see `build_task`. Raises RefusedError."""
+    job = with_seed(job, inputs)
     seed_generators(job.seed)
-    task = build_task(job, inputs)
+    task = build_task(job, inputs, connects=connects)
     job = with_request(job, task)
     if not tree_flatten(task.model.trainable_parameters()):
         raise RefusedError("Task.model has no trainable parameters; unfreeze at least one")
     mx.eval(task.model.state)
     task.optimizer.init(task.model.trainable_parameters())
-    plan = plan_of(job, task)
-    with claimed(task.export_dir, job, "adapter_path" if job.task.kind == "mlx_lm" else "Task.export_dir"):
-        return Trainer(job, task, plan, memory, commands, drills).run()
+    return Prepared(job, task, plan_of(job, task))
 
 
 def with_seed(job: wire.Job, inputs: LoraInputs | None = None) -> wire.Job:
@@ -92,15 +105,15 @@ def with_seed(job: wire.Job, inputs: LoraInputs | None = None) -> wire.Job:
     return msgspec.structs.replace(job, seed=config.values.seed)
 
 
-def build_task(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
-    """The job's task. Raises RefusedError."""
+def build_task(job: wire.Job, inputs: LoraInputs | None = None, *, connects: bool = True) -> Task:
+    """The job's task; without `connects` it connects to no reporting service. Raises RefusedError."""
     if job.task.kind == "python":
         from mlx_worker.tasks import python
 
         return python.build(job)
     from mlx_worker.tasks.mlx_lm.task import build
 
-    return build(job, inputs)
+    return build(job, inputs, connects=connects)
 
 
 def plan_of(job: wire.Job, task: Task) -> Plan:
@@ -145,7 +158,14 @@ class Trainer:
     """One generation of a run, from its newest checkpoint on."""
 
     def __init__(
-        self, job: wire.Job, task: Task, plan: Plan, memory: CachePolicy, commands: Commands, drills: Drills
+        self,
+        job: wire.Job,
+        task: Task,
+        plan: Plan,
+        memory: CachePolicy,
+        commands: Commands,
+        drills: Drills,
+        store: CheckpointStore | None = None,
     ) -> None:
         self.job, self.task, self.plan = job, task, plan
         self.group = groups.group_of(job, task)
@@ -153,7 +173,7 @@ class Trainer:
         self.link, self.stop = commands.link, commands.stop
         self.recomputes = gradient_checkpointing.start(task, requested=job.memory.gradient_checkpointing)
         self.facts = training_state.recipe(job, task, plan.steps, plan.size, plan.effective)
-        store = CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
+        store = store or CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
         newest = store.load_newest()
         self.progress, changed = self._restore(newest)
         self.checkpoint = None if newest is None else newest.path.name

@@ -108,10 +108,11 @@ def check_services(config: LoraConfig) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def start_reports(config: LoraConfig, run_dir: Path, last_step: int) -> Reports:
-    """Connect to the services in `report_to`. Raises RefusedError for an unknown or missing package."""
+def start_reports(config: LoraConfig, run_dir: Path, last_step: int, *, connects: bool = True) -> Reports:
+    """Connect to the services in `report_to`, or only check them. Raises RefusedError for an unknown or missing
+    package."""
     values, names = config.values, check_services(config)
-    if not names:
+    if not names or not connects:
         return Reports([], values, last_step, [])
     identity = _identity(run_dir)
     folder = config.resolve(values.adapter_path)

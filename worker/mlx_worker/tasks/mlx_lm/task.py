@@ -42,8 +42,11 @@ NEVER_BYTES = 2**62
 assert set(OPTIMIZER_CLASSES) == set(OPTIMIZERS)
 
 
-def build(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
-    """Load everything that `mlx_lm.lora --train` loads. `inputs`: read already. Raises RefusedError."""
+def build(job: wire.Job, inputs: LoraInputs | None = None, *, connects: bool = True) -> Task:
+    """Load everything that `mlx_lm.lora --train` loads. `inputs`: read already.
+
+    Without `connects`, connect to no reporting service. Raises RefusedError.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # as mlx_lm.lora does
     inputs = inputs or read_inputs(job)
     config, source = inputs.config, inputs.source
@@ -54,7 +57,7 @@ def build(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
     data = load_all(config, tokenizer, inputs.files)
     found = [*lora_keys.notes(config, model), *count_notes(data, config)] if job.generation == 1 else []
     steps = values.iters // values.grad_accumulation_steps
-    reports = start_reports(config, Path(job.run_dir), job.steps or steps)
+    reports = start_reports(config, Path(job.run_dir), job.steps or steps, connects=connects)
     mx.random.seed(job.seed)
     _prepare_layers(config, model)
     print_trainable_parameters(model)
@@ -65,6 +68,7 @@ def build(job: wire.Job, inputs: LoraInputs | None = None) -> Task:
         optimizer=optimizer,
         loss=default_loss,
         dataset=data.train,
+        other_datasets={name: part for name, part in (("valid", data.valid), ("test", data.test)) if part is not None},
         lengths=data.train.sizes(),
         collate=lambda samples: padding.pad(samples, values.max_seq_length),
         evaluate=_evaluation(config, data.valid, values.val_batches),

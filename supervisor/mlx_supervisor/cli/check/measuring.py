@@ -1,0 +1,90 @@
+"""Which batch sizes are measured, each in its own process: small ones, the requested one, the largest that fits."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from mlx_supervisor.cli.check.prediction import Bound, Point, Prediction
+from mlx_supervisor.cli.check.probe import Probe
+from mlx_supervisor.core.words import size as shown
+from mlx_supervisor.wire.check import MeasureReport
+
+SMALL = (1, 2, 4)
+VERIFICATIONS = 3
+
+Measure = Callable[[int], Awaitable[Probe[MeasureReport]]]
+
+
+@dataclass
+class Measured:
+    """`largest`: the largest batch size that fits, `at_most` the data set allows; 0: none. `over`: sizes that were
+    killed at the limit. `notes`: what the figures leave out. `problem`: why measuring failed."""
+
+    bound: Bound
+    at_most: int
+    points: list[Point] = field(default_factory=list)
+    over: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    largest: int = 0
+    problem: str = ""
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """None if nothing was measured."""
+        return Prediction(self.points) if self.points else None
+
+
+async def measure_sizes(measure: Measure, bound: Bound, requested: int, at_most: int) -> Measured:
+    """Measure as many sizes as the answer needs: at most `SMALL`, the requested one, and `VERIFICATIONS`."""
+    found = Measured(bound, at_most)
+    for size in SMALL:
+        if size <= at_most and not await _add(found, measure, size):
+            break
+    found.largest = _largest(found)
+    for _ in range(VERIFICATIONS):
+        if found.problem or found.largest == 0 or found.largest in {point.size for point in found.points}:
+            break
+        await _add(found, measure, found.largest)
+        found.largest = _largest(found)
+    done = {point.size for point in found.points} | set(found.over)
+    if not found.problem and requested not in done and requested <= found.largest:
+        await _add(found, measure, requested)
+    return found
+
+
+def _largest(found: Measured) -> int:
+    if found.prediction is None:
+        return 0
+    below = min(found.over, default=found.at_most + 1) - 1
+    return found.prediction.largest(found.bound, min(found.at_most, below))
+
+
+async def _add(found: Measured, measure: Measure, size: int) -> bool:
+    """Measure one size. Returns whether larger ones are worth a try."""
+    probe = await measure(size)
+    if probe.over_limit:
+        found.over.append(size)
+        return False
+    if probe.short_of_memory:
+        found.notes.append(f"Batch size {size} was not measured to its end: too little memory is available now.")
+        found.over.append(size)
+        return False
+    report = probe.report
+    if report is None or report.problems:
+        found.problem = report.problems[0] if report and report.problems else f"the measurement ended: {probe.ended}"
+        found.notes += probe.output
+        return False
+    found.points.append(Point(size, probe.peak_after(report.began_s), report.peak_bytes, report.update_s))
+    _note(found, probe, report)
+    return found.bound.fits(found.points[-1])
+
+
+def _note(found: Measured, probe: Probe[MeasureReport], report: MeasureReport) -> None:
+    for left_out in (
+        "The evaluation was measured for its first 10 s only." if report.evaluated and not report.evaluated_all else "",
+        "" if report.saved else "No checkpoint's snapshot was held meanwhile.",
+        f"Loading needs more than the updates: {shown(probe.peak_bytes)}."
+        if probe.peak_bytes > 1.05 * probe.peak_after(report.began_s)
+        else "",
+    ):
+        if left_out and left_out not in found.notes:
+            found.notes.append(left_out)

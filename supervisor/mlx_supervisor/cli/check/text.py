@@ -1,0 +1,152 @@
+"""The findings as lines, and as JSON."""
+
+from typing import Any
+
+import msgspec
+
+from mlx_supervisor.cli.check.findings import Findings
+from mlx_supervisor.cli.check.measuring import Measured
+from mlx_supervisor.cli.check.prediction import Point, shown_sizes
+from mlx_supervisor.core.policy import MIB
+from mlx_supervisor.core.words import counted, duration, size
+from mlx_supervisor.wire.check import CheckReport, SubsetReport
+
+HEADINGS = ("batch size", "peak MiB", "of the limit", "per update", "samples/s", "")
+
+
+def lines(findings: Findings) -> list[str]:
+    """The report for people; problems are printed elsewhere."""
+    found = [("run", f"{findings.name}, from {findings.path}")]
+    report = findings.report
+    if report is not None and report.batch_size:
+        found += _of_report(report)
+        found += [
+            ("disk", f"{size(need.needed_bytes)} needed in {need.folder} ({need.what}), {size(need.free_bytes)} free")
+            for need in findings.disk
+        ]
+        found.append(("memory", _memory(findings, report)))
+    found += [("note", text) for text in findings.all_warnings]
+    width = max(len(label) for label, _ in found)
+    shown = [f"{label.ljust(width)}  {text}" for label, text in found]
+    return shown + ([] if findings.measured is None else ["", *_measured_lines(findings.measured, findings)])
+
+
+def _of_report(report: CheckReport) -> list[tuple[str, str]]:
+    share = report.trainable / report.parameters if report.parameters else 0.0
+    named = f"{report.model} ({report.architecture})" if report.model else report.architecture
+    found = [
+        ("model", f"{named}, {report.parameters:,} parameters, {report.trainable:,} trained ({100 * share:.2g} %)"),
+        *(("data", _subset(each)) for each in report.data),
+    ]
+    samples = report.data[0].samples if report.data else 0
+    epochs = report.steps * report.effective_batch / samples if samples else 0.0
+    micro = f"{report.batch_size} × {-(-report.effective_batch // report.batch_size)}"
+    batch = f"{micro} (micro-batch × accumulation), {counted(report.steps, 'step')} = {epochs:,.3g} epochs, "
+    found.append(("batch", f"{batch}{report.optimizer}; at most {', '.join(report.shapes)}"))
+    if report.evaluate_every_steps:
+        found.append(("evaluation", f"every {counted(report.evaluate_every_steps, 'step')}"))
+    if report.output is not None:
+        found.append(("output", f"{report.output}, {size(report.output_bytes)}; can be written"))
+    return found
+
+
+def _subset(each: SubsetReport) -> str:
+    words = [f"{each.name}: {counted(each.samples, 'sample')}"]
+    if each.tokens is not None and each.longest is not None:
+        words.append(f"{each.tokens:,} tokens, longest {each.longest:,}")
+    if each.truncated:
+        words.append(f"{each.truncated:,} cut, losing {each.cut_tokens:,} tokens")
+    if each.empty:
+        words.append(f"{each.empty:,} without content")
+    if each.masked:
+        words.append(f"{each.masked:,} with nothing to learn")
+    return ", ".join(words)
+
+
+def _memory(findings: Findings, report: CheckReport) -> str:
+    words = [f"limit {size(findings.bound.limit_bytes)}, {size(report.held_bytes)} held before the first update"]
+    if report.device_limit_bytes is not None:
+        words.append(f"{size(report.device_limit_bytes)} of the device's own")
+    if report.gradient_checkpointing:
+        words.append("gradient checkpointing is on")
+    if findings.measured is None:
+        words.append("what an update needs: add --measure")
+    return ", ".join(words)
+
+
+def _measured_lines(found: Measured, findings: Findings) -> list[str]:
+    rows = [_row(point, found) for point in points_of(found, findings)]
+    rows += [(f"{each:,}", "over the limit", "", "", "", "measured") for each in sorted(found.over)]
+    table = [HEADINGS, *rows]
+    widths = [max(len(row[place]) for row in table) for place in range(len(HEADINGS))]
+    shown = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    if found.problem:
+        return shown if rows else []
+    share, limit = f"{100 * found.bound.share:.3g} %", size(found.bound.limit_bytes)
+    if found.largest == found.at_most:
+        shown.append(f"Every batch size up to {found.at_most}, the whole data set, fits {share} of {limit}.")
+    elif found.largest:
+        shown.append(f"The largest batch size that fits is {found.largest}: it stays below {share} of {limit}.")
+    shown.append("Measured with the longest samples, without MLX's cache, which takes only what is left.")
+    return shown + [note for note in found.notes if note]
+
+
+def points_of(found: Measured, findings: Findings) -> list[Point]:
+    """The rows of the table."""
+    prediction, report = found.prediction, findings.report
+    if prediction is None or report is None:
+        return []
+    sizes = shown_sizes(report.batch_size, found.largest, found.at_most)
+    points = [prediction.at(each) for each in sizes if each not in found.over]
+    return [point for point in points if point is not None]
+
+
+def _row(point: Point, found: Measured) -> tuple[str, ...]:
+    share = f"{100 * point.peak_bytes / found.bound.limit_bytes:.0f} %"
+    mark = "measured" if point.measured else "predicted"
+    fits = "" if point.size <= found.largest else ", does not fit"
+    rate = point.size / point.update_s if point.update_s else 0.0
+    update = duration(point.update_s)
+    return (f"{point.size:,}", f"{point.peak_bytes / MIB:,.0f}", share, update, f"{rate:,.3g}", mark + fits)
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """Everything, for programs. Sizes in bytes."""
+    report = None if findings.report is None else msgspec.to_builtins(findings.report)
+    result: dict[str, Any] = {
+        "run": findings.name,
+        "settings": str(findings.path),
+        "ok": not findings.problems,
+        "problems": findings.problems,
+        "warnings": findings.all_warnings,
+        "memory_limit_bytes": findings.bound.limit_bytes,
+        "soft_share": findings.bound.share,
+        "report": report,
+        "disk": [
+            {"folder": str(need.folder), "needed_bytes": need.needed_bytes, "free_bytes": need.free_bytes}
+            for need in findings.disk
+        ],
+        "measured": None,
+    }
+    found = findings.measured
+    if found is not None:
+        result["measured"] = {
+            "largest": found.largest,
+            "at_most": found.at_most,
+            "over_limit": found.over,
+            "sizes": [_point_json(point, found) for point in points_of(found, findings)],
+            "notes": found.notes,
+        }
+    return result
+
+
+def _point_json(point: Point, found: Measured) -> dict[str, Any]:
+    """`predicted_bytes`: from the sizes that were measured before this one's turn came."""
+    return {
+        "batch_size": point.size,
+        "measured": point.measured,
+        "peak_bytes": int(point.peak_bytes),
+        "device_bytes": int(point.device_bytes),
+        "seconds_per_update": point.update_s,
+        "fits": point.size <= found.largest,
+    }

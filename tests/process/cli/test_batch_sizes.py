@@ -1,0 +1,88 @@
+"""Which batch size `check --measure` names, from few measurements."""
+
+import asyncio
+
+import pytest
+
+from mlx_supervisor.cli.check.measuring import Measured, measure_sizes
+from mlx_supervisor.cli.check.prediction import RUN_OVER_PROBE, Bound, Point, Prediction, shown_sizes
+from mlx_supervisor.cli.check.probe import Probe
+from mlx_supervisor.core.policy import MIB
+from mlx_supervisor.wire.check import MeasureReport
+
+BASE_MIB, SAMPLE_MIB = 100, 20
+
+
+def needed_mib(size: int) -> int:
+    return BASE_MIB + SAMPLE_MIB * size
+
+
+class Machine:
+    """Answers measurements as a worker whose memory is linear in the batch size; `limit_mib` kills it."""
+
+    def __init__(self, limit_mib: float, problem: str = "") -> None:
+        self.limit_mib, self.problem = limit_mib, problem
+        self.sizes: list[int] = []
+
+    async def measure(self, size: int) -> Probe[MeasureReport]:
+        self.sizes.append(size)
+        problems = [self.problem] if self.problem else []
+        report = MeasureReport(
+            problems=problems, batch_size=size, began_s=10.0, update_s=0.1 * size, peak_bytes=MIB, saved=True
+        )
+        needed = needed_mib(size)
+        killed = needed > self.limit_mib
+        samples = [(1.0, 5 * MIB), (11.0, needed * MIB)]
+        return Probe(None if killed else report, samples, killed, False, "exit code 0", [])
+
+    def find(self, *, requested: int = 4, at_most: int = 1000) -> Measured:
+        bound = Bound(int(self.limit_mib * MIB), 0.97)
+        return asyncio.run(measure_sizes(self.measure, bound, requested, at_most))
+
+
+@pytest.mark.parametrize("limit_mib", [130, 150, 190, 300, 1000, 4321])
+def test_the_size_named_fits_and_the_next_does_not(limit_mib: int) -> None:
+    found = Machine(limit_mib).find()
+    usable_mib = 0.97 * limit_mib / RUN_OVER_PROBE
+    assert needed_mib(found.largest) <= usable_mib < needed_mib(found.largest + 1)
+
+
+def test_the_size_named_was_measured_and_so_was_the_requested_one() -> None:
+    machine = Machine(1000)
+    found = machine.find(requested=7)
+    assert machine.sizes == [1, 2, 4, found.largest, 7]
+
+
+def test_nothing_larger_is_measured_once_a_size_does_not_fit() -> None:
+    machine = Machine(130)
+    assert machine.find(requested=8).largest == 1
+    assert machine.sizes == [1, 2]
+
+
+def test_a_limit_below_the_smallest_batch_leaves_none() -> None:
+    found = Machine(110).find()
+    assert (found.largest, found.over) == (0, [1])
+
+
+def test_the_data_set_bounds_the_batch() -> None:
+    machine = Machine(10_000)
+    assert machine.find(at_most=3).largest == 3
+    assert max(machine.sizes) <= 3
+
+
+def test_an_error_of_the_task_ends_the_measurements() -> None:
+    machine = Machine(1000, problem="TypeError: the loss")
+    assert machine.find().problem == "TypeError: the loss"
+    assert machine.sizes == [1]
+
+
+def test_a_devices_own_memory_bounds_the_batch_too() -> None:
+    bound = Bound(10_000 * MIB, 0.97, device_limit_bytes=64 * MIB)
+    points = [Point(size, 0, size * 8 * MIB, 0.1) for size in (1, 2, 4)]
+    assert Prediction(points).largest(bound, 100) == 8
+
+
+def test_the_table_ends_after_the_first_size_that_does_not_fit() -> None:
+    assert shown_sizes(4, 5, 100) == [1, 2, 4, 5, 6, 8]
+    assert shown_sizes(16, 5, 100) == [1, 2, 4, 5, 6, 8, 16, 32]
+    assert shown_sizes(4, 0, 100) == [1, 2, 4, 8]
