@@ -61,7 +61,7 @@ class DaemonBackend(Backend):
                 in_use=name in self._daemon.runs,
                 autostart=run.autostart,
                 command=" ".join(worker_command()),
-                directory=str(settings.path.parent),
+                directory=str(settings.base_dir),
                 stop_wait_s=run.restart.stop_grace_s,
             )
             for name, run in settings.runs.items()

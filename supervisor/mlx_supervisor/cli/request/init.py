@@ -69,6 +69,8 @@ def write_settings(request: RunRequest, output: Path) -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     print(f"Wrote {output}. Run it with: {RunRequest(output).command()}")
+    if request.file is not None:
+        print(f"That is a new run: it does not continue a run of {request.file}, and does not overwrite its adapters.")
     return 0
 
 
