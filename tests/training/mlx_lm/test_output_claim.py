@@ -31,7 +31,7 @@ def output(tmp_path):
 
 def test_another_run_is_refused_with_both_named(tmp_path, output):
     for other in (job(tmp_path, "b.yaml"), job(tmp_path, run="other")):
-        assert f"{output} holds the results of run run of {tmp_path / 'a.yaml'}" in check_output(output, other)
+        assert f"{output} holds the results of run 'run' of {tmp_path / 'a.yaml'}" in check_output(output, other)
         with pytest.raises(RefusedError, match=rf"adapter_path: {output} holds .* or delete {output / OWNER_FILE}"):
             claimed(output, other, "adapter_path").__enter__()
     assert (output / "adapters.safetensors").read_text() == "finished"
@@ -53,7 +53,7 @@ def test_a_deleted_owner_file_gives_the_folder_free(tmp_path, output):
 def test_a_run_that_delivered_nothing_holds_the_folder_only_while_it_runs(tmp_path):
     folder = tmp_path / "new" / "adapters"
     with claimed(folder, job(tmp_path), "adapter_path"):
-        assert f"in use by run run of {tmp_path / 'a.yaml'}, which is running" in check_output(
+        assert f"in use by run 'run' of {tmp_path / 'a.yaml'}, which is running" in check_output(
             folder, job(tmp_path, "b.yaml")
         )
         with pytest.raises(RefusedError, match="in use by"):

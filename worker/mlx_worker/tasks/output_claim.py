@@ -23,7 +23,7 @@ class Owner(msgspec.Struct, frozen=True):
     settings_file: str
 
     def __str__(self) -> str:
-        return f"run {self.run} of {self.settings_file}"
+        return f"run '{self.run}' of {self.settings_file}"
 
 
 def check_output(folder: Path, job: wire.Job) -> str:
