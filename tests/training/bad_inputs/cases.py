@@ -171,7 +171,7 @@ CASES = [
         "cannot be resumed"),
     Case(
         "batch.size over the samples",
-        ("settings: runs.run.batch: ", "16 samples per update", "data/train.jsonl has 8", "use at most 8"),
+        ("settings.toml: runs.run.batch: ", "is 16 samples per update", "data/train.jsonl has 8", "use at most 8"),
         {"settings.toml": SETTINGS + "[runs.run.batch]\nsize = 16\n"},
     ),
     # ---- lora.yaml: the file
@@ -312,7 +312,7 @@ CASES = [
     data("text that is not UTF-8", b'{"text": "caf\xe9 au lait"}\n' * 8, "train.jsonl:1: invalid JSON"),
     Case("a broken valid.jsonl", ("valid.jsonl:2: invalid JSON",), {"data/valid.jsonl": '{"text": "a b"}\n{"text"}\n'}),
     # ---- python tasks
-    python("no module", None, "task.entry: cannot import mine from", "no file mine.py there"),
+    python("no module", None, "settings.toml: runs.run.task.entry: cannot import mine from", "no file mine.py there"),
     python("a misspelt module", "", "no file mime.py there; did you mean mine?", entry="mime:build"),
     python("a misspelt function", "", "mine.py) has no 'bild'; did you mean build?", entry="mine:bild"),
     python("no function", "\nbuild = 3\n", "task.entry: mine:build must be a function that returns a Task, found int"),
@@ -321,7 +321,7 @@ CASES = [
     python("a missing import", "\nimport no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package'",
         "mine.py:18"),
     python("a misspelt argument", "\ndef other(width):\n    return build(width)\n",
-        "task.args: do not fit mine:other(width): ", entry="mine:other", lines="args = {wdth = 3}\n"),
+        "settings.toml: runs.run.task.args: do not fit mine:other(width): ", entry="mine:other", lines="args = {wdth = 3}\n"),
     python("no task returned", "\ndef build():\n    return {}\n",
         "mine:build must return an mlx_worker.task.Task, found dict"),
     python("a wrong optimizer", "\ndef other():\n    return build(optimizer=3)\n",
@@ -330,7 +330,7 @@ CASES = [
         entry="mine:other"),
     python("no samples", "\ndef other():\n    return build(dataset=[])\n", "Task.dataset is empty", entry="mine:other"),
     python("too few samples", "\ndef other():\n    return build(dataset=[1])\n",
-        "exceeds the dataset's 1; use at most 1 ([runs.run.batch] in the settings)", entry="mine:other"),
+        "exceeds the dataset's 1; use at most 1 (", entry="mine:other"),
     Case(
         "a loss that reads a value",
         ("Task.loss reads an array's value at ", "mine.py:19", "compile=False"),

@@ -17,6 +17,7 @@ from mlx_worker.supervision.raised import errors_of
 from mlx_worker.task import Task
 from mlx_worker.tasks import fingerprint
 from mlx_worker.tasks.find_entry import check_entry
+from mlx_worker.tasks.settings_key import settings_key
 from mlx_worker.tasks.suggest import did_you_mean
 
 _MISTAKES = (ImportError, SyntaxError, NameError, AttributeError, LookupError, TypeError, ValueError)
@@ -26,12 +27,13 @@ _MISTAKES = (ImportError, SyntaxError, NameError, AttributeError, LookupError, T
 def build(job: wire.Job) -> Task:
     """Import the entry, call it, check its result. Raises RefusedError; errors of the user's code pass through."""
     entry = job.task.entry or ""
-    function = _find(entry, job.task.base_dir)
-    arguments = _arguments(function, entry, job.task.args, job.seed)
+    key = settings_key(job, "task.entry")
+    function = _find(job, key)
+    arguments = _arguments(function, job)
     task = function(**arguments)
     if not isinstance(task, Task):
-        raise RefusedError(f"task.entry: {entry} must return an mlx_worker.task.Task, found {type(task).__name__}")
-    _check(task, entry)
+        raise RefusedError(f"{key}: {entry} must return an mlx_worker.task.Task, found {type(task).__name__}")
+    _check(task, f"{key}: {entry}")
     task.fixed = {"entry": entry, **task.fixed}
     task.free = {
         "task.args": job.task.args,
@@ -65,8 +67,9 @@ def _frozen(model: Any) -> dict[str, mx.array]:
     }
 
 
-def _find(entry: str, base_dir: str) -> Callable[..., Any]:
-    check_entry(entry, base_dir)
+def _find(job: wire.Job, key: str) -> Callable[..., Any]:
+    check_entry(job)
+    entry, base_dir = job.task.entry or "", job.task.base_dir
     module_name, _, path = entry.partition(":")
     # First, as Python does for a script; this process's own modules are already imported.
     sys.path.insert(0, base_dir)
@@ -76,15 +79,15 @@ def _find(entry: str, base_dir: str) -> Callable[..., Any]:
         raised = errors_of(error)[0]
         place = f" ({raised.file}:{raised.line})" if raised.file and not raised.file.startswith("<") else ""
         text = f"{type(error).__name__}: {raised.message}{place}"
-        raise RefusedError(f"task.entry: cannot import {module_name} from {base_dir}: {text}") from error
+        raise RefusedError(f"{key}: cannot import {module_name} from {base_dir}: {text}") from error
     for name in path.split("."):
         if not hasattr(found, name):
             functions = [each for each in dir(found) if not each.startswith("_") and callable(getattr(found, each))]
             near = did_you_mean(name, functions)
-            raise RefusedError(f"task.entry: {module_name} ({_file_of(module_name)}) has no {path!r:.200}{near}")
+            raise RefusedError(f"{key}: {module_name} ({_file_of(module_name)}) has no {path!r:.200}{near}")
         found = getattr(found, name)
     if not callable(found):
-        raise RefusedError(f"task.entry: {entry} must be a function that returns a Task, found {type(found).__name__}")
+        raise RefusedError(f"{key}: {entry} must be a function that returns a Task, found {type(found).__name__}")
     function: Callable[..., Any] = found
     return function
 
@@ -93,26 +96,28 @@ def _file_of(module_name: str) -> str:
     return str(getattr(sys.modules[module_name], "__file__", None) or "no file")
 
 
-def _arguments(function: Callable[..., Any], entry: str, given: dict[str, Any], seed: int) -> dict[str, Any]:
-    arguments = dict(given)
+def _arguments(function: Callable[..., Any], job: wire.Job) -> dict[str, Any]:
+    arguments = dict(job.task.args)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return arguments
     if "seed" in signature.parameters:
-        arguments.setdefault("seed", seed)
+        arguments.setdefault("seed", job.seed)
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise RefusedError(f"task.args: do not fit {entry}{signature}: {error}") from None
+        raise RefusedError(
+            f"{settings_key(job, 'task.args')}: do not fit {job.task.entry}{signature}: {error}"
+        ) from None
     return arguments
 
 
-def _check(task: Task, entry: str) -> None:
+def _check(task: Task, where: str) -> None:
     def require(valid: bool, name: str, allowed: str) -> None:
         if not valid:
             found = type(getattr(task, name)).__name__
-            raise RefusedError(f"task.entry: {entry}: Task.{name} must be {allowed}, found {found}")
+            raise RefusedError(f"{where}: Task.{name} must be {allowed}, found {found}")
 
     require(isinstance(task.model, nn.Module), "model", "an mlx.nn.Module")
     require(isinstance(task.optimizer, optim.Optimizer), "optimizer", "an mlx.optimizers.Optimizer")

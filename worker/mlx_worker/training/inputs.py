@@ -9,5 +9,5 @@ def read(job: wire.Job) -> LoraInputs | None:
     """The inputs of an mlx_lm task; None for a python task, whose module is only searched. Raises RefusedError."""
     if job.task.kind == "mlx_lm":
         return read_inputs(job)
-    check_entry(job.task.entry or "", job.task.base_dir)
+    check_entry(job)
     return None

@@ -28,6 +28,7 @@ from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task, Update
 from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
 from mlx_worker.tasks.output_claim import claimed
+from mlx_worker.tasks.settings_key import settings_key
 from mlx_worker.training import groups
 from mlx_worker.training.batch_request import with_request
 from mlx_worker.training.commands import Commands
@@ -120,18 +121,17 @@ def plan_of(job: wire.Job, task: Task) -> Plan:
     """Batch and steps: from the job, else from the task. Raises RefusedError."""
     size = job.batch.size or task.batch_size
     if size is None:
-        raise RefusedError("batch.size is missing: set it in the settings, or Task.batch_size in the task")
+        raise RefusedError(f"{settings_key(job, 'batch.size')} is missing: set it, or Task.batch_size in the task")
     effective = job.batch.effective or size * task.accumulation
     size = min(size, effective)
     steps = job.steps or task.steps
     if steps is None:
-        raise RefusedError("steps is missing: set it in the settings, or Task.steps in the task")
+        raise RefusedError(f"{settings_key(job, 'steps')} is missing: set it, or Task.steps in the task")
     samples = len(task.dataset)
     if samples == 0:
         raise RefusedError("Task.dataset is empty; at least 1 sample is needed")
     if effective > samples:
-        settings = f"[runs.{job.run}.batch] in the settings"
-        where = "Task.batch_size × Task.accumulation" if job.batch.size is None else settings
+        where = "Task.batch_size × Task.accumulation" if job.batch.from_task else settings_key(job, "batch")
         raise RefusedError(
             f"the effective batch of {effective} samples (batch.size = {size}) exceeds the dataset's {samples}; use at "
             f"most {samples} ({where})"

@@ -9,6 +9,7 @@ from mlx_worker.tasks.mlx_lm.jsonl import Lines, read_subsets
 from mlx_worker.tasks.mlx_lm.model_folder import check_safetensors, model_source
 from mlx_worker.tasks.mlx_lm.reports import check_services
 from mlx_worker.tasks.output_claim import check_output
+from mlx_worker.tasks.settings_key import settings_key
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,8 @@ def _check_batch(job: wire.Job, config: LoraConfig, lines: Lines) -> None:
             whose = whose if key in config.given else " (mlx_lm's default)"
             text = f"{size * accumulation} samples per update{whose}, but {lines.path} has {samples}"
             raise config.refuse(key, f"{text}; use at most {samples}")
-    elif (job.batch.effective or job.batch.size) > samples:
-        effective = job.batch.effective or job.batch.size
-        raise RefusedError(
-            f"settings: runs.{job.run}.batch: size × accumulation is {effective} samples per update, but {lines.path} "
-            f"has {samples}; use at most {samples}"
-        )
+    else:
+        effective = job.batch.requested_effective or job.batch.effective or job.batch.size
+        if effective > samples:
+            text = f"batch.size × batch.accumulation is {effective} samples per update, but {lines.path} has {samples}"
+            raise RefusedError(f"{settings_key(job, 'batch')}: {text}; use at most {samples}")
