@@ -92,6 +92,17 @@ class JournalReader:
         rows = self._select(sql, run, kind)
         return rows[0] | {"fields": _object(rows[0]["fields"]) or {}} if rows else None
 
+    def validations(self, run: str) -> dict[int, float | None]:
+        """The validation loss by step, as last reported; None: not a number."""
+        sql = "SELECT fields FROM events WHERE run = ? AND kind = 'validation' ORDER BY id"
+        found = (_object(row["fields"]) or {} for row in self._select(sql, run))
+        return {fields["step"]: fields.get("loss") for fields in found if "step" in fields}
+
+    def peaks(self, run: str) -> dict[int, int]:
+        """The largest sampled footprint of every generation, in bytes."""
+        sql = "SELECT generation, max(footprint_bytes) AS peak FROM samples WHERE run = ? GROUP BY generation"
+        return {row["generation"]: row["peak"] for row in self._select(sql, run)}
+
     def trips(self, run: str) -> dict[int, int]:
         """Memory trips of every generation that had one."""
         sql = "SELECT generation, count(*) AS trips FROM events WHERE run = ? AND kind = 'trip' GROUP BY generation"

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -213,3 +214,41 @@ def test_the_command_line(finished: Path) -> None:
     assert (done.returncode, "run  completed" in done.stdout) == (0, True)
     done = subprocess.run([*command, "logs", "x.toml"], capture_output=True, text=True, check=False)
     assert (done.returncode, "x.toml: no such file" in done.stderr) == (2, True)
+
+
+def test_from_anywhere_every_project_is_shown(template: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = home / "s/mlx-supervisor"
+    for place in (base, base / "projects/a-123456", base / "projects/b-123456"):
+        shutil.copytree(template / "state", place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock"))
+    (base / "projects/empty").mkdir()
+    assert status([], None, as_json=True) == 0
+    shown = [Path(run["state_dir"]).name for run in json.loads(printed(capsys))]
+    assert shown == ["mlx-supervisor", "a-123456", "b-123456"]
+    with pytest.raises(UsageError, match="several runs"):
+        logs(["run"], None, follow=False, stderr=False, lines=1)
+    assert logs(["run", str(base / "projects/a-123456")], None, follow=False, stderr=False, lines=1) == 0
+
+
+def test_a_log_is_followed_until_ctrl_c(finished: Path) -> None:
+    log = finished.parent / "state/runs/run/logs/stdout.log"
+    command = [sys.executable, "-u", "-m", "mlx_supervisor", "logs", "-f", "-n", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == log.read_text().splitlines()[-1] + "\n"
+        with log.open("a") as file:
+            file.write("appended\n")
+        assert client.stdout.readline() == "appended\n"
+        client.send_signal(signal.SIGINT)
+        assert client.wait(harness.PATIENCE_S) == 0
+
+
+def test_validations_are_compared(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(finished.parent / "state/journal.db")) as connection, connection:
+        for step, loss in ((10, 2.5), (20, 2.25), (20, 2.125)):
+            fields = json.dumps({"step": step, "loss": loss})
+            row = ("run", 2, "validation", "info", "", fields, 0.0)
+            names = "run, generation, kind, level, text, fields, wall_s"
+            connection.execute(f"INSERT INTO events ({names}) VALUES (?,?,?,?,?,?,?)", row)
+    assert compare(("run", "run"), None, as_json=True) == 0
+    found = json.loads(printed(capsys))["validations"]
+    assert found == [{"step": 10, "a": 2.5, "b": 2.5}, {"step": 20, "a": 2.125, "b": 2.125}]

@@ -17,22 +17,28 @@ from mlx_supervisor.journal.database import JournalError
 
 PARTS = 8
 """Parts of the common steps whose mean losses are compared: single steps are noisy."""
+VALIDATIONS_SHOWN = 12
 SHOWN_LIMIT = 60
 NOT_SETTINGS = frozenset(
     {"run", "run_dir", "v", "generation", "telemetry", "checkpoint.mean_time_between_failures_s"}
+    | {"settings_file", "batch.requested_size", "batch.requested_effective", "batch.from_task"}
     | {"checkpoint.tighter_steps", "batch.size", "batch.effective", "memory.gradient_checkpointing", "task.base_dir"}
 )
-"""Keys of a job that say where and when it ran, or that the supervisor chose."""
+"""Keys of a job that say where and when it ran, or that the supervisor chose; the recipe has the requested batch."""
+_ORIGINS = "task.options_from."
+_RATE = "learning_rate.learning_rate.initial"
+"""As the recipe names the rate of an optimizer that has one."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs. `losses`: by step; empty without a journal."""
+    """One of the two runs. `losses`, `validations`: by step; empty without a journal."""
 
     shown: str
     settings: dict[str, Any]
     figures: dict[str, Any]
     losses: dict[int, float | None]
+    validations: dict[int, float | None]
 
 
 def compare(words: tuple[str, str], state_dir: Path | None, *, as_json: bool) -> int:
@@ -41,10 +47,14 @@ def compare(words: tuple[str, str], state_dir: Path | None, *, as_json: bool) ->
     different = _differences(first.settings, second.settings)
     parts = mean_losses(first.losses, second.losses)
     apart = first_difference(first.losses, second.losses)
+    common = sorted(first.validations.keys() & second.validations.keys())
+    validated = [(step, first.validations[step], second.validations[step]) for step in common]
     if as_json:
         sides = [{"run": side.shown, **side.figures} for side in (first, second)]
         settings = {key: list(values) for key, values in different.items()}
-        print(json.dumps({"runs": sides, "settings": settings, "losses": parts, "first_difference": apart}, indent=2))
+        found = {"runs": sides, "settings": settings, "losses": parts, "first_difference": apart}
+        found["validations"] = [{"step": step, "a": a, "b": b} for step, a, b in validated]
+        print(json.dumps(found, indent=2))
         return 0
     print(f"A: {first.shown}\nB: {second.shown}\n")
     print("\n".join(_settings_lines(first, second, different)))
@@ -54,6 +64,9 @@ def compare(words: tuple[str, str], state_dir: Path | None, *, as_json: bool) ->
     ]
     print("\n".join(["", *table(("", "A", "B"), rows, left=(0,))]))
     print("\n".join(["", *_loss_lines(first, second, parts, apart)]))
+    if validated:
+        rows = [(str(step), loss(a), loss(b), _apart(a, b)) for step, a, b in validated[-VALIDATIONS_SHOWN:]]
+        print("\n".join(["", *table(("validation at step", "A", "B", "B − A"), rows, left=(0,))]))
     return 0
 
 
@@ -82,7 +95,7 @@ def _from_folder(folder: Path) -> Side:
     summary = runs.read_summary(folder)
     if summary is None:
         raise UsageError(f"{folder}: no run: it has neither a journal.db nor a summary.json")
-    return Side(str(folder), settings_of(folder), _figures(summary, {}, None), {})
+    return Side(str(folder), settings_of(folder), _figures(summary, {}, None), {}, {})
 
 
 def _from_run(run: KnownRun) -> Side:
@@ -92,21 +105,24 @@ def _from_run(run: KnownRun) -> Side:
     if past is not None:
         figures |= {key: getattr(past, key) for key in ("loss", "trips", "outcome", "replayed_steps", "goodput")}
         figures |= {"step": past.highest_step, "target_steps": past.target_steps}
-        figures |= {"validation_loss": past.validation_loss, "weights_sha256": past.weights_sha256}
+        names = ("validation_loss", "best_validation_loss", "weights_sha256")
+        figures |= {name: getattr(past, name, None) for name in names}
         records = [each.record for each in run.generations if each.record] or records
     figures["generations"] = records
-    losses, totals = {}, {}
+    losses, totals, validations = {}, {}, {}
     if run.journal is not None:
         try:
             losses, totals = run.journal.losses(run.name), run.journal.step_totals(run.name)
+            validations = run.journal.validations(run.name)
         except JournalError as error:
             print(f"{run.name}: {error}", file=sys.stderr)
     shown = f"{run.name} in {run.place.path}: {run.state}"
-    return Side(shown, settings_of(run.folder), _figures(figures, totals, run.state), losses)
+    return Side(shown, settings_of(run.folder), _figures(figures, totals, run.state), losses, validations)
 
 
 _LABELS = {
-    "step": "steps", "loss": "loss", "validation_loss": "validation loss", "tokens_per_second": "tokens/s",
+    "step": "steps", "loss": "loss", "validation_loss": "validation loss",
+    "best_validation_loss": "best validation loss", "tokens_per_second": "tokens/s",
     "seconds": "time", "restarts": "restarts", "trips": "trips", "replayed_steps": "replayed steps",
     "peak_footprint_mib": "peak memory, MiB", "goodput": "spent training", "weights_sha256": "weights",
 }  # fmt: skip
@@ -118,7 +134,10 @@ def _figures(figures: Mapping[str, Any], totals: Mapping[int, Mapping[str, Any]]
     seconds = sum(record.get("seconds") or 0.0 for record in records)
     lasted_s = sum(total["last_wall_s"] - total["first_wall_s"] for total in totals.values())
     tokens = sum(total["later_tokens"] for total in totals.values())
-    names = ("step", "loss", "validation_loss", "trips", "replayed_steps", "goodput", "weights_sha256")
+    names = (
+        "step", "loss", "validation_loss", "best_validation_loss", "trips", "replayed_steps", "goodput",
+        "weights_sha256",
+    )  # fmt: skip
     return {
         "state": state or figures.get("outcome"),
         **{name: figures.get(name) for name in names},
@@ -146,14 +165,14 @@ def settings_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         job = json.loads((folder / "job.json").read_bytes())
-        found = {key: value for key, value in _flat(job) if key not in NOT_SETTINGS}
+        found = {key: value for key, value in _flat(job) if key not in NOT_SETTINGS and not key.startswith(_ORIGINS)}
     for checkpoint in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             recipe = json.loads((checkpoint / "trainer.json").read_bytes())["recipe"]
             facts = dict(recipe["fixed"]) | dict(recipe["free"])
             for noise in ("checkpoint", "memory", "batch.size"):  # also in the job, or chosen by the supervisor
                 facts.pop(noise, None)
-            found |= dict(_flat(facts))
+            found |= {"learning_rate" if key == _RATE else key: value for key, value in _flat(facts)}
             break
     return found
 
@@ -181,6 +200,8 @@ def _settings_lines(first: Side, second: Side, different: Mapping[str, tuple[Any
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
     text = "–" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= SHOWN_LIMIT else text[: SHOWN_LIMIT - 1] + "…"
 
@@ -202,13 +223,17 @@ def first_difference(first: Mapping[int, float | None], second: Mapping[int, flo
     return next((step for step in sorted(first.keys() & second.keys()) if first[step] != second[step]), None)
 
 
+def _apart(first: float | None, second: float | None) -> str:
+    return "?" if first is None or second is None else f"{second - first:+.4f}"
+
+
 def _loss_lines(first: Side, second: Side, parts: list[dict[str, Any]], apart: int | None) -> list[str]:
     if not parts:
         return ["Losses: no common steps in the journals"]
     if apart is None:
         return [f"Losses: equal in every bit at all {len(first.losses.keys() & second.losses.keys()):,} common steps"]
     rows = [
-        (f"{part['first_step']}–{part['last_step']}", loss(part["a"]), loss(part["b"]), f"{part['b'] - part['a']:+.4f}")
+        (f"{part['first_step']}–{part['last_step']}", loss(part["a"]), loss(part["b"]), _apart(part["a"], part["b"]))
         for part in parts
     ]
     return [*table(("mean loss of steps", "A", "B", "B − A"), rows, left=(0,)), f"First difference at step {apart}."]

@@ -11,6 +11,7 @@ from typing import Any
 from mlx_supervisor.cli.offline import places, runs
 from mlx_supervisor.cli.offline.runs import KnownRun
 from mlx_supervisor.cli.offline.text import iso, loss, moment, table
+from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import counted, duration
 from mlx_supervisor.journal.database import JournalError
 
@@ -48,7 +49,7 @@ def history_of(run: KnownRun) -> dict[str, Any]:
     past, summary = run.history, run.summary or {}
     figures = dict(summary)
     if past is not None:
-        figures |= {"step": past.highest_step, "reason": past.reason} | {key: getattr(past, key) for key in _KEPT}
+        figures |= {"step": past.highest_step, "reason": past.reason} | {key: getattr(past, key, None) for key in _KEPT}
     generations = _generations(run) or [_summarized(record) for record in summary.get("generations") or []]
     if run.worker is not None:  # the journal's history is older than its steps
         figures["step"] = max(figures.get("step") or 0, generations[-1].get("last_step") or 0)
@@ -59,7 +60,10 @@ def history_of(run: KnownRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_KEPT = ("target_steps", "loss", "validation_loss", "validation_step", "trips", "replayed_steps", "goodput")
+_KEPT = (
+    "target_steps", "loss", "validation_loss", "validation_step", "best_validation_loss", "best_validation_step",
+    "trips", "replayed_steps", "goodput",
+)  # fmt: skip
 
 
 def _generations(run: KnownRun) -> list[dict[str, Any]]:
@@ -67,9 +71,10 @@ def _generations(run: KnownRun) -> list[dict[str, Any]]:
         return []
     try:
         totals, trips = run.journal.step_totals(run.name), run.journal.trips(run.name)
+        peaks = run.journal.peaks(run.name)
     except JournalError as error:
         print(f"{run.name}: {error}", file=sys.stderr)
-        totals, trips = {}, {}
+        totals, trips, peaks = {}, {}, {}
     live = run.worker
     records = []
     for each in run.generations:
@@ -79,6 +84,7 @@ def _generations(run: KnownRun) -> list[dict[str, Any]]:
         record["exit"] = record.pop("ended", None)  # "ended" is a time here
         record["ended"] = iso(each.opened_s + record["seconds"]) if ended else None
         if ended is None:
+            record["peak_footprint_mib"] = round(peaks.get(each.generation, 0) / MIB, 1) or None
             record["cause"] = "running" if each is live else "not recorded (its supervisor ended)"
         records.append(record)
     return records
@@ -104,7 +110,9 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
     if found["loss"] is not None:
         parts.append(f"loss {found['loss']:.4f}")
     if found["validation_loss"] is not None:
-        parts.append(f"validation loss {found['validation_loss']:.4f} at step {found['validation_step']}")
+        best = found["best_validation_loss"]
+        text = "" if best is None else f" (best {best:.4f} at step {found['best_validation_step']})"
+        parts.append(f"validation loss {found['validation_loss']:.4f} at step {found['validation_step']}{text}")
     parts.append(counted(found["trips"] or 0, "trip"))
     head = f"{found['run']}: {found['state']}, {', '.join(parts)}"
     lines = [f"{head} ({found['reason']})" if found["reason"] else head]

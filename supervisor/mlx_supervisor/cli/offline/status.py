@@ -23,7 +23,10 @@ STEPS_READ = 2_000
 """Newest reports that are read for the speed: fast updates make many in its window of 30 s."""
 
 
-_KEPT = ("generation", "target_steps", "loss", "validation_loss", "validation_step", "trips", "reason", "error")
+_KEPT = (
+    "generation", "target_steps", "loss", "smoothed_loss", "validation_loss", "validation_step",
+    "best_validation_loss", "best_validation_step", "trips", "reason", "error",
+)  # fmt: skip
 
 
 def status(words: Sequence[str], state_dir: Path | None, *, as_json: bool) -> int:
@@ -57,7 +60,8 @@ def report_of(run: KnownRun) -> dict[str, Any]:
         "since": None if worker is None else iso(worker.opened_s),
     }  # fmt: skip
     if past is not None:
-        report |= {name: getattr(past, name) for name in _KEPT}
+        report |= {name: getattr(past, name, None) for name in _KEPT}
+        report["restarts"] = max(past.generation - 1, 0)
         report |= {"step": past.highest_step, "checkpoint_step": past.durable_step, "outcome": past.outcome}
         report |= {"limit_bytes": past.limit_bytes or None, "gradient_checkpointing": past.gradient_checkpointing}
         report["batch_size"] = past.batch_size
@@ -117,7 +121,7 @@ def lines_of(run: KnownRun, report: dict[str, Any], width: int) -> list[str]:
     if not live:
         extra |= {"eta_s": None, "footprint_bytes": None}
     details = [] if run.state == "not started" else details_of(extra)
-    if live and report.get("tokens_per_s"):
+    if live and report.get("tokens_per_s") and not any("tokens/s" in part for part in details):
         details.insert(min(1, len(details)), f"{report['tokens_per_s']:,.0f} tokens/s")
     head = [f"{run.name:<{width}}  {run.state:<11}", *([_worker(report)] if live else [])]
     lines = ["  ".join([*head, ", ".join(details)]).rstrip()]
