@@ -1,9 +1,12 @@
 """The command `mlx-supervisor`."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
+
+START = "To begin: mlx-supervisor run lora.yaml, with your configuration file of mlx_lm.lora."
 
 
 def main() -> None:
@@ -13,6 +16,12 @@ def main() -> None:
         from mlx_supervisor.cli.serve import serve
 
         sys.exit(serve(sys.argv[2:]))
+    if sys.argv[1:] and sys.argv[1].endswith((".yaml", ".yml", ".toml")):
+        print(
+            f"No command is given; did you mean: {shlex.join(['mlx-supervisor', 'run', *sys.argv[1:]])}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     _typer_app()
 
 
@@ -31,7 +40,9 @@ def _typer_app() -> None:
     from mlx_supervisor.cli.request.options import takes_run
     from mlx_supervisor.cli.request.request import RunRequest
 
-    app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=mlx_supervisor.__doc__)
+    app = typer.Typer(
+        add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=f"{mlx_supervisor.__doc__}\n\n{START}"
+    )
 
     def version(requested: bool) -> None:
         if requested:
@@ -79,7 +90,7 @@ def _typer_app() -> None:
         ] = False,
         json: Annotated[bool, typer.Option("--json", help="Print the report as one line of JSON.")] = False,
     ) -> None:
-        """Examine a run without training: settings, model, data, output folder, disk, memory."""
+        """Examine a run without training. Checks settings, model, data, output folder, disk and memory."""
         from mlx_supervisor.cli.check.command import check as check_run
 
         sys.exit(check_run(request, measures=measure, as_json=json))

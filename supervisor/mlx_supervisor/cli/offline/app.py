@@ -43,7 +43,7 @@ def add_commands(app: typer.Typer) -> None:
         csv: Annotated[bool, typer.Option("--csv", help="Print a row for each generation.")] = False,
         json: Json = False,
     ) -> None:
-        """List runs and their generations: time, steps, batch, loss, memory and cause of each end."""
+        """List runs and their generations. With time, steps, batch, loss, memory and cause of each end."""
         from mlx_supervisor.cli.offline.history import history as show
 
         _exit(lambda: show(words or [], state_dir, as_csv=csv, as_json=json))
@@ -55,7 +55,7 @@ def add_commands(app: typer.Typer) -> None:
         state_dir: StateDir = None,
         json: Json = False,
     ) -> None:
-        """Compare two runs: settings that differ, losses at equal steps, speed, time, trips."""
+        """Compare two runs. Shows settings that differ, losses at equal steps, speed, time, trips."""
         from mlx_supervisor.cli.offline.compare import compare as show
 
         _exit(lambda: show((a, b), state_dir, as_json=json))

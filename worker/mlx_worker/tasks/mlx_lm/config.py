@@ -81,8 +81,13 @@ class LoraConfig:
         first, dot, rest = key.partition(".")
         origin = self.origins.get(first)
         if origin is None and not self.has_file:
-            origin = f"--{first.replace('_', '-')}"
+            origin = self._absent(first)
         return RefusedError(f"{self.path}: {key}: {text}" if origin is None else f"{origin}{dot}{rest}: {text}")
+
+    def _absent(self, key: str) -> str:
+        """Where an option that was not set would be: beside one of the settings file, or on the command line."""
+        beside = next((origin for origin in self.origins.values() if not origin.startswith("--")), None)
+        return f"--{key.replace('_', '-')}" if beside is None else f"{beside.rpartition('.')[0]}.{key}"
 
     def resolve(self, name: str) -> Path:
         """A path in the file, relative to the file's folder if it exists there, else to the settings' folder."""
