@@ -122,7 +122,13 @@ def test_the_commands_and_their_mistakes(project: Path) -> None:
     assert (misspelt.returncode, "--iters" in misspelt.stderr) == (2, True)
     nothing = typed("run")
     assert (nothing.returncode, "In this folder: lora.yaml" in nothing.stderr) == (2, True)
+    forgotten = typed("lora.yaml", "--iters", "5")
+    assert (forgotten.returncode, "did you mean: mlx-supervisor run lora.yaml --iters 5" in forgotten.stderr) == (
+        2,
+        True,
+    )
     commands = typed("--help").stdout
+    assert "..." not in commands.partition("Commands:")[2]
     assert all(f"\n  {name} " in commands for name in ("run", "train", "init", "serve"))
     assert not (project / "state").exists()
 

@@ -113,3 +113,10 @@ def test_an_error_names_the_option_or_the_file(tmp_path: Path, config, options, 
     (tmp_path / "bad.yaml").write_text("iters: 5\nbatch_size: 0\n")
     with pytest.raises(RefusedError, match=expected):
         load_config(config, str(tmp_path), options, {key: f"--{key}" for key in options})
+
+
+def test_a_default_is_named_where_it_would_be_set(tmp_path):
+    options = {"model": "m", "grad_accumulation_steps": 5000}
+    file = {key: f"/p/s.toml: runs.a.task.options.{key}" for key in options}
+    with pytest.raises(RefusedError, match=r"^/p/s\.toml: runs\.a\.task\.options\.iters: "):
+        load_config(None, str(tmp_path), options, file)

@@ -133,6 +133,8 @@ class Finishing:
         """Where the output folder is set."""
         task = self._job.task
         if task.kind == "mlx_lm":
+            if "adapter_path" in task.options or not task.config:
+                return task.options_from.get("adapter_path", "--adapter-path")
             return f"{os.path.normpath(Path(task.base_dir) / Path(task.config or '').expanduser())}: adapter_path"
         return "the run's folder" if self._task.export_dir is None else "Task.export_dir"
 
