@@ -138,3 +138,46 @@ def test_a_journal_behind_the_history_changes_nothing() -> None:
     history.add_lost_generation(_lost(1, 15, 7.5, 14.0))
     history.add_lost_generation(_lost(0, 0, 0.0, 0.0))
     assert history.snapshot() == before
+
+
+def report(step: int, loss: float, at_s: float, tokens: int = 100) -> StepReport:
+    return StepReport(at_s, 1, step, loss, tokens, 8, 1e-3, 0.1, 8, 1, 0, 0)
+
+
+def test_the_smoothed_loss_has_no_bias_to_its_start_and_leaves_out_replays_and_what_is_no_number() -> None:
+    history = RunHistory()
+    assert history.smoothed_loss is None
+    history.add_step(report(1, 4.0, 0.0))
+    assert history.smoothed_loss == pytest.approx(4.0), "one loss is its own mean"
+    history.add_step(report(2, 2.0, 1.0))
+    assert history.smoothed_loss == pytest.approx((0.98 * 4 + 2) / 1.98)
+    before = history.smoothed_loss
+    history.add_step(report(1, 400.0, 2.0))
+    history.add_step(report(3, float("nan"), 3.0))
+    assert history.smoothed_loss == before
+    for step in range(4, 1000):
+        history.add_step(report(step, 1.0, float(step)))
+    assert history.smoothed_loss == pytest.approx(1.0)
+
+
+def test_the_best_validation_is_kept_over_restarts_and_supervisors() -> None:
+    history = RunHistory()
+    for step, loss in ((0, float("nan")), (10, 2.5), (20, 2.25), (30, 2.75)):
+        history.add_validation(step, loss)
+    restored = RunHistory.restore(json.loads(json.dumps(history.snapshot())))
+    restored.add_validation(20, 2.25)
+    assert (restored.validation_loss, restored.validation_step) == (2.25, 20)
+    restored.add_validation(40, float("inf"))
+    assert (restored.best_validation_loss, restored.best_validation_step) == (2.25, 20)
+    assert restored.validation_step == 40
+
+
+def test_the_average_speed_counts_wall_time_between_updates_of_one_generation() -> None:
+    history, previous = RunHistory(), None
+    assert history.tokens_per_second is None
+    for step, at_s in ((1, 10.0), (2, 11.0), (3, 15.0)):  # an evaluation of 3 s before the third
+        history.add_step(now := report(step, 1.0, at_s), previous)
+        previous = now
+    assert history.tokens_per_second == pytest.approx(200 / 5)
+    history.add_step(report(4, 1.0, 999.0), None)  # the first of another generation
+    assert history.tokens_per_second == pytest.approx(200 / 5)

@@ -3,7 +3,17 @@
 import pytest
 
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.words import duration, growth_rate, sentence, size
+from mlx_supervisor.core.words import (
+    duration,
+    growth_rate,
+    loss_text,
+    mebibytes,
+    remaining,
+    sentence,
+    size,
+    used_of,
+    validation_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,3 +50,52 @@ def test_growth_is_per_step() -> None:
 
 def test_a_sentence_has_a_capital_and_a_full_stop() -> None:
     assert sentence("used 2 MiB, limit 1 MiB") == "Used 2 MiB, limit 1 MiB."
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "1 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (124, "2 min"),
+        (3599, "1 h"),
+        (4800, "1 h 20 min"),
+        (86399, "1 d"),
+        (76 * 3600, "3 d 4 h"),
+    ],
+)
+def test_the_time_left_is_rounded_as_an_estimate_is(seconds: float, text: str) -> None:
+    assert remaining(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("used_mib", "limit_mib", "text"),
+    [
+        (165.3, 165.0, "used 165.3 MiB, limit 165.0"),
+        (165.04, 165.0, "used 165.04 MiB, limit 165.00"),
+        (2300.2, 2200.0, "used 2,300 MiB, limit 2,200"),
+        (165.0, 165.0, "used 165 MiB, limit 165"),
+        (20_480.3, 20_480.0, "used 20,480 MiB, limit 20,480"),
+    ],
+)
+def test_two_sizes_that_differ_look_different_below_10_gib(used_mib: float, limit_mib: float, text: str) -> None:
+    assert used_of(used_mib * MIB, limit_mib * MIB) == text
+
+
+def test_one_size_alone_is_whole() -> None:
+    assert mebibytes(1700.4 * MIB) == ["1,700"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [(2.30812, "2.308"), (2.3, "2.3"), (float("nan"), "NaN"), (float("inf"), "infinite"), (-float("inf"), "-infinite")],
+)
+def test_a_loss_has_four_digits_and_a_name_where_it_is_no_number(loss: float, text: str) -> None:
+    assert loss_text(loss) == text
+
+
+def test_a_validation_names_the_best_step() -> None:
+    assert validation_text(2.31, 40, 2.28, 30) == "2.31 at step 40 (best 2.28 at step 30)"
+    assert validation_text(2.28, 30, 2.28, 30) == "2.28 at step 30 (best)"
+    assert validation_text(float("nan"), 30, None, 0) == "NaN at step 30"

@@ -5,28 +5,31 @@ import time
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from mlx_supervisor.cli.time_left import time_left
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.machine.run_state import Run
-from mlx_supervisor.core.machine.states import TRAINING, State
+from mlx_supervisor.core.machine.run_state import TRAINS, Run
+from mlx_supervisor.core.machine.states import AT_REST, TRAINING
+from mlx_supervisor.core.memory.breaker import BreakerState
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.words import counted, duration
+from mlx_supervisor.core.words import counted, duration, loss_text, mebibytes, validation_text
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.daemon.step_line import step_line
+from mlx_supervisor.host.time_left import time_left
 
 PLAIN_INTERVAL_S = 2.0
 REFRESH_INTERVAL_S = 0.25
+QUIET_ACTIVITY_S = 5.0
+"""A phase other than training that lasts longer gets a line; the next after twice the time, at the latest a minute."""
+LABEL_WIDTH = 12
+LEAST_BAR_WIDTH = 8
 STYLES = {act.Severity.INFO: "", act.Severity.WARNING: "yellow", act.Severity.ERROR: "bold red"}
-QUIET_KINDS = frozenset({"checkpoint"})
-"""Notices too frequent for a terminal; they are in the log."""
+QUIET_KINDS = frozenset({"checkpoint", "autopsy", "trip_details", "finish"})
+"""Notices for the log alone: too frequent, too detailed, or said again by the summary that follows."""
 
 
 class Display(Observer, AbstractContextManager["Display"]):
@@ -49,19 +52,32 @@ class Display(Observer, AbstractContextManager["Display"]):
 
 
 class PlainDisplay(Display):
-    """Lines for a log or a pipe: every notice, and a step every `PLAIN_INTERVAL_S`."""
+    """Lines for a log or a pipe: every notice, a step every `PLAIN_INTERVAL_S`, and every long phase between steps."""
 
     def __init__(self, console: Console, name: str) -> None:
         super().__init__(console, name)
         self._last_s = 0.0
+        self._activity_since_s = 0.0
+        self._activity_due_s = QUIET_ACTIVITY_S
 
     def on_event(self, run: Run, event: ev.Event) -> None:
         """Print a step when the interval since the last one is over, and the final step always."""
+        self._show_activity(run, event.at_s)
         if not isinstance(event, ev.StepReport) or event is not run.last_step:
             return
         if event.at_s - self._last_s >= PLAIN_INTERVAL_S or event.step >= run.history.target_steps:
             self._last_s = event.at_s
             self.console.print(step_line(run, event))
+
+    def _show_activity(self, run: Run, at_s: float) -> None:
+        """`Loading the model … 10 s`. The samples of a worker, or of the machine, are the clock."""
+        if run.activity_since_s != self._activity_since_s:
+            self._activity_since_s, self._activity_due_s = run.activity_since_s, QUIET_ACTIVITY_S
+        lasted_s = at_s - run.activity_since_s
+        if run.activity != TRAINS and run.state not in AT_REST and lasted_s >= self._activity_due_s:
+            self._activity_due_s = min(2 * self._activity_due_s, self._activity_due_s + 60.0)
+            text = f"{time.strftime('%H:%M:%S')}  {run.activity.capitalize()} … {duration(float(int(lasted_s)))}"
+            self.console.print(text)
 
 
 class LiveDisplay(Display):
@@ -95,21 +111,55 @@ class LiveDisplay(Display):
                 self._live.update(self._block(self._run), refresh=True)
             await asyncio.sleep(REFRESH_INTERVAL_S)
 
-    def _block(self, run: Run) -> RenderableType:
-        history = run.history
-        state = "restarting" if run.state is State.STARTING and history.generation > 1 else run.state.value
-        title = Text.assemble((f"{self.name} ", "bold"), f"{state}, generation {history.generation}")
-        rows = Table.grid(padding=(0, 2))
-        rows.add_row("progress", _bar(history.highest_step, history.target_steps), Text(progress_text(run)))
-        sample = run.last_sample
-        limit = run.policy.memory.limit_bytes
-        used = 0 if sample is None else sample.footprint_bytes
-        rows.add_row("memory", _bar(used, limit), Text(memory_text(used, limit, run.breaker.growth)))
-        facts = f"{counted(history.trips, 'trip')}, breaker {run.breaker.state.value}, loss {_loss(run)}"
-        rows.add_row("batch", Text(_batch(run.last_step)), Text(facts))
-        if run.waiting_for:
-            rows.add_row("waiting", Text(f"for {run.waiting_for}"))
-        return Group(title, rows)
+    def _block(self, run: Run) -> Group:
+        return Group(*block(self.name, run, time.monotonic(), self.console.width))
+
+
+def block(name: str, run: Run, now_s: float, width: int) -> list[Text]:
+    """The live display's lines. None is wider than `width`: a line that wraps leaves traces on the terminal."""
+    history, sample = run.history, run.last_sample
+    used, limit = (0 if sample is None else sample.footprint_bytes), run.policy.memory.limit_bytes
+    progress, memory = progress_text(run), memory_text(used, limit)
+    room = width - LABEL_WIDTH - max(len(progress), len(memory)) - 3
+    bar = room if room >= LEAST_BAR_WIDTH else 0
+    further = {
+        "growth": growth_text(run.breaker.growth),
+        "loss": losses_of(run),
+        "validation": validation_of(run),
+        "batch": batch_text(run),
+        "waiting": f"for {run.waiting_for}" if run.waiting_for else "",
+    }
+    rows = [
+        Text.assemble((f"{name}  ", "bold"), doing_text(run, now_s)),
+        _row("progress", progress, _bar(bar, history.highest_step, history.target_steps)),
+        _row("memory", memory, _bar(bar, used, limit)),
+        *(_row(label, text) for label, text in further.items() if text),
+    ]
+    for row in rows:
+        row.truncate(max(width - 1, 1), overflow="ellipsis")
+    return rows
+
+
+def _row(label: str, text: str, bar: Text | None = None) -> Text:
+    head = Text.assemble((f"{label:<{LABEL_WIDTH}}", "dim"))
+    return Text.assemble(head, bar, "  ", text) if bar else Text.assemble(head, text)
+
+
+def _bar(width: int, done: float, total: float) -> Text | None:
+    if not width:
+        return None
+    filled = round(width * min(done / max(total, 1), 1.0))
+    return Text.assemble(("━" * filled, "green"), ("─" * (width - filled), "dim"))
+
+
+def doing_text(run: Run, now_s: float) -> str:
+    """What the run does, for how long unless it trains, and its restarts."""
+    lasted_s = now_s - run.activity_since_s
+    doing = run.activity
+    if doing != TRAINS and run.activity_since_s and lasted_s >= 1:
+        doing += f" … {duration(float(int(lasted_s)))}"
+    restarts = counted(run.history.restarts, "restart") if run.history.restarts else ""
+    return ", ".join(filter(None, (doing, restarts)))
 
 
 def progress_text(run: Run) -> str:
@@ -122,9 +172,15 @@ def progress_text(run: Run) -> str:
     return ", ".join(filter(None, parts))
 
 
-def memory_text(used_bytes: int, limit_bytes: int, growth: Growth) -> str:
-    """Footprint and limit; then, as far as known, growth per step, its causes, and when it reaches the limit."""
-    parts = [f"{used_bytes / MIB:,.0f} of {limit_bytes / MIB:,.0f} MiB"]
+def memory_text(used_bytes: int, limit_bytes: int) -> str:
+    """Footprint and limit."""
+    used, limit = mebibytes(used_bytes, limit_bytes)
+    return f"{used} of {limit} MiB"
+
+
+def growth_text(growth: Growth) -> str:
+    """As far as known: growth per step, its causes, and when it reaches the limit."""
+    parts = []
     slope = growth.bytes_per_step
     if slope is not None and slope > 0:
         causes = [f"{cause} {part / MIB:.1f}" for cause, part in growth.by_cause.items() if part > 0]
@@ -135,19 +191,36 @@ def memory_text(used_bytes: int, limit_bytes: int, growth: Growth) -> str:
     return ", ".join(parts)
 
 
-def _bar(done: float, total: float) -> ProgressBar:
-    return ProgressBar(total=max(total, 1), completed=min(done, max(total, 1)), width=30)
-
-
-def _batch(step: ev.StepReport | None) -> str:
+def batch_text(run: Run) -> str:
+    """`4 × 2 = 8 samples per update`, then trips and a breaker that is not closed."""
+    step, history = run.last_step, run.history
     if step is None:
-        return "?"
-    return f"micro-batch {step.batch_size}, effective batch {step.batch_size * step.accumulation}"
+        size, effective = run.batch.size, run.batch.effective
+        accumulation = None if size is None or effective is None else -(-effective // size)
+    else:
+        size, accumulation = step.batch_size, step.accumulation
+    parts = ["?" if size is None or accumulation is None else f"{size} × {accumulation}"]
+    if run.checkpoints_gradients:
+        parts.append("gradient checkpointing")
+    if history.trips:
+        parts.append(counted(history.trips, "memory trip"))
+    if run.breaker.state is not BreakerState.CLOSED:
+        parts.append(f"breaker {run.breaker.state.value}")
+    return ", ".join(parts)
 
 
-def _loss(run: Run) -> str:
-    history = run.history
-    loss = "?" if history.loss is None else f"{history.loss:.4f}"
-    if history.validation_loss is None:
-        return loss
-    return f"{loss}, validation loss {history.validation_loss:.4f} at step {history.validation_step}"
+def losses_of(run: Run) -> str:
+    """`2.976, smoothed 3.01`."""
+    loss, smoothed = run.history.loss, run.history.smoothed_loss
+    parts = ["" if loss is None else loss_text(loss), "" if smoothed is None else f"smoothed {loss_text(smoothed)}"]
+    return ", ".join(filter(None, parts))
+
+
+def validation_of(run: Run) -> str:
+    """`2.31 at step 40 (best 2.28 at step 30)`, or ""."""
+    past = run.history
+    if past.validation_loss is None:
+        return ""
+    return validation_text(
+        past.validation_loss, past.validation_step, past.best_validation_loss, past.best_validation_step
+    )

@@ -115,6 +115,10 @@ class RunInfo(TypedDict, total=False):
     loss: float | None
     validation_loss: float | None
     validation_step: int | None
+    best_validation_loss: float | None
+    best_validation_step: int | None
+    smoothed_loss: float | None
+    activity: str | None
     batch_size: int | None
     accumulation: int | None
     effective_batch: int | None

@@ -8,6 +8,8 @@ from typing import Any
 
 from mlx_supervisor.core.events import Recovered, StepReport
 
+LOSS_BETA = 0.98
+"""Of the smoothed loss: an exponential mean over about the last 50 updates."""
 DEFAULT_MTBF_S = 4 * 3600.0
 """Mean time between failures of a run without any: a cautious guess."""
 
@@ -25,6 +27,8 @@ class RunHistory:
 
     `least_size`: the smallest micro-batch since the last progress. `unfinished`: the next supervisor resumes the run.
     `settings_file`: the run's; with the run's name, it is the run's identity. "" in the journals of older versions.
+    `loss_sum`, `loss_weight`: of the smoothed loss. `timed_tokens`: tokens of the updates after the first of each
+    generation; `timed_s`: wall time from the first to the last update of each. `best_validation_…`: the lowest so far.
     `generation_…`: the current generation's share of the totals, needed if the supervisor dies and must add the rest.
     """
 
@@ -59,8 +63,14 @@ class RunHistory:
     generation_train_s: float = 0.0
     generation_active_s: float = 0.0
     loss: float | None = None
+    loss_sum: float = 0.0
+    loss_weight: float = 0.0
+    timed_tokens: int = 0
+    timed_s: float = 0.0
     validation_loss: float | None = None
     validation_step: int = 0
+    best_validation_loss: float | None = None
+    best_validation_step: int = 0
     weights_sha256: str | None = None
     durable_before: int = 0
     tighter_steps: int | None = None
@@ -74,8 +84,11 @@ class RunHistory:
     outcome: str = ""
     reason: str = ""
 
-    def add_step(self, report: StepReport) -> None:
-        """Count one update: a new one, or a replay after a restart."""
+    def add_step(self, report: StepReport, previous: StepReport | None = None) -> None:
+        """Count one update: a new one, or a replay after a restart. `previous`: the report before it, if any."""
+        if previous is not None and report.step > previous.step:
+            self.timed_tokens += report.tokens
+            self.timed_s += max(report.at_s - previous.at_s, 0.0)
         self.train_s += report.seconds
         self.generation_steps += 1
         self.generation_train_s += report.seconds
@@ -86,6 +99,16 @@ class RunHistory:
         else:
             self.highest_step = report.step
             self.useful_s += report.seconds
+            if isfinite(report.loss):
+                self.loss_sum = LOSS_BETA * self.loss_sum + (1 - LOSS_BETA) * report.loss
+                self.loss_weight = LOSS_BETA * self.loss_weight + (1 - LOSS_BETA)
+
+    def add_validation(self, step: int, loss: float) -> None:
+        """A validation; after a restart it may be one of an earlier step again."""
+        self.validation_loss, self.validation_step = loss, step
+        best = self.best_validation_loss
+        if isfinite(loss) and (best is None or loss < best):
+            self.best_validation_loss, self.best_validation_step = loss, step
 
     def forget_trips_below(self, limit_bytes: int) -> None:
         """Under a higher limit, sizes that tripped under a lower one may be tried again."""
@@ -125,6 +148,21 @@ class RunHistory:
         self.highest_step = max(self.highest_step, lost.last_step)
         self.generation_steps += steps
         self.generation_train_s += train_s
+
+    @property
+    def smoothed_loss(self) -> float | None:
+        """Exponential mean of the updates' losses, replays left out, corrected for its start; None before any."""
+        return self.loss_sum / self.loss_weight if self.loss_weight > 0 else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Average over wall time between updates, with evaluations and checkpoints, without loading and restarts."""
+        return self.timed_tokens / self.timed_s if self.timed_s > 0 and self.timed_tokens else None
+
+    @property
+    def restarts(self) -> int:
+        """Generations before the current one."""
+        return max(self.generation - 1, 0)
 
     @property
     def goodput(self) -> float | None:

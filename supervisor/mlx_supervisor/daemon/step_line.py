@@ -5,23 +5,33 @@ import time
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.words import duration, growth_rate
+from mlx_supervisor.core.words import growth_rate, mebibytes
+from mlx_supervisor.host.time_left import time_left
 
 LEAK_SHOWN_BYTES = 0.05 * MIB
 """Less would read 0.0 MiB/step."""
 
 
 def step_line(machine: Run, step: ev.StepReport) -> str:
-    """One update in one line, with what is known of speed, memory, leak rate and time left."""
-    sample = machine.last_sample
-    leak = machine.breaker.growth.bytes_per_step
-    used = "?" if sample is None else f"{sample.footprint_bytes / MIB:,.0f}"
-    speed = machine.rate.speed(machine.history.target_steps)
-    return (
-        f"{time.strftime('%H:%M:%S')} step {step.step}/{machine.history.target_steps} loss={step.loss:.4f} "
-        f"lr={step.learning_rate:.3g}{f' {speed.unit}/s={speed.per_s:,.0f}' if speed else ''} "
-        f"batch={step.batch_size}x{step.accumulation} "
-        f"memory={used}/{machine.policy.memory.limit_bytes / MIB:,.0f} MiB"
-        f"{f' leak={growth_rate(leak)}' if leak is not None and leak >= LEAK_SHOWN_BYTES else ''}"
-        f"{f' left={duration(speed.left_s)}' if speed and speed.left_s else ''}"
-    )
+    """One update in one line, with what is known of speed, memory, leak rate, restarts and time left."""
+    history, sample = machine.history, machine.last_sample
+    leak, smoothed = machine.breaker.growth.bytes_per_step, history.smoothed_loss
+    speed = machine.rate.speed(history.target_steps)
+    parts = [
+        f"{time.strftime('%H:%M:%S')} step {step.step}/{history.target_steps} loss={step.loss:.4f}",
+        "" if smoothed is None else f"smoothed={smoothed:.4f}",
+        f"lr={step.learning_rate:.3g}",
+        f"{speed.unit}/s={speed.per_s:,.0f}" if speed else "",
+        f"batch={step.batch_size}x{step.accumulation}",
+        f"memory={_memory(None if sample is None else sample.footprint_bytes, machine.policy.memory.limit_bytes)} MiB",
+        f"leak={growth_rate(leak)}" if leak is not None and leak >= LEAK_SHOWN_BYTES else "",
+        f"restarts={history.restarts}" if history.restarts else "",
+    ]
+    left = time_left(speed.left_s) if speed else ""
+    return ", ".join(filter(None, (" ".join(filter(None, parts)), left)))
+
+
+def _memory(used_bytes: int | None, limit_bytes: int) -> str:
+    if used_bytes is None:
+        return f"?/{mebibytes(limit_bytes)[0]}"
+    return "/".join(mebibytes(used_bytes, limit_bytes))

@@ -12,14 +12,20 @@ from mlx_supervisor.core.history import RunHistory
 
 def summary_of(run: str, history: RunHistory, generations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The summary's keys, in order. `generations`: the records of all generations, oldest first."""
-    loss = history.loss
     return {
         "run": run,
         "outcome": history.outcome,
         "reason": history.reason,
         "step": history.highest_step,
         "target_steps": history.target_steps,
-        "loss": loss if loss is not None and math.isfinite(loss) else None,
+        "loss": _finite(history.loss),
+        "smoothed_loss": history.smoothed_loss,
+        "validation_loss": _finite(history.validation_loss),
+        "validation_step": None if history.validation_loss is None else history.validation_step,
+        "best_validation_loss": history.best_validation_loss,
+        "best_validation_step": None if history.best_validation_loss is None else history.best_validation_step,
+        "tokens_per_second": None if (speed := history.tokens_per_second) is None else round(speed, 1),
+        "restarts": history.restarts,
         "trips": history.trips,
         "replayed_steps": history.replayed_steps,
         "goodput": _rounded(history.goodput),
@@ -40,6 +46,10 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / "summary.json")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -5,15 +5,18 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from tests.core.machine.timeline import MachineTimeline
 
-from mlx_supervisor.cli.display import memory_text, progress_text
 from mlx_supervisor.cli.request.request import RunRequest
+from mlx_supervisor.cli.display import PlainDisplay, block, growth_text, progress_text
 from mlx_supervisor.cli.summary_text import print_summary
-from mlx_supervisor.cli.time_left import time_left
+from mlx_supervisor.core import actions as act
+from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.daemon.step_line import step_line
+from mlx_supervisor.host.time_left import time_left
 
 MIB = 2**20
 LEAK = Growth(50.2 * MIB, {"arrays": 50.0 * MIB, "native": 0.2 * MIB, "cache": -3.0 * MIB}, True, 12.2, 130.0)
@@ -25,12 +28,12 @@ LEAK = Growth(50.2 * MIB, {"arrays": 50.0 * MIB, "native": 0.2 * MIB, "cache": -
         (Growth(), ""),
         (Growth(0.0), ""),
         (Growth(-2.0 * MIB, {"arrays": -2.0 * MIB}), ""),
-        (Growth(2.0 * MIB, {}, False, 455.0, 45.0), ", growth 2.0 MiB/step, limit in 455 steps (45 s)"),
-        (LEAK, ", leak 50.2 MiB/step (arrays 50.0, native 0.2), limit in 12 steps (2m10s)"),
+        (Growth(2.0 * MIB, {}, False, 455.0, 45.0), "growth 2.0 MiB/step, limit in 455 steps (45 s)"),
+        (LEAK, "leak 50.2 MiB/step (arrays 50.0, native 0.2), limit in 12 steps (2m10s)"),
     ],
 )
 def test_growth_is_shown_as_far_as_it_is_known(growth: Growth, text: str) -> None:
-    assert memory_text(1090 * MIB, 1700 * MIB, growth) == f"1,090 of 1,700 MiB{text}"
+    assert growth_text(growth) == text
 
 
 @pytest.fixture
@@ -46,9 +49,9 @@ def at_2047(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, ""),
         (0.0, ""),
-        (130.0, "2m10s left, done about 20:49"),
-        (8 * 3600.0, "8:00:00 left, done about 04:47"),
-        (50 * 3600.0, "50:00:00 left, done about 05 Mar 22:47"),
+        (130.0, "2 min left, done about 20:49"),
+        (8 * 3600.0, "8 h left, done about 04:47"),
+        (50 * 3600.0, "2 d 2 h left, done about 05 Mar 22:47"),
     ],
 )
 def test_the_time_left_comes_with_the_time_of_day(seconds: float | None, text: str) -> None:
@@ -68,9 +71,9 @@ def test_speed_and_time_left_are_shown_once_they_are_known_and_only_while_the_wo
     assert progress_text(run) == "step 1/1000"
     assert step_line(run, run.last_step).endswith(" lr=0.001 batch=8x1 memory=500/2,200 MiB")
     timeline.play("steps 149 seconds=0.5 -> running")
-    assert progress_text(run) == "step 150/1000, 200 tokens/s, 7m05s left, done about 20:54"
+    assert progress_text(run) == "step 150/1000, 200 tokens/s, 7 min left, done about 20:54"
     line = step_line(run, run.last_step)
-    assert line.endswith(" lr=0.001 tokens/s=200 batch=8x1 memory=500/2,200 MiB left=7m05s")
+    assert line.endswith(" lr=0.001 tokens/s=200 batch=8x1 memory=500/2,200 MiB, 7 min left, done about 20:54")
     timeline.play("stop -> draining: ask stop")
     assert progress_text(run) == "step 150/1000"
 
@@ -132,3 +135,74 @@ def test_a_run_without_a_generation_shows_no_table_and_a_failed_one_no_command()
 
 def test_the_figures_name_the_time_spent_training() -> None:
     assert printed("completed", 1, goodput=0.742)[2].endswith(", 0 steps replayed, 74% of the time spent training.")
+
+
+RUNNING = "start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 150 grow=8 seconds=0.5 -> running"
+
+
+@pytest.mark.parametrize("width", [1, 20, 60, 80, 120, 240])
+def test_the_display_uses_the_width_and_never_wraps(width: int) -> None:
+    timeline = MachineTimeline()
+    timeline.play(RUNNING)
+    for step, loss in ((30, 2.28), (40, 2.31)):
+        timeline.feed(ev.ValidationReport(timeline.at_s, 1, step, loss))
+    lines = [line.plain for line in block("night", timeline.machine, timeline.at_s, width)]
+    assert [line for line in lines if cell_len(line) >= max(width, 2)] == []
+    bars = [line.count("━") + line.count("─") for line in lines if "━" in line]
+    if width >= 80:
+        assert len(bars) == 2
+        assert bars[0] == bars[1] >= 8 + (width - 80)
+        assert any("2.31 at step 40 (best 2.28 at step 30)" in line for line in lines)
+        assert lines[0] == "night  training"
+
+
+def test_the_display_shows_what_a_run_does_before_its_first_step() -> None:
+    timeline = MachineTimeline()
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8")
+    shown = block("night", timeline.machine, timeline.at_s + 12.3, 80)[0].plain
+    assert shown == "night  loading the model … 12 s"
+    timeline.play("ready -> running")
+    assert block("night", timeline.machine, timeline.at_s, 80)[0].plain == "night  compiling the first update"
+
+
+def plain_lines(timeline: MachineTimeline, script: str) -> list[str]:
+    """What a pipe shows of these events, without the clock."""
+    stream = io.StringIO()
+    display = PlainDisplay(Console(file=stream, width=200), "night")
+    feed = timeline.feed
+
+    def shown(event: ev.Event) -> list[act.Action]:
+        done = feed(event)
+        display.on_event(timeline.machine, event)
+        for action in done:
+            if isinstance(action, act.Notice):
+                display.on_notice(action)
+        return done
+
+    timeline.feed = shown  # type: ignore[method-assign]
+    timeline.play(script)
+    return [line[10:] for line in stream.getvalue().splitlines()]
+
+
+def test_a_long_phase_gets_a_line_after_5_10_and_20_seconds() -> None:
+    silent = "".join("sample 100 after=1 -> {}\n" for _ in range(25))
+    lines = plain_lines(
+        MachineTimeline(),
+        "start -> starting: save, spawn 1 batch 8 of 8\n"
+        + silent.format(*["starting"] * 25)
+        + "ready -> running\n"
+        + silent.format(*["running"] * 25),
+    )
+    loading = [f"Loading the model … {seconds} s" for seconds in (5, 10, 20)]
+    compiling = [f"Compiling the first update … {seconds} s" for seconds in (5, 10, 20)]
+    assert lines[:4] == ["Starting.", *loading]
+    assert lines[5:] == compiling
+
+
+def test_short_phases_and_training_get_no_line() -> None:
+    lines = plain_lines(
+        MachineTimeline(),
+        "start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 3 seconds=6 -> running\n"
+        "phase eval -> running\nsample 100 after=4 -> running\nphase train -> running\nsample 100 after=9 -> running",
+    )
+    assert [line for line in lines if "…" in line] == ["Compiling the first update … 6 s"]

@@ -60,9 +60,14 @@ def test_status_and_info_show_the_validation_loss(ctl, backend) -> None:
     assert run_info(run)["validation_loss"] is run_info(run)["validation_step"] is None
     timeline.feed(ev.ValidationReport(timeline.at_s, 1, 1, 2.25))
     backend.infos["night"] = run_info(run)
-    assert ", validation loss 2.25, " in ctl("status", "night").out
+    assert ", validation loss 2.25 at step 1 (best), " in ctl("status", "night").out
     shown = json.loads(ctl("info", "night").out)
     assert (shown["validation_loss"], shown["validation_step"]) == (2.25, 1)
+    timeline.feed(ev.ValidationReport(timeline.at_s, 1, 3, 2.308))
+    backend.infos["night"] = run_info(run)
+    assert ", validation loss 2.308 at step 3 (best 2.25 at step 1), " in ctl("status", "night").out
+    shown = json.loads(ctl("info", "night").out)
+    assert (shown["best_validation_loss"], shown["best_validation_step"], shown["smoothed_loss"]) == (2.25, 1, 1)
 
 
 def test_speed_and_time_left_are_over_wall_time_and_absent_unless_the_worker_trains(ctl, backend) -> None:
@@ -74,6 +79,27 @@ def test_speed_and_time_left_are_over_wall_time_and_absent_unless_the_worker_tra
     info = backend.infos["night"] = run_info(run)
     assert info["tokens_per_s"] == pytest.approx(200 / 20.3)
     assert info["eta_s"] == pytest.approx(997 * 20.3 / 2)
-    assert " step 3/1000, 2:48:40 left, done about " in ctl("status", "night").out
+    assert " step 3/1000, 10 tokens/s, 2 h 49 min left, done about " in ctl("status", "night").out
     timeline.play("stop -> draining: ask stop")
     assert not {"tokens_per_s", "eta_s"} & run_info(run).keys()
+
+
+def test_status_and_info_name_what_a_run_does_unless_it_trains(ctl, backend) -> None:
+    timeline = MachineTimeline(policy())
+    run = cast(SupervisedRun, SimpleNamespace(machine=timeline.machine))
+
+    def shown(script: str) -> str:
+        timeline.play(script)
+        backend.infos["night"] = run_info(run)
+        activity = json.loads(ctl("info", "night").out)["activity"]
+        assert (f"({activity})" in ctl("status", "night").out) == (activity != "training")
+        return activity
+
+    assert shown("start -> starting: save, spawn 1 batch 8 of 8") == "loading the model"
+    assert shown("ready -> running") == "compiling the first update"
+    assert shown("phase eval -> running") == "evaluating"
+    assert shown("phase train -> running") == "compiling the first update"
+    assert shown("steps 2 -> running") == "training"
+    assert shown("phase checkpoint -> running") == "saving a checkpoint"
+    assert shown("phase train -> running") == "training"
+    assert shown("stop -> draining: ask stop") == "saving a checkpoint to stop"

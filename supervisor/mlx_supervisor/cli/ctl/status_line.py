@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_supervisor.cli.time_left import time_left
-from mlx_supervisor.core.words import counted, duration
+from mlx_supervisor.core.words import counted, duration, loss_text, mebibytes, validation_text
+from mlx_supervisor.host.time_left import time_left
 
 NAME_WIDTH = 33
 STATE_WIDTH = 10
 """Widths of Supervisord's columns, on which scripts rely."""
 GAP = 3
 ACTIVE_STATES = frozenset({10, 20, 30, 40})
-UNREMARKABLE_STATES = frozenset({"train", "running"})
+UNREMARKABLE = frozenset({"train", "running", "training"})
+"""States and activities that go without saying."""
 MIB = 1024.0 * 1024.0
 
 
@@ -23,12 +24,13 @@ def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
 
 
 def details_of(extra: Mapping[str, Any]) -> list[str]:
-    """The known ones of: step, time left, losses, batch, gradient checkpointing, memory, leak, trips, wait."""
+    """What is known of the step, what it does, speed, time left, losses, batch, memory, leak, trips, restarts."""
     parts = [
         _step(extra),
+        f"{extra['tokens_per_s']:,.0f} tokens/s" if extra.get("tokens_per_s") else "",
         time_left(extra.get("eta_s")),
-        _loss("loss", extra.get("loss")),
-        _loss("validation loss", extra.get("validation_loss")),
+        _loss(extra),
+        _validation(extra),
         _batch(extra),
         "gradient checkpointing" if extra.get("gradient_checkpointing") else "",
         _memory(extra),
@@ -40,17 +42,32 @@ def details_of(extra: Mapping[str, Any]) -> list[str]:
 
 
 def _step(extra: Mapping[str, Any]) -> str:
-    step, target, state = extra.get("step"), extra.get("target_steps"), extra.get("phase")
+    step, target, state = extra.get("step"), extra.get("target_steps"), extra.get("activity") or extra.get("phase")
     shown = "" if step is None else f"step {step:.0f}/{target:.0f}" if target else f"step {step:.0f}"
-    if state and state not in UNREMARKABLE_STATES:
+    if state and state not in UNREMARKABLE:
         return f"{shown} ({state})".lstrip()
     return shown
 
 
-def _loss(name: str, loss: Any) -> str:
+def _loss(extra: Mapping[str, Any]) -> str:
+    loss, smoothed = extra.get("loss"), extra.get("smoothed_loss")
     if loss is None:
         return ""
-    return f"{name} {loss:.4g}" if isinstance(loss, int | float) else f"{name} {loss}"
+    return f"loss {_number(loss)}" + ("" if smoothed is None else f" (smoothed {_number(smoothed)})")
+
+
+def _validation(extra: Mapping[str, Any]) -> str:
+    loss, step, best = (extra.get(key) for key in ("validation_loss", "validation_step", "best_validation_loss"))
+    if loss is None or step is None:
+        return "" if loss is None else f"validation loss {_number(loss)}"
+    best_step = extra.get("best_validation_step") or 0
+    if isinstance(loss, str):  # not finite: sent as text
+        return f"validation loss {loss} at step {step:.0f}"
+    return f"validation loss {validation_text(loss, round(step), best, round(best_step))}"
+
+
+def _number(loss: Any) -> str:
+    return loss_text(loss) if isinstance(loss, int | float) else str(loss)
 
 
 def _batch(extra: Mapping[str, Any]) -> str:
@@ -64,7 +81,13 @@ def _memory(extra: Mapping[str, Any]) -> str:
     used, limit = extra.get("footprint_bytes"), extra.get("limit_bytes")
     if used is None:
         return ""
-    return f"memory {_size(used)} of {_size(limit)}" if limit else f"memory {_size(used)}"
+    if not limit:
+        return f"memory {_size(used)}"
+    shown = _size(used), _size(limit)
+    if shown[0] == shown[1] and used != limit:
+        numbers = mebibytes(used, limit)
+        shown = f"{numbers[0]} MiB", f"{numbers[1]} MiB"
+    return f"memory {shown[0]} of {shown[1]}"
 
 
 def _size(value_bytes: float) -> str:
@@ -84,8 +107,8 @@ def _leak(extra: Mapping[str, Any]) -> str:
 
 
 def _trips(extra: Mapping[str, Any]) -> str:
-    trips, breaker = extra.get("trips"), extra.get("breaker")
-    parts = [counted(int(trips), "trip")] if trips else []
+    breaker = extra.get("breaker")
+    parts = [counted(int(extra[key]), key.removesuffix("s")) for key in ("trips", "restarts") if extra.get(key)]
     if breaker and breaker != "closed":
         parts.append(f"breaker {breaker}")
     return ", ".join(parts)

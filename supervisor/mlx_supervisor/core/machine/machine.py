@@ -22,6 +22,7 @@ def apply(run: Run, event: ev.Event) -> list[Action]:
         run.suspending = event.kind is CommandKind.SUSPEND or hurried
     handler, run.allowed = rule
     handler(run, event)
+    run.note_activity(event.at_s)
     return run.out
 
 

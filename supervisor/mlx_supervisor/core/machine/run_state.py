@@ -19,6 +19,18 @@ from mlx_supervisor.core.restart.escalation import checkpoints_gradients
 RESTED = {"completed": State.COMPLETED, "failed": State.FATAL}
 """The state of a run whose history has an outcome."""
 REASON_LIMIT_CHARS = 300
+ACTIVITIES = {
+    S.WAITING: "waiting for memory",
+    S.BACKOFF: "waiting to restart",
+    S.STARTING: "loading the model",
+    S.RELIEVING: "clearing the caches",
+    S.DRAINING: "saving a checkpoint to stop",
+    S.TERMINATING: "stopping the worker",
+    S.KILLING: "killing the worker",
+}
+"""What a run does in a state, for people; while it runs, its worker's phase says more."""
+PHASES = {ev.Phase.EVAL: "evaluating", ev.Phase.CHECKPOINT: "saving a checkpoint"}
+TRAINS = "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,9 @@ class Run:
         self.current: Generation | None = None
         self.last_sample: ev.Sample | None = None
         self.last_step: ev.StepReport | None = None
+        self.phase, self.phase_detail = ev.Phase.LOAD, ""
+        self.activity: str = self.state.value
+        self.activity_since_s = 0.0
         self.rate = Rate()
         past, self.reason = self.history, self.history.reason
         past.forget_trips_below(policy.memory.limit_bytes)
@@ -90,6 +105,19 @@ class Run:
         if self.current is None or self.state in AT_REST:
             return checkpoints_gradients(self.policy, self.history)
         return self.current.gradient_checkpointing
+
+    def note_activity(self, at_s: float) -> None:
+        """Update what the run is doing, for people, and since when; called after every event."""
+        now = self._activity()
+        if now != self.activity:
+            self.activity, self.activity_since_s = now, at_s
+
+    def _activity(self) -> str:
+        if self.state is not S.RUNNING:
+            return ACTIVITIES.get(self.state, self.state.value)
+        if self.phase is ev.Phase.CHECKPOINT and self.phase_detail.startswith("waiting"):
+            return self.phase_detail
+        return PHASES.get(self.phase) or (TRAINS if self.last_step else "compiling the first update")
 
     def next_deadline(self) -> float | None:
         """When a `Tick` is due, in seconds of the events' clock; None without a deadline."""

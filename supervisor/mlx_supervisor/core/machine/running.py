@@ -1,6 +1,7 @@
 """A running worker: commands, updates, checkpoints, memory samples, trips and autopsies."""
 
 from dataclasses import replace
+from math import isfinite
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.actions import RequestAutopsy, RequestClearCache, RequestResize, Severity
@@ -11,7 +12,7 @@ from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Ru
 from mlx_supervisor.core.machine.starting import batch_as_requested
 from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.memory.breaker import BreakerState, Trip
-from mlx_supervisor.core.words import counted, duration, sentence, size
+from mlx_supervisor.core.words import counted, duration, sentence, size, validation_text
 
 FINDINGS_AT_MOST = 24
 FINDING_LIMIT_CHARS = 300
@@ -88,9 +89,9 @@ def on_spawn_failed(run: Run, event: ev.ActionFailed) -> None:
 
 
 def on_step_recorded(run: Run, event: ev.StepReport) -> None:
-    run.last_step = event
+    run.history.add_step(event, run.last_step)
+    run.last_step, run.phase = event, event.phase
     run.rate.add(event)
-    run.history.add_step(event)
     if run.current is not None:
         run.current.add_step(event)
 
@@ -125,6 +126,7 @@ def on_phase(run: Run, event: ev.PhaseChange) -> None:
     run.breaker.phase(event.phase)
     if run.current is not None:
         run.current.loading = event.phase is Phase.LOAD
+    run.phase, run.phase_detail = event.phase, event.detail
     if run.state is S.RUNNING:
         run.heartbeat.progress(event.at_s, event.phase)
     if bool(event.waiting_for) != bool(run.waiting_for):  # a notice at either end: the worker repeats it for hours
@@ -141,7 +143,18 @@ def _say_wait(run: Run, event: ev.PhaseChange) -> None:
 
 
 def on_validation(run: Run, event: ev.ValidationReport) -> None:
-    run.history.validation_loss, run.history.validation_step = event.loss, event.step
+    past = run.history
+    past.add_validation(event.step, event.loss)
+    text = validation_text(event.loss, event.step, past.best_validation_loss, past.best_validation_step)
+    run.say(
+        "validation",
+        f"Validation loss {text}.",
+        step=event.step,
+        loss=event.loss if isfinite(event.loss) else None,
+        best_loss=past.best_validation_loss,
+        best_step=past.best_validation_step,
+    )
+    run.save(wait=False)
 
 
 def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:

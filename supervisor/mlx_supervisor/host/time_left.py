@@ -1,0 +1,15 @@
+"""The time until a run is done, with the local time of day at its end."""
+
+import time
+
+from mlx_supervisor.core.words import remaining
+
+DAY_S = 24 * 3600
+
+
+def time_left(seconds: float | None) -> str:
+    """`2 min left, done about 20:49`, with the date from one day on; "" while unknown and at the end."""
+    if not seconds:
+        return ""
+    done = time.localtime(time.time() + min(seconds, 1e9))
+    return f"{remaining(seconds)} left, done about {time.strftime('%H:%M' if seconds < DAY_S else '%d %b %H:%M', done)}"
