@@ -134,8 +134,8 @@ class Worker:
         if self.mode == "ramp" and not self.recomputes:
             self.ramp()
         if self.mode == "not_finite":
-            print("failed: the loss is nan", file=sys.stderr, flush=True)
-            self.bye("failed", "the loss is nan", [wire.Raised(kind="NotFiniteError", message="the loss is nan")])
+            print("failed: loss became NaN", file=sys.stderr, flush=True)
+            self.bye("failed", "loss became NaN", [wire.Raised(kind="NotFiniteError", message="loss became NaN")])
             sys.exit(wire.EXIT_NOT_FINITE)
         if self.mode == "self_kill":
             time.sleep(0.1)  # lets its messages arrive

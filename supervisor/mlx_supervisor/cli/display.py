@@ -28,8 +28,6 @@ QUIET_ACTIVITY_S = 5.0
 LABEL_WIDTH = 12
 LEAST_BAR_WIDTH = 8
 STYLES = {act.Severity.INFO: "", act.Severity.WARNING: "yellow", act.Severity.ERROR: "bold red"}
-QUIET_KINDS = frozenset({"checkpoint", "autopsy", "trip_details", "finish"})
-"""Notices for the log alone: too frequent, too detailed, or said again by the summary that follows."""
 
 
 class Display(Observer, AbstractContextManager["Display"]):
@@ -41,7 +39,7 @@ class Display(Observer, AbstractContextManager["Display"]):
 
     def on_notice(self, notice: act.Notice) -> None:
         """Print every notice but the quiet ones."""
-        if notice.kind not in QUIET_KINDS:
+        if not notice.quiet:
             clock = time.strftime("%H:%M:%S")
             self.console.print(Text.assemble((f"{clock}  ", "dim"), (notice.text, STYLES[notice.severity])))
 

@@ -68,6 +68,11 @@ def _exit_code(summary: dict[str, Any], interrupted: bool) -> int:
     return EXIT_INTERRUPTED if interrupted or summary["outcome"] == "stopped" else EXIT_FAILED
 
 
+def _person(reason: str) -> str:
+    """A reason with a signal's name as a person knows it."""
+    return reason.replace("SIGINT", "Ctrl-C")
+
+
 async def _foreground(
     settings: Settings, state: StateDir, name: str, console: Console, fresh: bool
 ) -> tuple[dict[str, Any], bool]:
@@ -79,12 +84,12 @@ async def _foreground(
 
     def stop(name: str) -> None:
         if not received:
-            run.command(CommandKind.STOP, name)
-            console.print("Stopping: the worker checkpoints and exits. A second Ctrl-C kills it.")
+            run.command(CommandKind.STOP, _person(name))
+            console.print("A second Ctrl-C kills the worker without a checkpoint.")
 
     def kill(reason: str) -> None:
-        run.command(CommandKind.KILL, reason)
-        console.print("Killing the worker. The last complete checkpoint is kept.")
+        run.command(CommandKind.KILL, _person(reason))
+        console.print("The last complete checkpoint is kept.")
 
     received = handle_signals(stop, kill)
     with display:

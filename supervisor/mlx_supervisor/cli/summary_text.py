@@ -8,27 +8,39 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_supervisor.core.diagnosis.causes import Cause
-from mlx_supervisor.core.words import counted, duration
+from mlx_supervisor.core.words import counted, duration, validation_text
 
 GENERATIONS_SHOWN = 12
+ALL_DONE = "all steps done"
+"""The reason of a completed run, which needs none."""
 
 
 def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, resume: str) -> None:
     """The outcome, the figures, and a table of the generations. `resume`: the command that resumes the run."""
-    outcome = str(summary["outcome"])
+    outcome, folder = str(summary["outcome"]), folder.absolute()
     console.print()
-    console.print(
-        f"{summary['run']}: {outcome} at step {summary['step']} of {summary['target_steps']}: {summary['reason']}."
-    )
-    console.print(_figures(summary))
+    console.print(_ending(summary))
+    for figures in (_losses(summary), _figures(summary)):
+        if figures:
+            console.print(f"{figures[0].upper()}{figures[1:]}.")
     generations = summary["generations"]
     if generations:
         console.print(_table(generations[-GENERATIONS_SHOWN:]))
     if len(generations) > GENERATIONS_SHOWN:
         console.print(f"({len(generations) - GENERATIONS_SHOWN} earlier generations are in summary.json)")
-    console.print(f"Summary: {folder / 'summary.json'}, logs: {folder / 'logs'}, checkpoints: {folder / 'checkpoints'}")
+    console.print(f"Summary, logs and checkpoints: {folder}")
+    if outcome == "failed" and generations:
+        console.print(f"The worker's errors: {folder / 'logs' / 'stderr.log'}")
     if outcome == "stopped":
         console.print(f"Resume with: {resume}")
+
+
+def _ending(summary: Mapping[str, Any]) -> str:
+    """`night: completed at step 20 of 20.`, with the reason where there is one to know."""
+    step, target, reason = summary["step"], summary["target_steps"], str(summary["reason"]).rstrip(".")
+    at = "before the first step" if not step else f"at step {step}" + (f" of {target}" if target else "")
+    why = "" if reason == ALL_DONE else f": {reason}"
+    return f"{summary['run']}: {summary['outcome']} {at}{why}."
 
 
 def was_refused(summary: Mapping[str, Any]) -> bool:
@@ -40,17 +52,32 @@ def was_refused(summary: Mapping[str, Any]) -> bool:
     return last.get("cause") == Cause.REFUSED.value and last.get("first_step") is None
 
 
+def _losses(summary: Mapping[str, Any]) -> str:
+    """Losses and speed, as far as known."""
+    loss, smoothed, validation = (summary.get(key) for key in ("loss", "smoothed_loss", "validation_loss"))
+    figures = []
+    if loss is not None:
+        figures.append(f"loss {loss:.4f}" + ("" if smoothed is None else f" (smoothed {smoothed:.4f})"))
+    if validation is not None:
+        best, best_step = summary.get("best_validation_loss"), summary.get("best_validation_step") or 0
+        figures.append(f"validation {validation_text(validation, summary['validation_step'], best, best_step)}")
+    if summary.get("tokens_per_second"):
+        figures.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
+    return ", ".join(figures)
+
+
 def _figures(summary: Mapping[str, Any]) -> str:
-    figures = [counted(summary["trips"], "trip"), f"{counted(summary['replayed_steps'], 'step')} replayed"]
-    if summary["loss"] is not None:
-        figures.insert(0, f"loss {summary['loss']:.4f}")
+    restarts, trips = summary.get("restarts", 0), summary["trips"]
+    figures = [counted(trips, "memory trip")] if trips else []
+    if restarts:
+        figures += [counted(restarts, "restart"), f"{counted(summary['replayed_steps'], 'step')} replayed"]
     if summary["goodput"] is not None:
-        figures.append(f"{summary['goodput']:.0%} of the time spent training")
+        figures.append(f"{100 * summary['goodput']:.0f} % of the time spent training")
     if summary["checkpoint_stall_fraction"] is not None:
-        figures.append(f"{summary['checkpoint_stall_fraction']:.1%} of training time spent on checkpoints")
+        figures.append(f"{100 * summary['checkpoint_stall_fraction']:.1f} % of training time spent on checkpoints")
     if summary["weights_sha256"]:
         figures.append(f"weights {summary['weights_sha256'][:12]}…")
-    return ", ".join(figures) + "."
+    return ", ".join(figures)
 
 
 def _table(generations: list[Mapping[str, Any]]) -> Table:

@@ -96,13 +96,14 @@ class Kill(Action):
 
 @dataclass(frozen=True, slots=True)
 class Notice(Action):
-    """One sentence for the journal, the log and the display."""
+    """One sentence for the journal, the log and, unless it is `quiet`, the display."""
 
     kind: str
     text: str
     severity: Severity = Severity.INFO
     generation: int = 0
     fields: Mapping[str, Field] = field(default_factory=dict)
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)

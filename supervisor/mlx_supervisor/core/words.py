@@ -78,6 +78,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def shortened(text: str, limit_chars: int) -> str:
+    """At most `limit_chars`; what is in brackets at the end, such as a file and line, is kept where it fits."""
+    if len(text) <= limit_chars:
+        return text
+    start = text.rfind(" (") if text.endswith(")") else -1
+    tail = text[start:] if start > 0 and len(text) - start < limit_chars // 2 else ""
+    return f"{text[: limit_chars - len(tail) - 1].rstrip()}…{tail}"
+
+
 def sentence(text: str) -> str:
     """`text` with a capital letter and a full stop."""
     return f"{text[0].upper()}{text[1:]}."

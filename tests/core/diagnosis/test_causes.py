@@ -245,7 +245,7 @@ def test_with_a_counted_kill_a_lost_child_was_killed_for_memory() -> None:
     for name in ("python-pool", "torch-loader-killed"):
         killed = of(errors=errors_of(name), oom_killed=True)
         assert killed.cause is Cause.OOM_KILL
-        assert killed.text.startswith("the kernel killed one of its processes for memory; then ")
+        assert killed.text.startswith("the kernel killed a child of the worker for memory; then ")
         assert of(errors=errors_of(name), oom_killed=False).cause is Cause.CRASH
     assert of(errors=(raised("ValueError", "bad"),), oom_killed=True).cause is Cause.CRASH
 

@@ -62,7 +62,8 @@ ENDS = {
     """),
     "exit status 0 before the last step is no completion": (policy(), RUNNING + """
         exit 0                      -> backoff: close crash, save
-            | The worker ended (exit code 0): crash (exited with status 0 before the last step); next start in 1 s.
+            | The worker crashed: exited with status 0 before the last step; restarting in 1 s with batch 8 × 1, 3
+            | steps lost.
     """),
     "exit status 0 without a checkpoint of the last step is no completion": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -117,7 +118,7 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         exit 1 RuntimeError         -> backoff: close crash, save
-            | The worker ended (exit code 1): crash (RuntimeError); next start in 1 s.
+            | The worker crashed: RuntimeError; restarting in 1 s with batch 8 × 1.
         early                       -> backoff
         tick                        -> starting: save, spawn 2 batch 8 of 8
         exit 1 RuntimeError         -> backoff: close crash, save
@@ -125,8 +126,8 @@ ENDS = {
         tick                        -> starting: save, spawn 3 batch 8 of 8
         ready                       -> running
         exit 1 RuntimeError         -> fatal: close crash, save, finish failed
-            | Failed at step 0: 3 consecutive generations without a new checkpoint (restart.max_without_progress);
-            | last error: RuntimeError.
+            | Failed before the first step: RuntimeError; 3 consecutive generations without a new checkpoint
+            | (restart.max_without_progress).
     """),
     "progress resets the counts": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -182,12 +183,11 @@ ENDS = {
         saved                       -> running: save
         exit signal=9 oom=no        -> starting: close killed externally, save, spawn 2 batch 8 of 8
         exit signal=15              -> backoff: close stopped externally, save
-            | The worker ended (signal 15):
+            | Another process sent the worker SIGTERM; restarting in 1 s with batch 8 × 1.
         tick                        -> starting: save, spawn 3 batch 8 of 8
         ready                       -> running
         exit 75                     -> backoff: close stopped externally, save
-            | The worker ended (exit code 75): stopped externally (the worker was stopped, but not by the supervisor);
-            | next start in 2 s.
+            | The worker was stopped, but not by the supervisor; restarting in 2 s with batch 8 × 1.
     """),
     "refused: the run fails at once": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -219,19 +219,19 @@ ENDS = {
         tick                        -> killing: kill
             | The worker ignored SIGTERM; sending SIGKILL to its process group.
         exit signal=9               -> backoff: close hang, save
-            | The worker ended (signal 9): hang (no progress for 30 s); next start in 1 s.
+            | The worker hung (no progress for 30 s); restarting in 1 s with batch 8 × 1, 3 steps lost.
     """),
     "a hanging worker that obeys SIGTERM and saves": (policy(hang_timeout_s=30.0, backoff_s=0.0), RUNNING + """
         tick                        -> terminating: dump, term
         saved                       -> terminating: save
         exit 75                     -> starting: close hang, save, spawn 2 batch 8 of 8
-            | The worker ended (exit code 75): hang (no progress for 30 s); restarting.
+            | The worker hung (no progress for 30 s); restarting with batch 8 × 1, 0 steps lost.
     """),
     "hangs until the run fails": (policy(hang_timeout_s=30.0, max_without_progress=1), RUNNING + """
         tick                        -> terminating: dump, term
         exit 75                     -> fatal: close hang, save, finish failed
-            | Failed at step 3: 1 generation without a new checkpoint (restart.max_without_progress);
-            | last error: no progress for 30 s.
+            | Failed at step 3: no progress for 30 s; 1 generation without a new checkpoint
+            | (restart.max_without_progress).
     """),
     "a long evaluation is no hang, even with a checkpoint meanwhile": (policy(), RUNNING + """
         phase eval                  -> running
@@ -246,7 +246,7 @@ ENDS = {
         tick                        -> terminating: term
             | The worker is not ready after 10m00s; sending SIGTERM.
         exit signal=15              -> backoff: close not ready in time, save
-            | The worker ended (signal 15): not ready in time (not ready after 10m00s); next start in 1 s.
+            | The worker was not ready after 10m00s; restarting in 1 s with batch 8 × 1.
     """),
     "a worker that survived SIGKILL has exited": (policy(), RUNNING + """
         kill                        -> killing: kill
@@ -264,13 +264,13 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         fails other                 -> starting
         fails spawn                 -> backoff: close could not be started, save
-            | Failed to start the worker: no such file; next start in 1 s.
+            | Failed to start the worker: no such file; restarting in 1 s with batch 8 × 1.
         tick                        -> starting: save, spawn 2 batch 8 of 8
         fails spawn                 -> backoff: close could not be started, save
         tick                        -> starting: save, spawn 3 batch 8 of 8
         fails spawn                 -> fatal: close could not be started, save, finish failed
-            | Failed at step 0: 3 consecutive generations without a new checkpoint (restart.max_without_progress);
-            | last error: no such file.
+            | Failed before the first step: no such file; 3 consecutive generations without a new checkpoint
+            | (restart.max_without_progress).
     """),
     "a missing program, without backoff": (policy(backoff_s=0.0), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -293,7 +293,8 @@ ENDS = {
         saved                       -> running: save
         bye completed step=3        -> running
         exit 0                      -> starting: close crash, save, spawn 2 batch 8 of 8
-            | The worker ended (exit code 0): crash (exited with status 0 before the last step); restarting.
+            | The worker crashed: exited with status 0 before the last step; restarting with batch 8 × 1, 0 steps
+            | lost.
     """),
     "a checkpoint during a stop extends the grace period once": (policy(), RUNNING + """
         stop                        -> draining: ask stop
@@ -328,18 +329,16 @@ ENDS = {
         missing 20                  -> draining
         saved                       -> draining: save
         exit 75                     -> backoff: close memory could not be measured, save
-            | The worker ended (exit code 75):
-            | memory could not be measured (20 consecutive memory samples failed (no such file)); next start in 1 s.
+            | Memory could not be measured; restarting in 1 s with batch 8 × 1, 0 steps lost.
         tick                        -> starting: save, spawn 2 batch 8 of 8
         missing 20                  -> terminating: term
         exit signal=15              -> backoff: close memory could not be measured, save
-            | The worker ended (signal 15):
-            | memory could not be measured (20 consecutive memory samples failed (no such file)); next start in 2 s.
+            | Memory could not be measured; restarting in 2 s with batch 8 × 1.
         tick                        -> starting: save, spawn 3 batch 8 of 8
         missing 20                  -> terminating: term
         exit 1                      -> fatal: close memory could not be measured, save, finish failed
-            | Failed at step 3: 3 consecutive generations without a new checkpoint (restart.max_without_progress);
-            | last error: 20 consecutive memory samples failed (no such file).
+            | Failed at step 3: 20 consecutive memory samples failed (no such file); 3 consecutive generations without
+            | a new checkpoint (restart.max_without_progress).
     """),
     "memory samples fail until the run fails": (policy(max_without_progress=1), RUNNING + """
         missing 20                  -> draining: ask stop

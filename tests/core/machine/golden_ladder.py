@@ -17,9 +17,7 @@ LEAK_HALVES_ONCE = """
     steps 40 mib=500 grow=50    -> draining: ask stop
     saved                       -> draining: save
     exit 75                     -> starting: close memory leak, save, spawn 3 batch 4 of 8
-        | The worker ended (exit code 75):
-        | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 6 steps);
-        | micro-batch kept at 4: a restart cures the leak, one halving is enough (batch.halve_on_leak);
+        | Memory leak; restarting with batch 4 × 2, 0 steps lost.
     ready                       -> running
     steps 40 mib=500 grow=50    -> draining: ask stop
     saved                       -> draining: save
@@ -30,13 +28,12 @@ LIMIT_BELOW_NEED = """
     ready can=yes               -> running
     sample 2300 2               -> killing: kill
     exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 1 of 1 recompute
-        | The worker ended (signal 9): memory pressure (used 2,300 MiB, limit 2,200 MiB);
-        | micro-batch kept at 1 (batch.minimum = 1),
-        | gradient checkpointing turned on (memory.gradient_checkpointing); restarting.
+        | Used 2,300 MiB, limit 2,200: worker killed; restarting with batch 1 × 1 and gradient checkpointing.
     ready can=yes               -> running
     sample 2300 2               -> killing: kill
     exit signal=9               -> fatal: close memory pressure, save, finish failed
 """
+NAN = "exit 65 loss became NaN at step 4 (no previous step; learning rate 0.01)"
 LADDER = {
     "a leak halves the batch once, then restarts at that size": (policy(), LEAK_HALVES_ONCE),
     "grown back after a leak, the next leak halves again": (policy(), """
@@ -66,10 +63,7 @@ LADDER = {
         ready can=yes               -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         exit 75                     -> starting: close memory leak, save, spawn 5 batch 1 of 4 save 1 recompute
-            | The worker ended (exit code 75):
-            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps);
-            | micro-batch kept at 1 (batch.minimum = 1),
-            | gradient checkpointing turned on (memory.gradient_checkpointing); restarting.
+            | Memory leak; restarting with batch 1 × 4 and gradient checkpointing, 29 steps lost.
         ready can=yes               -> running
             | Ready at step 0 of 1000, from the beginning;
             | micro-batch 1, effective batch 4, with gradient checkpointing.
@@ -82,9 +76,7 @@ LADDER = {
         steps 40 grow=50            -> draining: ask stop
         saved                       -> draining: save
         exit 75                     -> starting: close memory leak, save, spawn 2 batch 8 of 8
-            | The worker ended (exit code 75):
-            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps);
-            | micro-batch kept at 8: a restart cures the leak (batch.halve_on_leak is off); restarting.
+            | Memory leak; restarting with batch 8 × 1, 0 steps lost.
     """),
     "pressure after a leak's halving still halves": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -108,28 +100,25 @@ LADDER = {
         {FULL}                      -> starting: close device out of memory, save, spawn 2 batch 1 of 2
         ready can=yes               -> running
         {FULL}                      -> starting: close device out of memory, save, spawn 3 batch 1 of 2 recompute
-            | The worker ended (exit code 1):
-            | device out of memory (RuntimeError: [malloc] Unable to allocate 9 bytes.);
-            | micro-batch kept at 1 (batch.minimum = 1),
-            | gradient checkpointing turned on (memory.gradient_checkpointing);
+            | Device out of memory: RuntimeError: [malloc] Unable to allocate 9 bytes; restarting with batch 1 × 2 and
+            | gradient checkpointing.
         ready can=yes               -> running
         steps 2                     -> running
         saved                       -> running: save
         exit 1 ValueError: x        -> starting: close crash, save, spawn 4 batch 1 of 2 recompute
-            | The worker ended (exit code 1): crash (ValueError: x); restarting.
+            | The worker crashed: ValueError: x; restarting with batch 1 × 2 and gradient checkpointing, 0 steps lost.
         {FULL}                      -> backoff: close device out of memory, save
-            | The worker ended (exit code 1):
-            | device out of memory (RuntimeError: [malloc] Unable to allocate 9 bytes.);
-            | micro-batch kept at 1 (batch.minimum = 1), gradient checkpointing is already on;
+            | Device out of memory: RuntimeError: [malloc] Unable to allocate 9 bytes; restarting in 1 s with batch 1
+            | × 2 and gradient checkpointing; nothing smaller is left: batch.minimum = 1.
     """),
     "a limit below the need: gradient checkpointing before the end": (policy(size=1), LIMIT_BELOW_NEED),
     "gradient checkpointing never": (policy(size=1, gradient_checkpointing="never"), f"""
         start                       -> starting: save, spawn 1 batch 1 of 1
         ready can=yes               -> running
         {FULL}                      -> backoff: close device out of memory, save
-            | The worker ended (exit code 1):
-            | device out of memory (RuntimeError: [malloc] Unable to allocate 9 bytes.);
-            | micro-batch kept at 1 (batch.minimum = 1, memory.gradient_checkpointing = 'never');
+            | Advice: use a smaller batch or shorter sequences, or close other programs that use the GPU.
+            | Device out of memory: RuntimeError: [malloc] Unable to allocate 9 bytes; restarting in 1 s with batch 1
+            | × 1; nothing smaller is left: batch.minimum = 1, memory.gradient_checkpointing = 'never'.
     """),
     "gradient checkpointing always": (policy(size=1, gradient_checkpointing="always"), f"""
         start                       -> starting: save, spawn 1 batch 1 of 1 recompute
@@ -148,17 +137,19 @@ LADDER = {
         steps 4                     -> running
         saved                       -> running: save
         {BUFFERS}                   -> starting: close Metal resource limit, save, spawn 2 batch 8 of 8
-            | The worker ended (exit code 1):
-            | Metal resource limit (RuntimeError: [metal::malloc] Resource limit (499000) exceeded.);
-            | micro-batch kept (this limit counts buffers, not bytes);
+            | Advice: too many buffers, not too many bytes: pad sequences to a few fixed lengths.
+            | Metal resource limit: RuntimeError: [metal::malloc] Resource limit (499000) exceeded; restarting with
+            | batch 8 × 1, 0 steps lost.
     """),
     "the GPU watchdog: the same batch": (policy(), f"""
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 4                     -> running
         {WATCHDOG}                  -> backoff: close GPU watchdog, save
-            | The worker ended (signal 6):
-            | micro-batch kept (a smaller one would not help);
+            | Advice: not the batch: let the display sleep (pmset displaysleepnow) or close programs that draw on it;
+            | setting AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment has helped others.
+            | GPU watchdog: std::runtime_error: [METAL] Command buffer execution failed: Impacting Interactivity
+            | (0000000e:kIOG…; restarting in 1 s with batch 8 × 1, 4 steps lost.
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 2
     """),
     "memory and crashes have budgets of their own": (
@@ -166,14 +157,14 @@ LADDER = {
         start                       -> starting: save, spawn 1 batch 1 of 1
         exit 1                      -> starting: close crash, save, spawn 2 batch 1 of 1
         {FULL}                      -> starting: close device out of memory, save, spawn 3 batch 1 of 1
-            | The worker ended (exit code 1):
-            | device out of memory (RuntimeError: [malloc] Unable to allocate 9 bytes.);
-            | micro-batch kept at 1 (batch.minimum = 1);
+            | Advice: use a smaller batch or shorter sequences, or close other programs that use the GPU.
+            | Device out of memory: RuntimeError: [malloc] Unable to allocate 9 bytes; restarting with batch 1 × 1;
+            | nothing smaller is left: batch.minimum = 1.
         {FULL}                      -> starting: close device out of memory, save, spawn 4 batch 1 of 1
         {BUFFERS}                   -> fatal: close Metal resource limit, save, finish failed
-            | Failed at step 0: 3 consecutive generations without a new checkpoint,
-            | ended by memory (restart.max_memory_without_progress);
-            | last error: RuntimeError: [metal::malloc] Resource limit (499000) exceeded.;
+            | Failed before the first step: RuntimeError: [metal::malloc] Resource limit (499000) exceeded; 3
+            | consecutive generations without a new checkpoint, ended by memory (restart.max_memory_without_progress);
+            | too many buffers, not too many bytes: pad sequences to a few fixed lengths.
     """),
     "the same error at the same step fails the run": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -181,13 +172,12 @@ LADDER = {
         steps 4                     -> running
         saved 2                     -> running: save
         exit 1 ValueError: bad      -> starting: close crash, save, spawn 2 batch 8 of 8
-            | The worker ended (exit code 1): crash (ValueError: bad); restarting.
+            | The worker crashed: ValueError: bad; restarting with batch 8 × 1, 2 steps lost.
         ready step=2                -> running
         steps 2                     -> running
         saved 3                     -> running: save
         exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
-            | Failed at step 4: the same error 2 times in a row after step 4 (restart.max_same_error):
-            | ValueError: bad.
+            | Failed at step 4: ValueError: bad; the same error 2 times in a row at step 4 (restart.max_same_error).
     """),
     "the same error, with steps and the ready message lost": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -195,7 +185,7 @@ LADDER = {
         steps 4                     -> running
         bye failed step=4           -> running
         exit 1 ValueError: bad      -> backoff: close crash, save
-            | The worker ended (exit code 1): crash (ValueError: bad); next start in 1 s.
+            | The worker crashed: ValueError: bad; restarting in 1 s with batch 8 × 1, 4 steps lost.
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 2
         bye failed step=4           -> starting
         exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
@@ -214,7 +204,7 @@ LADDER = {
         restart                     -> terminating: term
             | Restart requested; the worker is not ready yet, sending SIGTERM.
         exit 75                     -> starting: close requested, save, spawn 3 batch 8 of 8
-            | The worker ended (exit code 75): requested; restarting.
+            | Restarting with batch 8 × 1.
         exit 1 ValueError: bad      -> starting: close crash, save, spawn 4 batch 8 of 8
         exit 1 ValueError: bad      -> fatal: close crash, save, finish failed
     """),
@@ -229,32 +219,34 @@ LADDER = {
         ready                       -> running
         steps 5                     -> running
         exit 1 KeyError: 5          -> starting: close crash, save, spawn 4 batch 8 of 8 save 2
-            | The worker ended (exit code 1): crash (KeyError: 5); restarting.
+            | The worker crashed: KeyError: 5; restarting with batch 8 × 1, 5 steps lost.
         ready                       -> running
         steps 5                     -> running
         exit signal=9 oom=no        -> starting: close killed externally, save, spawn 5 batch 8 of 8 save 2
-            | The worker ended (signal 9):
+            | Another process sent the worker SIGKILL; restarting with batch 8 × 1, 5 steps lost.
         ready                       -> running
         steps 5                     -> running
         exit 1 KeyError: 5          -> starting: close crash, save, spawn 6 batch 8 of 8 save 2
         ready                       -> running
         steps 5                     -> running
         exit 1 KeyError: 5          -> fatal: close crash, save, finish failed
-            | Failed at step 5: the same error 2 times in a row after step 5 (restart.max_same_error): KeyError: 5.
+            | Failed at step 5: KeyError: 5; the same error 2 times in a row at step 5 (restart.max_same_error).
     """),
-    "a loss that is not finite: one retry, then the run fails": (policy(max_same_error=9), """
+    "a loss that is not finite: one retry, then the run fails": (policy(max_same_error=9), f"""
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 4                     -> running
         saved 2                     -> running: save
         bye failed                  -> running
-        exit 65 nan                 -> starting: close the loss is not a finite number, save, spawn 2 batch 8 of 8
-            | The worker ended (exit code 65): the loss is not a finite number (nan);
+        {NAN}                       -> starting: close the loss is not a finite number, save, spawn 2 batch 8 of 8
+            | Loss became NaN at step 4. Try a lower learning rate, a longer warm-up or clipping.
+            | Restarting with batch 8 × 1, 2 steps lost.
         ready step=2                -> running
         steps 2                     -> running
         bye failed                  -> running
-        exit 65 nan                 -> fatal: close the loss is not a finite number, save, finish failed
-            | Failed at step 4: 2 consecutive non-finite losses at step 4 (nan);
+        {NAN}                       -> fatal: close the loss is not a finite number, save, finish failed
+            | Failed at step 4: loss became NaN at step 4 (no previous step; learning rate 0.01), 2 times in a row.
+            | Try a lower learning rate, a longer warm-up or clipping.
     """),
     "a loss that is not finite at other steps each time": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8

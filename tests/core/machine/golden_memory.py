@@ -21,18 +21,16 @@ MEMORY = {
         ready                       -> running
             | Ready at step 0 of 1000, from the beginning; micro-batch 8, effective batch 8.
         steps 40 grow=50            -> draining: ask stop
-            | Soft trip: memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps.
-            | The worker saves a checkpoint and exits.
+            | Memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps: saving a checkpoint,
+            | then restarting.
         saved                       -> draining: save
             | Saved checkpoint of step 29: 10 MiB in 0.2 s.
         exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
-            | The worker ended (exit code 75):
-            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps);
-            | micro-batch halved, 8 → 4 (batch.minimum = 1); restarting.
+            | Memory leak; restarting with batch 4 × 2, 0 steps lost.
         ready                       -> running
         steps 9 mib=500             -> running
         steps 19                    -> running
-            | Stable for 10 steps since the restart.
+            | Stable for 10 updates since the restart.
         steps 1                     -> running: save, resize 8 of 8
             | Growing micro-batch to 8 from the next update.
         saved                       -> running: save
@@ -52,8 +50,7 @@ MEMORY = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
-            | Soft trip: memory with usual spikes is at 2,180 MiB, near the limit of 2,200 MiB.
-            | Clearing the caches first (memory.clear_first).
+            | Memory with usual spikes is at 2,180 MiB, near the limit of 2,200 MiB: clearing the caches first.
         early                       -> relieving
         steps 1 mib=2180 cache=900  -> relieving
         cleared                     -> relieving
@@ -69,12 +66,10 @@ MEMORY = {
         sample 2150                 -> relieving
         saved                       -> relieving: save
         tick                        -> draining: ask stop
-            | Soft trip: memory with usual spikes is at 2,180 MiB, near the limit of 2,200 MiB.
-            | The worker saves a checkpoint and exits.
+            | Memory with usual spikes is at 2,180 MiB, near the limit of 2,200 MiB: saving a checkpoint, then
+            | restarting.
         exit 75                     -> starting: close memory pressure, save, spawn 2 batch 4 of 8
-            | The worker ended (exit code 75):
-            | memory pressure (memory with usual spikes is at 2,180 MiB, near the limit of 2,200 MiB);
-            | micro-batch halved, 8 → 4 (batch.minimum = 1); restarting.
+            | Memory pressure; restarting with batch 4 × 2, 0 steps lost.
     """),
     "the answer to the request to clear is lost": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -88,28 +83,28 @@ MEMORY = {
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         sample 2300 2               -> killing: kill
-            | Hard trip: used 2,300 MiB, limit 2,200 MiB. Killing the worker.
+            | Used 2,300 MiB, limit 2,200: killing the worker.
         exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8 save 4
-            | The worker ended (signal 9): memory pressure (used 2,300 MiB, limit 2,200 MiB);
-            | micro-batch halved, 8 → 4 (batch.minimum = 1); restarting.
+            | Used 2,300 MiB, limit 2,200: worker killed; restarting with batch 4 × 2, 9 steps lost.
     """),
     "deaths while the caches are cleared": (policy(backoff_s=0.0, max_without_progress=2), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 4
-            | The worker ended (exit code 1):
+            | The worker crashed: exit code 1, nothing printed; restarting with batch 8 × 1, 9 steps lost.
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         exit 1                      -> fatal: close crash, save, finish failed
-            | Failed at step 9: 2 consecutive generations without a new checkpoint (restart.max_without_progress);
+            | Failed at step 9: exit code 1, nothing printed; 2 consecutive generations without a new checkpoint
+            | (restart.max_without_progress).
     """),
     "a crash while the caches are cleared waits too": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
         exit 1                      -> backoff: close crash, save
-            | The worker ended (exit code 1):
+            | The worker crashed: exit code 1, nothing printed; restarting in 1 s with batch 8 × 1, 9 steps lost.
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 4
     """),
     "completion while the caches are cleared": (policy(), """
@@ -126,9 +121,7 @@ MEMORY = {
         steps 40 grow=50            -> draining: ask stop
         sample 2300 2               -> killing: kill
         exit signal=9               -> starting: close memory leak, save, spawn 2 batch 4 of 8 save 14
-            | The worker ended (signal 9):
-            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps);
-            | micro-batch halved, 8 → 4 (batch.minimum = 1); restarting.
+            | Memory leak; restarting with batch 4 × 2, 29 steps lost.
     """),
     "over the limit while it is being terminated": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -146,24 +139,23 @@ MEMORY = {
         ready                       -> running
         steps 5                     -> running
         exit signal=9 oom=yes     -> starting: close killed by the kernel for memory, save, spawn 2 batch 4 of 8 save 2
-            | The worker ended (signal 9):
-            | micro-batch halved, 8 → 4 (batch.minimum = 1);
+            | Advice: set memory.limit below what the machine or its control group has, so that the breaker acts
+            | first.
+            | The kernel killed the worker: out of memory; restarting with batch 4 × 2, 5 steps lost.
         ready                       -> running
         steps 1 mib=2100            -> running
         exit signal=9               -> starting: close memory pressure, save, spawn 3 batch 2 of 8 save 1
-            | The worker ended (signal 9):
-            | micro-batch halved, 4 → 2 (batch.minimum = 1);
+            | The worker was killed near the memory limit (sender unknown); restarting with batch 2 × 4, 1 step lost.
+            | Advice: use a smaller batch or shorter sequences, or close other programs that use the GPU.
     """),
     "the device is out of memory before the model is loaded: not because of the limit": (policy(size=2), f"""
         start                       -> starting: save, spawn 1 batch 2 of 2
         {FULL}                      -> starting: close device out of memory, save, spawn 2 batch 1 of 2
-            | The worker ended (exit code 1):
-            | device out of memory (RuntimeError: [malloc] Unable to allocate 9 bytes.);
-            | micro-batch halved, 2 → 1 (batch.minimum = 1);
+            | Advice: use a smaller batch or shorter sequences, or close other programs that use the GPU.
+            | Device out of memory: RuntimeError: [malloc] Unable to allocate 9 bytes; restarting with batch 1 × 2.
         {FULL}                      -> backoff: close device out of memory, save
-            | The worker ended (exit code 1):
-            | device out of memory (RuntimeError: [malloc] Unable to allocate 9 bytes.);
-            | micro-batch kept at 1 (batch.minimum = 1);
+            | Device out of memory: RuntimeError: [malloc] Unable to allocate 9 bytes; restarting in 1 s with batch 1
+            | × 2; nothing smaller is left: batch.minimum = 1.
     """),
     "a limit below the model's size": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -191,8 +183,8 @@ MEMORY = {
         exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8  # ready lost?
         sample 2300 2               -> killing: kill
         exit signal=9               -> fatal: close memory pressure, save, finish failed
-            | Failed at step 0: the limit of 2,200 MiB is too low for this run:
-            | it used 2,300 MiB before the model was loaded; raise memory.limit or choose a smaller model.
+            | Failed before the first step: the limit of 2,200 MiB is too low for this run: it used 2,300 MiB before
+            | the model was loaded; raise memory.limit or choose a smaller model.
     """),
     "a limit below the model's size, at the smallest batch": (policy(size=1), """
         start                       -> starting: save, spawn 1 batch 1 of 1
@@ -213,8 +205,8 @@ MEMORY = {
         ready                       -> running
         sample 2300 2               -> killing: kill
         exit signal=9               -> fatal: close memory pressure, save, finish failed
-            | Failed at step 0: the limit of 2,200 MiB is too low for this run:
-            | it used 2,300 MiB before the first step at micro-batch 1; raise memory.limit or choose a smaller model.
+            | Failed before the first step: the limit of 2,200 MiB is too low for this run: it used 2,300 MiB before
+            | the first step at micro-batch 1; raise memory.limit or choose a smaller model.
     """),
     "no growth to a size that tripped for pressure": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
@@ -262,9 +254,7 @@ MEMORY = {
         steps 40 grow=50            -> draining: ask stop
         saved                       -> draining: save
         exit 75                     -> starting: close memory leak, save, spawn 2 batch 1 of 1
-            | The worker ended (exit code 75):
-            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 4 steps);
-            | micro-batch kept at 1: a restart cures the leak (batch.minimum = 1); restarting.
+            | Memory leak; restarting with batch 1 × 1, 0 steps lost.
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         saved                       -> draining: save
@@ -276,9 +266,8 @@ MEMORY = {
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         exit 75                     -> backoff: close memory leak, save
-            | The worker ended (exit code 75):
-            | memory leak (memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 6 steps);
-            | micro-batch kept at 1 (batch.minimum = 1); next start in 1 s.
+            | Memory leak; restarting in 1 s with batch 1 × 1, 27 steps lost; nothing smaller is left: batch.minimum =
+            | 1.
         tick                        -> starting: save, spawn 5 batch 1 of 1 save 13
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
@@ -287,9 +276,8 @@ MEMORY = {
         ready                       -> running
         steps 40 mib=500 grow=50    -> draining: ask stop
         exit 75                     -> fatal: close memory leak, save, finish failed
-            | Failed at step 110: 3 consecutive generations without a new checkpoint,
-            | ended by memory (restart.max_memory_without_progress);
-            | last error: memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 6 steps.
+            | Failed at step 110: memory grows by 50.0 MiB/step and would pass the limit of 2,200 MiB in 6 steps; 3
+            | consecutive generations without a new checkpoint, ended by memory (restart.max_memory_without_progress).
     """),
     "near the limit at the smallest batch, but steady: no trip": (policy(size=1), """
         start                       -> starting: save, spawn 1 batch 1 of 1

@@ -87,7 +87,7 @@ WAITING = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         machine 1 critical          -> starting
         fails spawn                 -> starting: close could not be started, save, spawn 2 batch 8 of 8
-            | Failed to start the worker: no such file; restarting.
+            | Failed to start the worker: no such file; restarting with batch 8 × 1.
     """),
     "critical memory pressure delays even the first start": (policy(), """
         machine 9000 critical       -> stopped
@@ -191,7 +191,8 @@ WAITING = {
         recovered host              -> stopped: close the machine restarted, save
         recovered host              -> stopped: close the machine restarted, save
         recovered host              -> fatal: close the machine restarted, save, finish failed
-            | Failed at step 0: 3 consecutive machine restarts during this run
-            | without a new checkpoint (restart.max_reboots).
+            | Recovered generation 0: the machine restarted.
+            | Failed before the first step: 3 consecutive machine restarts during this run without a new checkpoint
+            | (restart.max_reboots).
     """),
 }  # fmt: skip

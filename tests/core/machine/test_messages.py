@@ -130,7 +130,7 @@ def test_a_stop_during_a_trip_keeps_the_trip_as_the_error() -> None:
         assert line.machine.state is State.STOPPED
         assert "enough" in line.machine.reason
         assert (_records(line)[0]["cause"], line.machine.batch.size) == ("memory pressure", 4)
-        assert _records(line)[0]["error"] == line.machine.history.error == "used 2,300 MiB, limit 2,200 MiB"
+        assert _records(line)[0]["error"] == line.machine.history.error == "used 2,300 MiB, limit 2,200"
 
 
 def test_a_restart_during_a_trip_explains_the_halved_batch() -> None:
@@ -144,7 +144,9 @@ def test_a_restart_during_a_trip_explains_the_halved_batch() -> None:
     ):
         line.feed(event)
     assert line.machine.state is State.STARTING
-    assert "used 2,300 MiB, limit 2,200 MiB" in line.texts("restart")[0]
+    assert line.texts("restart") == [
+        "Used 2,300 MiB, limit 2,200: worker killed; restarting with batch 4 × 2, 3 steps lost."
+    ]
     assert "enough" not in line.texts("restart")[0]
 
 

@@ -9,8 +9,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from tests.core.machine.timeline import MachineTimeline
 
-from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.display import PlainDisplay, block, growth_text, progress_text
+from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.summary_text import print_summary
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
@@ -119,22 +119,27 @@ def test_the_command_that_resumes_can_be_pasted_into_a_shell() -> None:
 
 def test_a_stopped_run_shows_its_generations_and_how_to_resume() -> None:
     lines = printed("stopped", 14)
-    assert lines[1:3] == ["night: stopped at step 9 of 20: SIGINT.", "loss 2.5000, 1 trip, 0 steps replayed."]
-    assert lines[3].split() == ["generation", "batch", "steps", "time", "peak", "MiB", "ended"]
-    assert [line.split()[0] for line in lines[4:16]] == [str(number) for number in range(3, 15)]
-    assert lines[4].split("  ")[-1] == "memory leak (signal 9)"
-    assert "2m10s" in lines[4]
-    assert lines[16] == "(2 earlier generations are in summary.json)"
-    assert lines[17].startswith("Summary: state/runs/night/summary.json, ")
-    assert lines[18] == "Resume with: resume it"
+    assert lines[1:3] == ["night: stopped at step 9 of 20: SIGINT.", "Loss 2.5000."]
+    assert lines[3] == "1 memory trip."
+    assert lines[4].split() == ["generation", "batch", "steps", "time", "peak", "MiB", "ended"]
+    assert [line.split()[0] for line in lines[5:17]] == [str(number) for number in range(3, 15)]
+    assert lines[5].split("  ")[-1] == "memory leak (signal 9)"
+    assert "2m10s" in lines[5]
+    assert lines[17] == "(2 earlier generations are in summary.json)"
+    assert lines[18] == f"Summary, logs and checkpoints: {Path('state/runs/night').absolute()}"
+    assert lines[19] == "Resume with: resume it"
 
 
 def test_a_run_without_a_generation_shows_no_table_and_a_failed_one_no_command() -> None:
-    assert len(printed("failed", 0)) == 4
+    lines = printed("failed", 0, step=0, target_steps=0, loss=None, trips=0, reason="no such model")
+    assert lines[1] == "night: failed before the first step: no such model."
+    assert len(lines) == 3
 
 
 def test_the_figures_name_the_time_spent_training() -> None:
-    assert printed("completed", 1, goodput=0.742)[2].endswith(", 0 steps replayed, 74% of the time spent training.")
+    assert printed("completed", 1, goodput=0.742, restarts=2)[3] == (
+        "1 memory trip, 2 restarts, 0 steps replayed, 74 % of the time spent training."
+    )
 
 
 RUNNING = "start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 150 grow=8 seconds=0.5 -> running"
@@ -206,3 +211,12 @@ def test_short_phases_and_training_get_no_line() -> None:
         "phase eval -> running\nsample 100 after=4 -> running\nphase train -> running\nsample 100 after=9 -> running",
     )
     assert [line for line in lines if "…" in line] == ["Compiling the first update … 6 s"]
+
+
+def test_the_summary_names_the_best_validation_and_the_speed() -> None:
+    figures = {"smoothed_loss": 2.625, "validation_loss": 2.31, "validation_step": 40, "tokens_per_second": 2985.4}
+    figures |= {"best_validation_loss": 2.28, "best_validation_step": 30}
+    assert printed("completed", 1, reason="all steps done", step=20, **figures)[1:3] == [
+        "night: completed at step 20 of 20.",
+        "Loss 2.5000 (smoothed 2.6250), validation 2.31 at step 40 (best 2.28 at step 30), 2,985 tokens/s.",
+    ]

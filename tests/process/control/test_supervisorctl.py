@@ -39,7 +39,7 @@ def test_status_without_arguments_shows_the_progress_of_training(ctl, backend):
     ran = ctl()
     assert ran.words[0] == ["idle", "STOPPED", "Not", "started"]
     assert re.sub(r"about \d\d:\d\d,", "about 20:49,", ran.out.splitlines()[1]).endswith(
-        "  step 120/1000, 2m10s left, done about 20:49, loss 2.346, batch 8×2, gradient checkpointing, "
+        "  step 120/1000, 2 min left, done about 20:49, loss 2.346, batch 8×2, gradient checkpointing, "
         "memory 5.5 GiB of 12.0 GiB, leak 0.8 MiB/step, limit in 1,200 steps (2m10s), 1 trip, breaker half-open"
     )
     assert ran.code == 3

@@ -38,7 +38,7 @@ def test_repeated_signals_of_a_closing_terminal_let_the_worker_checkpoint(tmp_pa
         foreground.until("step ")
         for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):  # the kernel, the shell, the session manager
             foreground.process.send_signal(number)
-            foreground.until("Stopping: ")
+            foreground.until("A second Ctrl-C")
         assert foreground.wait() == 130
     assert foreground.summary()["generations"][0]["ended"] == "exit code 75"
 
@@ -91,8 +91,9 @@ def test_brackets_in_a_reason_are_shown_as_they_are(tmp_path: Path) -> None:
     done = harness.run(settings)
     assert done.process.returncode == 1
     assert says in done.summary()["reason"]
-    assert "failed at step 0 of 20: the same error 2 times in a row" in done.stderr
-    assert f"RuntimeError: {says}" in done.stderr.rpartition("failed at step")[2]
+    assert "failed before the first step: RuntimeError: " in done.stderr
+    assert "; the same error 2 times in a row" in done.stderr
+    assert f"RuntimeError: {says}" in done.stderr.rpartition("failed before")[2]
 
 
 def test_a_run_completes_with_closed_standard_descriptors(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_ctrl_c_while_a_dead_supervisors_worker_is_waited_for(tmp_path: Path) ->
         with harness.Foreground(settings) as second:
             second.until("Checking for a leftover worker")
             harness.interrupt(second)
-            second.until("Stopping: ")
+            second.until("A second Ctrl-C")
             assert len(harness.carriers(tokens)) == 1  # the grace period
             harness.interrupt(second)
             assert second.wait() == 130

@@ -22,7 +22,8 @@ def test_a_loss_that_is_not_finite_ends_the_worker_without_a_checkpoint(supervis
     assert [message.step for message in worker.steps] == list(range(1, at + 1)), "the one that had begun is dropped"
     assert not math.isfinite(worker.steps[-1].loss)
     before, last = worker.steps[-2:]
-    text = f"the loss is {spoil} at step {at} (previous loss {before.loss:.6g}; learning rate {last.learning_rate:.6g})"
+    found = {"nan": "NaN", "inf": "infinite"}[spoil]
+    text = f"loss became {found} at step {at} (previous loss {before.loss:.6g}; learning rate {last.learning_rate:.6g})"
     assert (worker.bye.outcome, worker.bye.reason, worker.bye.step) == ("failed", text, at)
     assert worker.stderr == f"failed: {text}\n"
     assert worker.saved_steps == saved
@@ -32,7 +33,7 @@ def test_a_loss_that_is_not_finite_ends_the_worker_without_a_checkpoint(supervis
 def test_the_first_update_has_no_previous_loss(supervisor):
     worker = supervisor.run(spoiled(supervisor, args={"at": 1}))
     assert worker.process.returncode == wire.EXIT_NOT_FINITE
-    assert worker.bye.reason == "the loss is nan at step 1 (no previous step; learning rate 0.01)"
+    assert worker.bye.reason == "loss became NaN at step 1 (no previous step; learning rate 0.01)"
     assert worker.saved_steps == []
 
 

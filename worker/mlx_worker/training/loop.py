@@ -307,8 +307,9 @@ class Trainer:
         if self.task.after_update is not None:
             self.task.after_update(Update(progress.step, loss, rate, tokens, progress.tokens, seconds))
         if self.job.stop_on_not_finite and weight != 0 and not math.isfinite(loss):  # without weight nothing changed
+            found = "NaN" if math.isnan(loss) else "infinite"
             before = "no previous step" if loss_before is None else f"previous loss {loss_before:.6g}"
-            raise NotFiniteError(f"the loss is {loss} at step {progress.step} ({before}; learning rate {rate:.6g})")
+            raise NotFiniteError(f"loss became {found} at step {progress.step} ({before}; learning rate {rate:.6g})")
 
     def _between_updates(self) -> None:
         """The work that needs the state of the last update, before the next begins."""

@@ -121,8 +121,6 @@ def lines_of(run: KnownRun, report: dict[str, Any], width: int) -> list[str]:
     if not live:
         extra |= {"eta_s": None, "footprint_bytes": None}
     details = [] if run.state == "not started" else details_of(extra)
-    if live and report.get("tokens_per_s") and not any("tokens/s" in part for part in details):
-        details.insert(min(1, len(details)), f"{report['tokens_per_s']:,.0f} tokens/s")
     head = [f"{run.name:<{width}}  {run.state:<11}", *([_worker(report)] if live else [])]
     lines = ["  ".join([*head, ", ".join(details)]).rstrip()]
     if run.state == "interrupted":

@@ -152,7 +152,7 @@ ADVICE = {
     Cause.PRESSURE: SMALLER,
     Cause.OUT_OF_MEMORY: "use a smaller batch, or find what the task keeps in main memory",
     Cause.RESOURCE_LIMIT: "too many buffers, not too many bytes: pad sequences to a few fixed lengths",
-    Cause.NOT_FINITE: "use a lower learning rate, longer warm-up or clipped gradients; check that update's samples",
+    Cause.NOT_FINITE: "try a lower learning rate, a longer warm-up or clipping",
 }
 LOST_CHILD = re.compile(
     r"(?:concurrent\.futures\.process\.)?BrokenProcessPool|EOFError|ConnectionResetError|BrokenPipeError|"
@@ -181,33 +181,33 @@ def diagnose(
     if signal == SIGKILL:
         return _killed(oom_killed, near_limit)
     if signal in POLITE_SIGNALS:
-        return _diagnosis(Cause.INTERRUPTED, f"another process sent it {SIGNAL_NAMES[signal]}")
+        return _diagnosis(Cause.INTERRUPTED, f"another process sent the worker {SIGNAL_NAMES[signal]}")
     if exit_code is None and signal is None:
-        return _diagnosis(Cause.KILLED, "it ended, and its exit status is unknown")
+        return _diagnosis(Cause.KILLED, "the worker ended, and its exit status is unknown")
     end = read_end(stderr_tail)
     if exit_code == EXIT_NOT_FINITE_CODE:
         said = errors[0].message if errors else end.last.removeprefix("failed: ")
-        return _diagnosis(Cause.NOT_FINITE, said or "the loss is not a finite number")
+        return _diagnosis(Cause.NOT_FINITE, said or "loss became NaN or infinite")
     if signal is not None and signal != SIGABRT:
         return _by_signal(signal, end, near_limit)
     aborted = end.aborted if signal == SIGABRT else None
     candidates = (*errors, aborted) if errors else (aborted, end.raised)
     chain = tuple(each for each in candidates if each is not None)
     if oom_killed and chain and LOST_CHILD.match(_line(chain[0])):
-        return _diagnosis(Cause.OOM_KILL, f"the kernel killed one of its processes for memory; then {_said(chain[0])}")
+        return _diagnosis(Cause.OOM_KILL, f"the kernel killed a child of the worker for memory; then {_said(chain[0])}")
     if chain:
         return _by_error(chain)
     if signal is not None:
         return _by_signal(signal, end, near_limit=False)
-    return _diagnosis(Cause.CRASH, end.last or f"it ended with exit code {exit_code} and printed nothing")
+    return _diagnosis(Cause.CRASH, end.last or f"exit code {exit_code}, nothing printed")
 
 
 def _killed(oom_killed: bool | None, near_limit: bool) -> Diagnosis:
     if oom_killed:
-        return _diagnosis(Cause.OOM_KILL, "the kernel killed it: out of memory")
+        return _diagnosis(Cause.OOM_KILL, "the kernel killed the worker: out of memory")
     if oom_killed is None and near_limit:
-        return _diagnosis(Cause.PRESSURE, "it was killed near the memory limit; the sender is unknown")
-    return _diagnosis(Cause.KILLED, "another process sent it SIGKILL")
+        return _diagnosis(Cause.PRESSURE, "the worker was killed near the memory limit (sender unknown)")
+    return _diagnosis(Cause.KILLED, "another process sent the worker SIGKILL")
 
 
 def _by_error(chain: tuple[Raised, ...]) -> Diagnosis:

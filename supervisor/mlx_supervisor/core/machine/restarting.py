@@ -1,17 +1,33 @@
 """What follows a generation: the next rung of the escalation ladder, a restart now or later, or the end of the run."""
 
-from mlx_supervisor.core.actions import Severity
+from mlx_supervisor.core.actions import Field, Notice, Severity
 from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause, last_line
 from mlx_supervisor.core.events import Outcome
 from mlx_supervisor.core.history import Generation
 from mlx_supervisor.core.machine.run_state import Ending, Run
 from mlx_supervisor.core.machine.starting import spawn, start
 from mlx_supervisor.core.machine.states import S
-from mlx_supervisor.core.restart.escalation import Rung, climb
-from mlx_supervisor.core.words import duration, sentence, size
+from mlx_supervisor.core.restart.escalation import Rung, checkpoints_gradients, climb
+from mlx_supervisor.core.words import counted, duration, sentence, shortened, size
 
 NEAR_SHARE = 0.85
 """Share of the limit above which an unexplained death is attributed to memory."""
+ERROR_CHARS = 100
+"""Of an error in a notice; the whole error is in the notice's fields, the summary and stderr.log."""
+WHAT = {
+    Cause.REQUESTED: "",
+    Cause.PRESSURE: "{text}",
+    Cause.LEAK: "memory leak",
+    Cause.OOM_KILL: "{text}",
+    Cause.HANG: "the worker hung ({text})",
+    Cause.START_TIMEOUT: "the worker was {text}",
+    Cause.CRASH: "the worker crashed: {text}",
+    Cause.KILLED: "{text}",
+    Cause.INTERRUPTED: "{text}",
+    Cause.SPAWN_FAILED: "failed to start the worker: {text}",
+    Cause.BLIND: "memory could not be measured",
+}
+"""How a restart's sentence begins; `text`: of the ending. Other causes are named before it."""
 UNREADY_TRIPS_AT_MOST = 2
 """Generations over the limit without any message: the ready message of one may have been lost."""
 
@@ -48,17 +64,17 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
 
 def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, delay_s: float) -> None:
     cause = ending.cause
-    head = f"the worker ended ({ended}): {cause.value}{_in_brackets(ending, ended)}"
-    if cause is Cause.SPAWN_FAILED:
-        head = f"failed to start the worker: {ending.text}"
-    parts = [
-        head + _lost(run),
-        rung.text,
-        ending.advice,
-        f"next start in {duration(delay_s)}" if delay_s else "restarting",
-    ]
-    text = "; ".join(part for part in parts if part)
-    run.say("restart", sentence(text), Severity.WARNING, cause=cause.value, batch_size=run.batch.size)
+    if cause is Cause.NOT_FINITE:
+        run.say("not_finite", f"{_what(ending)} {sentence(ending.advice)}", Severity.WARNING, error=ending.text)
+    how = f"in {duration(delay_s)} " if delay_s else ""
+    parts = [_what(ending), f"restarting {how}{_with_batch(run)}".rstrip() + _steps_lost(run), _lost(run), rung.end]
+    text = sentence("; ".join(part for part in parts[cause is Cause.NOT_FINITE :] if part))
+    facts: dict[str, Field] = {"cause": cause.value, "batch_size": run.batch.size, "batch": rung.text}
+    facts |= {"error": ending.text, "ended": ended}
+    run.out.append(Notice("restart", text, Severity.WARNING, run.history.generation, facts))
+    if ending.advice not in ("", run.advised) and cause is not Cause.NOT_FINITE:
+        run.advised = ending.advice
+        run.say("advice", f"Advice: {ending.advice}.")
     if delay_s:
         run.reason = text
         run.go(S.BACKOFF, at_s + delay_s)
@@ -71,7 +87,33 @@ def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, dela
 
 def _lost(run: Run) -> str:
     """What the stopped worker could not save or export: part of a sentence, or ""."""
-    return f"; {run.bye.lost}" if run.bye is not None and run.bye.lost else ""
+    return run.bye.lost if run.bye is not None else ""
+
+
+def _what(ending: Ending) -> str:
+    """What ended the generation, as the beginning of a sentence; "" after a request."""
+    cause, text = ending.cause, shortened(last_line(ending.text), ERROR_CHARS).rstrip(".")
+    if cause is Cause.NOT_FINITE:
+        return sentence(text.partition(" (")[0])
+    if cause in (Cause.PRESSURE, Cause.LEAK) and text.startswith("used "):
+        return f"{text}: worker killed"
+    if cause is Cause.PRESSURE and text.startswith("memory "):
+        return cause.value  # as for a leak, the trip's notice has the figures
+    return WHAT[cause].format(text=text) if cause in WHAT else f"{cause.value}: {text}"
+
+
+def _with_batch(run: Run) -> str:
+    size, effective = run.batch.size, run.batch.effective
+    if size is None or effective is None:
+        return ""
+    more = " and gradient checkpointing" if checkpoints_gradients(run.policy, run.history) else ""
+    return f"with batch {size} × {-(-effective // size)}{more}"
+
+
+def _steps_lost(run: Run) -> str:
+    """Updates that the next generation repeats; "" for a generation that made none."""
+    last = run.current.last_step if run.current is not None else None
+    return "" if last is None else f", {counted(max(last - run.history.durable_step, 0), 'step')} lost"
 
 
 def _lost_work(run: Run, cause: Cause) -> bool:
@@ -90,7 +132,7 @@ def _reason_to_give_up(run: Run, ending: Ending, rung: Rung, progress: bool, upt
     advice = f"; {ending.advice}" if ending.advice else ""
     repeated = _repeated_error(run, ending, advice)
     spent = run.budget.generation_ended(cause, progress=progress, eased=rung.eased, uptime_s=uptime_s)
-    return _limit_too_low(run, cause, rung) or repeated or (spent and f"{spent}; last error: {ending.text}{advice}")
+    return _limit_too_low(run, cause, rung) or repeated or (spent and f"{ending.text.rstrip('.')}; {spent}{advice}")
 
 
 def _repeated_error(run: Run, ending: Ending, advice: str) -> str | None:
@@ -99,10 +141,11 @@ def _repeated_error(run: Run, ending: Ending, advice: str) -> str | None:
     step = max(0 if run.bye is None else run.bye.step, run.current.last_step or 0, run.current.ready_step)
     if not run.budget.repeated(ending.cause, ending.error_key, step):
         return None
-    times, last = run.history.same_errors, ending.text
+    times, last = run.history.same_errors, ending.text.rstrip(".")
     if ending.cause is Cause.NOT_FINITE:
-        return f"{times} consecutive non-finite losses at step {step} ({last}){advice}"
-    return f"the same error {times} times in a row after step {step} (restart.max_same_error): {last}{advice}"
+        return f"{last}, {times} times in a row. {sentence(ending.advice)}"
+    at = f"at step {step}" if step else "before the first step"
+    return f"{last}; the same error {times} times in a row {at} (restart.max_same_error){advice}"
 
 
 def _limit_too_low(run: Run, cause: Cause, rung: Rung) -> str | None:
@@ -137,8 +180,3 @@ def _tighter_interval(run: Run, current: Generation, saved: bool) -> int | None:
     if saved:
         return None if tighter is None else max(half, tighter)
     return min(half, tighter or half)
-
-
-def _in_brackets(ending: Ending, ended: str) -> str:
-    text = last_line(ending.text)
-    return f" ({text})" if text not in ("", ended) and ending.cause is not Cause.REQUESTED else ""

@@ -56,7 +56,7 @@ class Run:
         self.current: Generation | None = None
         self.last_sample: ev.Sample | None = None
         self.last_step: ev.StepReport | None = None
-        self.phase, self.phase_detail = ev.Phase.LOAD, ""
+        self.phase = ev.Phase.LOAD
         self.activity: str = self.state.value
         self.activity_since_s = 0.0
         self.rate = Rate()
@@ -82,6 +82,7 @@ class Run:
         self.unready_trips = 0
         self.need_bytes = 0
         self.autopsy_requested = self.autopsy_due = False
+        self.advised = self.found = ""
         self.cool_until_s: float | None = None
         self.counted_until_s: float | None = None
         self.survivor: int | None = None
@@ -115,8 +116,8 @@ class Run:
     def _activity(self) -> str:
         if self.state is not S.RUNNING:
             return ACTIVITIES.get(self.state, self.state.value)
-        if self.phase is ev.Phase.CHECKPOINT and self.phase_detail.startswith("waiting"):
-            return self.phase_detail
+        if self.waiting_for:
+            return "waiting for disk"
         return PHASES.get(self.phase) or (TRAINS if self.last_step else "compiling the first update")
 
     def next_deadline(self) -> float | None:
@@ -130,8 +131,16 @@ class Run:
         self.state = state
         self.deadline_s = deadline_s
 
-    def say(self, kind: str, text: str, severity: act.Severity = act.Severity.INFO, **fields: act.Field) -> None:
-        self.out.append(act.Notice(kind, text, severity, self.history.generation, fields))
+    def say(
+        self,
+        kind: str,
+        text: str,
+        severity: act.Severity = act.Severity.INFO,
+        *,
+        quiet: bool = False,
+        **fields: act.Field,
+    ) -> None:
+        self.out.append(act.Notice(kind, text, severity, self.history.generation, fields, quiet))
 
     def save(self, wait: bool = True) -> None:
         past = self.history
@@ -173,6 +182,10 @@ class Run:
         self.go(state)
         self.finish(reason, head)
 
+    def _where(self, outcome: str) -> str:
+        step = self.history.highest_step
+        return f"{outcome.capitalize()} at step {step}" if step else f"{outcome.capitalize()} before the first step"
+
     def finish(self, reason: str, head: str = "") -> None:
         """Publish the outcome. `head`: how the notice begins, by default the outcome and the step."""
         outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[self.state]
@@ -180,7 +193,7 @@ class Run:
         self.history.unfinished = self.suspending and self.state is S.STOPPED
         self.reason = reason
         severity = act.Severity.ERROR if self.state is S.FATAL else act.Severity.INFO
-        head = head or f"{outcome.capitalize()} at step {self.history.highest_step}"
-        self.say("finish", f"{head}: {reason}{'' if reason.endswith(('.', '?')) else '.'}", severity)
+        text = f"{head or self._where(outcome)}: {reason}{'' if reason.endswith(('.', '?')) else '.'}"
+        self.say("finish", text, severity, quiet=not head)  # without `head`, a summary follows and says it
         self.save()
         self.out.append(act.Finish(outcome, reason))

@@ -5,6 +5,7 @@ from math import isfinite
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.actions import RequestAutopsy, RequestClearCache, RequestResize, Severity
+from mlx_supervisor.core.diagnosis.autopsy import headline
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.events import CommandKind, Phase
 from mlx_supervisor.core.machine.restarting import after_exit
@@ -109,7 +110,7 @@ def on_step(run: Run, event: ev.StepReport) -> None:
     if run.breaker.leaking:
         _request_autopsy(run)
     if run.breaker.state is not state_before:
-        run.say("breaker", f"Stable for {counted(run.policy.restart.close_after_steps, 'step')} since the restart.")
+        run.say("breaker", f"Stable for {counted(run.policy.restart.close_after_steps, 'update')} since the restart.")
     if run.breaker.state is BreakerState.CLOSED and not run.breaker.leaking:
         _grow(run)
 
@@ -126,7 +127,7 @@ def on_phase(run: Run, event: ev.PhaseChange) -> None:
     run.breaker.phase(event.phase)
     if run.current is not None:
         run.current.loading = event.phase is Phase.LOAD
-    run.phase, run.phase_detail = event.phase, event.detail
+    run.phase = event.phase
     if run.state is S.RUNNING:
         run.heartbeat.progress(event.at_s, event.phase)
     if bool(event.waiting_for) != bool(run.waiting_for):  # a notice at either end: the worker repeats it for hours
@@ -166,7 +167,7 @@ def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
         run.history.durable_step = max(run.history.durable_step, event.step)
         run.breaker.checkpoint(event.seconds)
         text = f"Saved checkpoint of step {event.step}: {size(event.size_bytes)} in {duration(event.seconds)}."
-        run.say("checkpoint", text, step=event.step, seconds=event.seconds)
+        run.say("checkpoint", text, step=event.step, seconds=event.seconds, quiet=True)
         run.save(wait=False)
         if run.state is S.DRAINING and not run.drain_extended:
             # this checkpoint may have begun before the stop request; the final one still needs time
@@ -224,7 +225,7 @@ def on_sample_missing(run: Run, event: ev.SampleMissing) -> None:
 
 def _soft_trip(run: Run, at_s: float, trip: Trip) -> None:
     if trip.relievable and run.policy.memory.clear_first:
-        text = f"Soft trip: {trip.text}. Clearing the caches first (memory.clear_first)."
+        text = sentence(f"{trip.text}: clearing the caches first")
         run.say("relief", text, Severity.WARNING)
         run.relief, run.cleared = trip, False
         run.out.append(RequestClearCache(run.history.generation))
@@ -241,7 +242,8 @@ def on_relief_timeout(run: Run, event: ev.Tick) -> None:
 
 def _trip_and_drain(run: Run, at_s: float, trip: Trip) -> None:
     run.count_trip()
-    run.say("trip", f"Soft trip: {trip.text}. The worker saves a checkpoint and exits.", Severity.WARNING, hard=False)
+    text = sentence(f"{trip.text}: saving a checkpoint, then restarting")
+    run.say("trip", text, Severity.WARNING, hard=False)
     if run.policy.restart.stop_grace_s >= AUTOPSY_GRACE_TIMES * run.policy.memory.autopsy_limit_s:
         _request_autopsy(run)  # before the stop request: a stopping worker may ignore later ones
     run.drain(at_s, Ending(trip.cause, trip.text, restart=True))
@@ -250,9 +252,9 @@ def _trip_and_drain(run: Run, at_s: float, trip: Trip) -> None:
 def _hard_trip(run: Run, at_s: float, trip: Trip) -> None:
     if run.ending is None:
         run.count_trip()
-    # before the notice: memory is more urgent
+    # before the notice, which is for the log: the restart's has the figures too, and what follows
     run.kill(at_s, run.ending or Ending(trip.cause, trip.text, restart=True))
-    run.say("trip", f"Hard trip: {trip.text}. Killing the worker.", Severity.WARNING, hard=True)
+    run.say("trip", sentence(f"{trip.text}: killing the worker"), Severity.WARNING, hard=True, quiet=True)
 
 
 def _request_autopsy(run: Run) -> None:
@@ -273,9 +275,13 @@ def on_autopsied(run: Run, event: ev.Autopsied) -> None:
     findings = [each[:FINDING_LIMIT_CHARS] for each in event.findings[:FINDINGS_AT_MOST]]
     when = f"at step {event.step}" if event.complete else f"at step {event.step} (incomplete)"
     for each in findings:
-        run.say("autopsy", f"Autopsy {when}: {each}", Severity.WARNING, step=event.step)
+        run.say("autopsy", f"Autopsy {when}: {each}", Severity.WARNING, step=event.step, quiet=True)
     if not findings:
-        run.say("autopsy", f"Autopsy {when}: no growth found; the search took {duration(event.seconds)}.")
+        text = f"Autopsy {when}: no growth found; the search took {duration(event.seconds)}."
+        run.say("autopsy", text, quiet=True)
+    found = headline(findings, cut_short=not event.complete)
+    run.say("leak", found.text, Severity.WARNING if found.what else Severity.INFO, quiet=found.what == run.found != "")
+    run.found = found.what
     if run.current is not None:
         run.current.autopsy = findings
     run.history.autopsy = findings

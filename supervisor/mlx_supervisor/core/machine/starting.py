@@ -157,7 +157,7 @@ def spawn(run: Run, at_s: float) -> None:
     run.current.gradient_checkpointing = checkpoints_gradients(run.policy, past)
     run.rate = Rate()
     run.last_sample = run.last_step = run.ending = run.bye = run.relief = None
-    run.phase, run.phase_detail = Phase.LOAD, ""
+    run.phase = Phase.LOAD
     run.missing = run.kills = 0
     run.autopsy_requested = run.autopsy_due = False
     run.go(S.STARTING, at_s + run.policy.restart.start_timeout_s)

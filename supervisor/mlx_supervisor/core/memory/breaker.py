@@ -14,7 +14,7 @@ from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.memory.growth import Growth, GrowthMeter
 from mlx_supervisor.core.memory.headroom import Level, Overrun
 from mlx_supervisor.core.policy import MemoryPolicy
-from mlx_supervisor.core.words import counted, growth_rate, size
+from mlx_supervisor.core.words import counted, growth_rate, mebibytes, size, used_of
 
 HORIZON_STEPS = (4, 50)
 """Minimum and maximum number of steps before the projected crossing at which a leak trips the breaker."""
@@ -90,8 +90,7 @@ class Breaker:
         self._peak_bytes = max(self._peak_bytes, sample.footprint_bytes)
         if not self._overrun.add(sample.footprint_bytes):
             return None
-        text = f"used {size(sample.footprint_bytes)}, limit {size(self._policy.limit_bytes)}"
-        return Trip(self._cause(), text)
+        return Trip(self._cause(), used_of(sample.footprint_bytes, self._policy.limit_bytes))
 
     def checkpoint(self, seconds: float) -> None:
         """Learn how long a checkpoint takes: a soft trip must leave time for one."""
@@ -142,10 +141,8 @@ class Breaker:
     def _near(self, at_minimum: bool) -> Trip | None:
         if not self._level.near or (at_minimum and not self._level.grown):
             return None
-        text = (
-            f"memory with usual spikes is at {size(self._level.level_bytes)}, "
-            f"near the limit of {size(self._policy.limit_bytes)}"
-        )
+        level, limit = mebibytes(self._level.level_bytes, self._policy.limit_bytes)
+        text = f"memory with usual spikes is at {level} MiB, near the limit of {limit} MiB"
         excess = self._level.level_bytes - self._policy.soft_share * self._policy.limit_bytes
         return Trip(self._cause(), text, relievable=self._cache_bytes > excess)
 

@@ -18,7 +18,7 @@ SAME_BATCH = {
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """The response to a death. `text`: part of a sentence, or "".
+    """The response to a death. `text`: what and why, "" if nothing changes. `end`: why the next rung may be the last.
 
     `eased`: the next generation needs less memory than any since the last progress. A batch that grows back and is
     halved again does not count, as that can repeat forever.
@@ -26,6 +26,7 @@ class Rung:
 
     eased: bool
     text: str
+    end: str = ""
 
 
 def checkpoints_gradients(policy: RunPolicy, history: RunHistory) -> bool:
@@ -64,12 +65,15 @@ def _is_least(size: int | None, history: RunHistory) -> bool:
 
 
 def _last_resort(policy: RunPolicy, batch: BatchPlan, history: RunHistory) -> Rung:
-    kept = f"micro-batch kept at {batch.size or 'its size'} (batch.minimum = {batch.minimum}"
+    least = f"batch.minimum = {batch.minimum}"
+    kept = f"micro-batch kept at {batch.size or 'its size'} ({least}"
     if checkpoints_gradients(policy, history):
-        return Rung(False, f"{kept}), gradient checkpointing is already on")
+        return Rung(False, f"{kept}), gradient checkpointing is already on", f"nothing smaller is left: {least}")
     if policy.memory.gradient_checkpointing != "last_resort":
-        return Rung(False, f"{kept}, memory.gradient_checkpointing = {policy.memory.gradient_checkpointing!r})")
+        setting = f"memory.gradient_checkpointing = {policy.memory.gradient_checkpointing!r}"
+        return Rung(False, f"{kept}, {setting})", f"nothing smaller is left: {least}, {setting}")
     if not history.can_checkpoint_gradients:
-        return Rung(False, f"{kept})")
+        return Rung(False, f"{kept})", f"nothing smaller is left: {least}")
     history.gradient_checkpointing = True
-    return Rung(True, f"{kept}), gradient checkpointing turned on (memory.gradient_checkpointing)")
+    text = f"{kept}), gradient checkpointing turned on (memory.gradient_checkpointing)"
+    return Rung(True, text)
