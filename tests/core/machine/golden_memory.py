@@ -162,7 +162,7 @@ MEMORY = {
         phase load                  -> starting
         sample 2300 2               -> killing: kill
         exit signal=9               -> fatal: close memory pressure, save, finish failed
-            | Failed at step 0: the limit of 2,200 MiB is too low for this run:
+            | Failed before the first step: the limit of 2,200 MiB is too low for this run:
             | it used 2,300 MiB before the model was loaded; raise memory.limit or choose a smaller model.
     """),
     "a limit below what the loaded model holds": (policy(), """
@@ -173,7 +173,7 @@ MEMORY = {
             | Little room: the worker holds 2,150 MiB before the first step; the limit is 2,200 MiB (memory.limit).
         sample 2300 2               -> killing: kill
         exit signal=9               -> fatal: close memory pressure, save, finish failed
-            | Failed at step 0: the limit of 2,200 MiB is too low for this run:
+            | Failed before the first step: the limit of 2,200 MiB is too low for this run:
             | it used 2,150 MiB with the model loaded, before the first step; raise memory.limit or choose a smaller
             | model.
     """),
