@@ -67,7 +67,7 @@ def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, dela
     if cause is Cause.NOT_FINITE:
         run.say("not_finite", f"{_what(ending)} {sentence(ending.advice)}", Severity.WARNING, error=ending.text)
     how = f"in {duration(delay_s)} " if delay_s else ""
-    parts = [_what(ending), f"restarting {how}{_with_batch(run)}".rstrip() + _steps_lost(run), _lost(run), rung.end]
+    parts = [_what(ending), f"restarting {how}{_with_batch(run)}".rstrip() + _steps_lost(run) + _lost(run), rung.end]
     text = sentence("; ".join(part for part in parts[cause is Cause.NOT_FINITE :] if part))
     facts: dict[str, Field] = {"cause": cause.value, "batch_size": run.batch.size, "batch": rung.text}
     facts |= {"error": ending.text, "ended": ended}
@@ -87,7 +87,7 @@ def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, dela
 
 def _lost(run: Run) -> str:
     """What the stopped worker could not save or export: part of a sentence, or ""."""
-    return run.bye.lost if run.bye is not None else ""
+    return f"; {run.bye.lost}" if run.bye is not None and run.bye.lost else ""
 
 
 def _what(ending: Ending) -> str:
