@@ -50,7 +50,7 @@ def parsed(line: str) -> RunRequest:
     "line",
     [
         "lora.yaml --iters 7 --num-layers -1 --learning-rate 0.001 --mask-prompt --state-dir 's d'",
-        "lora.yaml night --fine-tune-type dora --memory-limit '12 GiB'",
+        "lora.yaml night --fine-tune-type dora --memory-limit '12 GiB' --mlx-lm-compatible",
         "--name b --model 'my model' --data data --report-to wandb,swanlab",
         "settings.toml",
     ],
@@ -82,10 +82,11 @@ def test_paths_start_at_the_current_folder_and_names_on_the_hub_stay(project: Pa
 def test_options_override_the_options_of_the_settings(project: Path) -> None:
     task = 'kind = "mlx_lm"\nconfig = "lora.yaml"\noptions = { iters = 1, seed = 2 }\n'
     (project / "s.toml").write_text(f"[runs.a]\n[runs.a.task]\n{task}")
-    settings, name = parsed("s.toml --iters 9 --memory-limit 0.5").read()
+    settings, name = parsed("s.toml --iters 9 --memory-limit 0.5 --mlx-lm-compatible").read()
     assert settings.runs[name].memory.limit == 0.5
     found = job_of(settings, name, Path("/run"), None, Spawn(1, None, None), None).task
     assert found.options == {"iters": 9, "seed": 2}
+    assert found.mlx_lm_compatible
     assert found.options_from == {"iters": "--iters", "seed": f"{project / 's.toml'}: runs.a.task.options.seed"}
 
 
@@ -99,6 +100,7 @@ def test_options_override_the_options_of_the_settings(project: Path) -> None:
         ("lora.yaml all", 'NAME: found the run name "all"'),
         ("p.toml --iters 3", '--iters: found an option of mlx_lm.lora; allowed: only for kind "mlx_lm"'),
         ("m.toml --iters 3", r"m.toml: --iters: runs.a.steps = 4 overrides it"),
+        ("p.toml --mlx-lm-compatible", "--mlx-lm-compatible: found with a run of another kind; allowed: only for kind"),
         ("two.toml", "runs: no name given; allowed: a, b"),
         ("lora.yml", "lora.yml: no such file; did you mean lora.yaml?"),
         ("lora", "lora: no such file; did you mean lora.yaml?"),

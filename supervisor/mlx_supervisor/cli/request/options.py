@@ -88,13 +88,15 @@ def _request(given: dict[str, Any]) -> RunRequest:
     if name is not None and named is not None:
         raise SettingsError([f"--name: found {named} besides the name {name}; allowed: one of them"])
     state_dir, limit = given.pop("state_dir"), given.pop("memory_limit")
+    compatible = bool(given.pop("mlx_lm_compatible"))
     options = {key: value for key, value in given.items() if value is not None and value is not False}
     if "clear_cache_threshold" in options:
         try:
             options["clear_cache_threshold"] = parse_bytes(_digits(options["clear_cache_threshold"]))
         except ValueError as error:
             raise SettingsError([f"--clear-cache-threshold: allowed: {error}"]) from None
-    return RunRequest(config if file is None else file, named if name is None else name, state_dir, options, limit)
+    source = config if file is None else file
+    return RunRequest(source, named if name is None else name, state_dir, options, limit, compatible)
 
 
 def _digits(text: str) -> int | str:
@@ -112,6 +114,7 @@ def _leading() -> list[inspect.Parameter]:
 def _supervisors() -> list[inspect.Parameter]:
     folder = "Folder for checkpoints, logs and the journal."
     limit = 'Memory for the run: a share (0.7) or a size ("12 GiB"). Default: 0.8 of the machine\'s.'
+    compatible = "Accumulate gradients as mlx_lm does: every batch counts equally, whatever its tokens."
     return [
         _of("config", Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE", help="The same as FILE.")]),
         _of("run_name", Annotated[str | None, typer.Option("--name", metavar="NAME", help="The same as NAME.")]),
@@ -120,6 +123,7 @@ def _supervisors() -> list[inspect.Parameter]:
             Annotated[Path | None, typer.Option(metavar="FOLDER", help=folder)],
         ),
         _of("memory_limit", Annotated[str | None, typer.Option(metavar="LIMIT", help=limit)]),
+        _of("mlx_lm_compatible", Annotated[bool | None, typer.Option("--mlx-lm-compatible", help=compatible)]),
     ]
 
 

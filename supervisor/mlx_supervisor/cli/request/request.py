@@ -32,6 +32,7 @@ class RunRequest:
     state_dir: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     memory_limit: str | None = None
+    mlx_lm_compatible: bool = False
 
     def read(self) -> tuple[Settings, str]:
         """The settings, and the run's name in them. Raises SettingsError."""
@@ -44,7 +45,7 @@ class RunRequest:
             settings = read_settings(self.file, self.state_dir)
             name = choose(settings, self.name)
             settings = _with_options(settings, name, options)
-        return self._with_limit(settings, name), name
+        return self._with_accumulation(self._with_limit(settings, name), name), name
 
     def command(self, verb: str = "run") -> str:
         """The command line for this run, quoted for a shell."""
@@ -55,6 +56,7 @@ class RunRequest:
             words += [option(key)] if value is True else [option(key), str(value)]
         for key, given in (("memory_limit", self.memory_limit), ("state_dir", self.state_dir)):
             words += [] if given is None else [option(key), str(given)]
+        words += [option("mlx_lm_compatible")] * self.mlx_lm_compatible
         return shlex.join(words)
 
     def _require_source(self) -> None:
@@ -76,6 +78,16 @@ class RunRequest:
             raise SettingsError([f'--memory-limit: found "{text}"; allowed: {error}']) from None
         memory = msgspec.structs.replace(run.memory, limit=limit)
         return _replaced(settings, name, msgspec.structs.replace(run, memory=memory))
+
+    def _with_accumulation(self, settings: Settings, name: str) -> Settings:
+        run = settings.runs[name]
+        if not self.mlx_lm_compatible:
+            return settings
+        if run.task.kind != "mlx_lm":
+            text = f'only for kind "mlx_lm"; runs.{name} has kind "{run.task.kind}"'
+            raise SettingsError([f"--mlx-lm-compatible: found with a run of another kind; allowed: {text}"])
+        task = msgspec.structs.replace(run.task, mlx_lm_compatible=True)
+        return _replaced(settings, name, msgspec.structs.replace(run, task=task))
 
 
 def choose(settings: Settings, name: str | None) -> str:
