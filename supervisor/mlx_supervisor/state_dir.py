@@ -1,7 +1,10 @@
 """The state folder: private to its owner, locked by one supervisor at a time."""
 
 import fcntl
+import json
 import os
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 SOCKET_PATH_LIMIT_BYTES = 100
@@ -14,7 +17,8 @@ MARKS = ("supervisor.lock", "journal.db", "supervisor.log", "supervisor.sock", T
 
 
 OWNER = "owner.json"
-"""In a run's folder: the settings file that the run belongs to."""
+"""In a run's folder: the settings file that the run belongs to, also when the journal is lost."""
+PREVIOUS_AT_MOST = 9
 
 
 class StateDirError(Exception):
@@ -104,3 +108,47 @@ def require_owned(path: Path) -> None:
     owner = path.stat().st_uid
     if owner != os.getuid():
         raise StateDirError(f"state_dir {path} belongs to user {owner}; the supervisor runs as user {os.getuid()}")
+
+
+def owner_of(folder: Path) -> str:
+    """The settings file that the run in this folder belongs to; "" if that is unknown."""
+    try:
+        content = json.loads((folder / OWNER).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    file = content.get("settings_file") if isinstance(content, dict) else None
+    return file if isinstance(file, str) else ""
+
+
+def record_owner(folder: Path, run: str, file: str) -> None:
+    """Note the settings file that the run in this folder belongs to. Raises StateDirError."""
+    if owner_of(folder) == file:
+        return
+    temporary = folder / f".{OWNER}.tmp"
+    try:
+        temporary.write_text(json.dumps({"run": run, "settings_file": file}) + "\n")
+        temporary.replace(folder / OWNER)
+    except OSError as error:
+        raise StateDirError(f"{folder / OWNER} can't be written: {error.strerror}") from error
+
+
+def set_aside(folder: Path, taken: Collection[str]) -> Path | None:
+    """Rename a run's folder to `NAME.previous`, replacing an older one of the same owner; None if it holds nothing.
+
+    A folder of another or of an unknown owner is kept: the next free of `NAME.previous.2` to `.9` is used. `taken`:
+    names of runs. Raises StateDirError when all are in use, and OSError.
+    """
+    if not folder.is_dir() or all(each.name in (OWNER, "logs") for each in folder.iterdir()):
+        return None
+    owner = owner_of(folder)
+    numbers = ["", *(f".{number}" for number in range(2, PREVIOUS_AT_MOST + 1))]
+    names = [f"{folder.name}.previous{number}" for number in numbers]
+    for path in (folder.with_name(name) for name in names if name not in taken):
+        if path.exists() and (owner == "" or owner_of(path) != owner):
+            continue
+        if path.exists():
+            shutil.rmtree(path)
+        folder.rename(path)
+        return path
+    held = f"{folder.with_name(names[0])} to {names[-1]} hold runs of other settings files"
+    raise StateDirError(f"--fresh: {held}; delete those that are not needed")

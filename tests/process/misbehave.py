@@ -30,6 +30,7 @@ class Worker:
         self.generations = self.args.get("generations", 1 if self.mode == "self_kill" else sys.maxsize)
         self.saved = Path(job.run_dir) / "saved"
         self.step = int(self.saved.read_text()) if self.saved.exists() else 0
+        self.steps = job.steps or int(Path(job.task.config or "").read_text().split()[1])  # "iters: 20 …"
         self.seq = 0
         self.stop = False
         self.kept: list[bytearray] = []
@@ -100,12 +101,11 @@ class Worker:
         self.send(wire.Hello, pid=os.getpid(), token=os.environ[wire.TOKEN_VARIABLE])
         if self.mode == "ramp_loading":
             self.ramp()
-        assert self.job.steps is not None
         size = self.job.batch.size or 1
         self.send(
             wire.Ready,
             step=self.step,
-            target_steps=self.job.steps,
+            target_steps=self.steps,
             batch_size=size,
             effective_batch=self.job.batch.effective or size,
             can_checkpoint_gradients=self.args.get("can_recompute", False),
@@ -150,8 +150,7 @@ class Worker:
 
     def run(self) -> int:
         self.start()
-        assert self.job.steps is not None
-        while self.step < self.job.steps:
+        while self.step < self.steps:
             time.sleep(self.args.get("delay_s", 0.005))
             if self.step + 1 == self.args.get("at_step") and self.job.generation <= self.generations:
                 self.misbehave()

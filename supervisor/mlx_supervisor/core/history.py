@@ -26,6 +26,7 @@ class RunHistory:
     """Counters over all generations of one run. Steps are optimizer updates, times in seconds.
 
     `least_size`: the smallest micro-batch since the last progress. `unfinished`: the next supervisor resumes the run.
+    `completed_digest`: of what the run was trained with when it last completed; "" if that is unknown.
     `settings_file`: the run's; with the run's name, it is the run's identity. "" in the journals of older versions.
     `loss_sum`, `loss_weight`: of the smoothed loss. `timed_tokens`: tokens of the updates after the first of each
     generation; `timed_s`: wall time from the first to the last update of each. `best_validation_…`: the lowest so far.
@@ -81,6 +82,7 @@ class RunHistory:
     autopsy: list[str] = field(default_factory=list)
     error: str = ""
     unfinished: bool = False
+    completed_digest: str = ""
     outcome: str = ""
     reason: str = ""
 

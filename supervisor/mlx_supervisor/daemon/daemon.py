@@ -1,7 +1,6 @@
 """The supervisor process: connects event sources, machines and adapters."""
 
 import asyncio
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -10,6 +9,7 @@ from typing import Any
 import structlog
 
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.daemon.recorder import load_history
 from mlx_supervisor.daemon.run import SupervisedRun
 from mlx_supervisor.daemon.shared import Observer, Shared
 from mlx_supervisor.host import sd_notify
@@ -19,7 +19,7 @@ from mlx_supervisor.journal.journal import Journal, OpenGeneration
 from mlx_supervisor.process.orphans import end_orphaned_worker
 from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.settings.schema import Settings
-from mlx_supervisor.state_dir import StateDir
+from mlx_supervisor.state_dir import StateDir, owner_of, record_owner, set_aside
 from mlx_supervisor.telemetry import Telemetry
 
 HOUSEKEEPING_INTERVAL_S = 1.0
@@ -107,16 +107,16 @@ class Daemon:
             await asyncio.gather(*self._recoveries)
 
     async def _forget(self, names: Sequence[str]) -> None:
-        """Start runs over: the journal forgets them, their folders become `NAME.previous`, replacing an older one."""
+        """Start runs over: the journal forgets them, their folders are set aside."""
         for orphan in self.shared.journal.open_generations():
             if orphan.run in names and orphan.boot_id == boot_id():
                 await end_orphaned_worker(orphan.pid, orphan.create_time_s, orphan.token, grace_s=0.0)
         for name in names:
             folder = self.state.run_dir(name)
-            previous = folder.with_name(f"{name}.previous")
-            if previous.exists():
-                shutil.rmtree(previous)
-            folder.rename(previous)
+            owner = load_history(self.shared.journal, name).settings_file
+            if owner and not owner_of(folder):
+                record_owner(folder, name, owner)
+            set_aside(folder, self.settings.runs)
             self.shared.journal.forget_run(name)
 
     def kill_all(self, reason: str) -> None:

@@ -27,11 +27,12 @@ from mlx_supervisor.daemon.summary import summary_of, write_summary
 from mlx_supervisor.daemon.worker_process import WorkerProcess, drill_text
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs.run_log import RunLog
+from mlx_supervisor.process.task_digest import task_digest
 from mlx_supervisor.sampling.host_poller import HostPoller
 from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.settings.to_job import Past
 from mlx_supervisor.settings.to_policy import policy_of
-from mlx_supervisor.state_dir import StateDirError
+from mlx_supervisor.state_dir import StateDirError, owner_of, record_owner
 
 FAILURE_NOTICE_INTERVAL_S = 60.0
 """At most one notice in this time for failures of the same action."""
@@ -76,6 +77,8 @@ class SupervisedRun:
         self._failure_notice_s: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._drill_reported = False
+        checkpoints = self.folder / "checkpoints"
+        self._history_lost = history.generation == 0 and checkpoints.is_dir() and any(checkpoints.glob("step-*"))
         self._host = HostPoller(self.post)
         self.worker = WorkerProcess(name, settings, shared, self.log, self._recorder, self._post_worker)
         self.recovery = Recovery(name, shared.journal, self.machine, self._notice, self.post, self._changed.set)
@@ -101,6 +104,7 @@ class SupervisedRun:
             return
         if self.at_rest:
             self._host.poll()
+            self.machine.task_digest = task_digest(self.settings, self.name)
         self.post(ev.Command(time.monotonic(), kind, reason))
 
     def signal(self, number: int) -> None:
@@ -251,9 +255,14 @@ class SupervisedRun:
 
     def _spawn(self, action: act.Spawn) -> None:
         self._broken = False
+        self.machine.task_digest = task_digest(self.settings, self.name)
         batch = self.machine.batch
         past = Past(batch.requested, batch.requested_effective)
         self.worker.spawn(action, self.machine.policy.memory.limit_bytes, past)
+        if self._history_lost:
+            self._history_lost = False
+            text = f"The journal has no history of this run; it resumes from the checkpoints in {self.folder}."
+            self._notice(act.Notice("history_lost", text, act.Severity.WARNING))
         drill = self.settings.runs[self.name].drill
         if drill != wire.DrillJob() and not self._drill_reported:
             self._drill_reported = True
@@ -265,9 +274,11 @@ def _action_name(action: act.Action) -> str:
 
 
 def _claim(history: RunHistory, name: str, settings: Settings, shared: Shared) -> None:
-    """Record the settings file in the run's history. Raises SettingsError if the history is another file's."""
-    file, recorded = str(settings.path.resolve()), history.settings_file
-    if history.generation > 0 and recorded not in ("", file):
+    """Record the settings file in the run's history and folder. Raises SettingsError if either is another file's."""
+    file, folder = str(settings.path.resolve()), shared.state.run_dir(name)
+    of_journal = history.settings_file if history.generation > 0 else ""
+    recorded = next((each for each in (of_journal, owner_of(folder)) if each not in ("", file)), None)
+    if recorded is not None:
         moved, restore = ("", "") if Path(recorded).exists() else (", which no longer exists", ", move the file back")
         text = (
             f"runs.{name}: the state folder {shared.state.path} already holds a run named {name!r} of {recorded}"
@@ -275,4 +286,5 @@ def _claim(history: RunHistory, name: str, settings: Settings, shared: Shared) -
             f"or set that run aside with --fresh."
         )
         raise SettingsError([text])
+    record_owner(folder, name, file)
     history.settings_file = file

@@ -1,6 +1,7 @@
 """A run is identified by its settings file and its name: two projects never share checkpoints and results."""
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -99,7 +100,10 @@ def test_a_second_project_does_not_get_the_results_of_the_first(folder: Path, st
         f"this is {second.resolve()}. Rename this run, choose another --state-dir, or set that run aside with --fresh."
     ) in refused.stderr
     assert contents(state) == before
-    assert harness.run(first).summary() == json.loads(before[f"{state}/runs/run/summary.json"])
+    again = harness.run(first).summary()
+    assert again == json.loads(before[f"{state}/runs/run/summary.json"]) | {
+        "reason": "already complete; nothing was trained"
+    }
 
 
 def test_fresh_gives_the_name_to_the_second_project(folder: Path, state: Path) -> None:
@@ -169,3 +173,68 @@ def test_the_history_of_an_older_version_is_adopted(folder: Path, state: Path) -
     assert harness.run(first).process.returncode == 0
     assert history(state)["settings_file"] == str(first.resolve())
     assert harness.run(second).process.returncode == 2
+
+
+def test_checkpoints_without_a_journal_stay_with_their_settings_file(folder: Path, state: Path) -> None:
+    first, second = project(folder / "a"), project(folder / "b")
+    harness.run(first)
+    for path in state.glob("journal.db*"):
+        path.unlink()
+    (state / "runs/run/checkpoints/step-000000020").mkdir(parents=True)
+    refused = harness.run(second)
+    assert refused.process.returncode == 2
+    assert f"of {first.resolve()}; this is {second.resolve()}" in refused.stderr
+    first.write_text(first.read_text().replace("steps = 20", "steps = 25"))
+    resumed = harness.run(first)
+    assert resumed.summary()["generations"][0]["first_step"] == 21
+    assert f"The journal has no history of this run; it resumes from the checkpoints in {state}" in resumed.stderr
+
+
+def test_fresh_never_replaces_the_set_aside_run_of_another_project(folder: Path, state: Path) -> None:
+    first, second = project(folder / "a"), project(folder / "b")
+    harness.run(first)
+    harness.run(second, "--fresh")  # sets aside the run of the first
+    second.write_text(second.read_text().replace("steps = 20", "steps = 25"))
+    harness.run(second, "--fresh")
+    second.write_text(second.read_text().replace("steps = 25", "steps = 30"))
+    harness.run(second, "--fresh")  # replaces its own older one
+    saved = {path.parent.name: path.read_text() for path in (state / "runs").glob("*/saved")}
+    assert saved == {"run": "30", "run.previous": "20", "run.previous.2": "25"}
+    assert json.loads((state / "runs/run.previous/owner.json").read_text())["settings_file"] == str(first.resolve())
+
+
+def test_fresh_without_anything_to_set_aside_keeps_the_older_one(folder: Path, state: Path) -> None:
+    first = project(folder / "a")
+    harness.run(first)
+    harness.run(first, "--fresh")
+    shutil.rmtree(state / "runs/run")
+    harness.run(first, "--fresh")
+    assert (state / "runs/run.previous/saved").read_text() == "20"
+
+
+def test_a_run_whose_yaml_decides_its_steps_is_complete_until_that_or_the_settings_change(folder: Path) -> None:
+    settings, config = folder / "settings.toml", folder / "lora.yaml"
+    head = 'state_dir = "state"\n[runs.run.task]\nkind = "mlx_lm"\nconfig = "lora.yaml"\n[runs.run.memory]\n'
+    settings.write_text(head + "limit = '1 GiB'\n")
+    config.write_text("iters: 20")
+
+    def generations() -> int:
+        done = harness.run(settings)
+        assert (done.process.returncode, done.summary()["outcome"]) == (0, "completed"), done.stderr
+        return len(done.summary()["generations"])
+
+    assert generations() == 1
+    again = harness.run(settings)
+    assert "Already complete at step 20; nothing was trained. --fresh starts over." in again.stderr
+    assert "run: completed at step 20 of 20: already complete; nothing was trained." in again.stderr
+    assert len(again.summary()["generations"]) == 1
+    config.write_text("iters: 20 # as before")
+    asked = harness.run(settings).summary()
+    assert (len(asked["generations"]), asked["reason"]) == (2, "already complete; nothing was trained")
+    config.write_text("iters: 25")
+    more = harness.run(settings).summary()
+    assert (more["step"], len(more["generations"]), more["reason"]) == (25, 3, "all steps done")
+    settings.write_text(head + "limit = '2 GiB'\n")
+    assert generations() == 3, "the memory limit trains nothing"
+    settings.write_text(head + "limit = '2 GiB'\n[runs.run]\nseed = 8\n")
+    assert generations() == 4, "only the worker can tell"

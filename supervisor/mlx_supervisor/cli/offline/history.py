@@ -41,7 +41,7 @@ def history(words: Sequence[str], state_dir: Path | None, *, as_csv: bool, as_js
 
 
 def _started_over(found: Sequence[places.Place]) -> list[KnownRun]:
-    return [run for place in found for run in runs.all_of(place) if run.name.endswith(runs.PREVIOUS) and run.summary]
+    return [run for place in found for run in runs.all_of(place) if runs.PREVIOUS.search(run.name) and run.summary]
 
 
 def history_of(run: KnownRun) -> dict[str, Any]:

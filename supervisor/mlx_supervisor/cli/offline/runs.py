@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +17,8 @@ from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.journal.reader import JournaledGeneration, JournalReader, Record
 
-PREVIOUS = ".previous"
+PREVIOUS = re.compile(r"\.previous(\.[2-9])?$")
+"""The end of the name of a folder that --fresh set aside."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def chosen(places: Sequence[Place], names: Sequence[str], *, whole: bool = False
             raise UsageError(f"no run {missing[0]!r} in {_listed(places)}; {_there(found)}")
         return [run for name in names for run in found if run.name == name]
     return [
-        run for run in found if not run.name.endswith(PREVIOUS) and (whole or run.state != "not started" or run.summary)
+        run for run in found if not PREVIOUS.search(run.name) and (whole or run.state != "not started" or run.summary)
     ]
 
 

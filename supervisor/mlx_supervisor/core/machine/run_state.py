@@ -19,6 +19,7 @@ from mlx_supervisor.core.restart.escalation import checkpoints_gradients
 RESTED = {"completed": State.COMPLETED, "failed": State.FATAL}
 """The state of a run whose history has an outcome."""
 REASON_LIMIT_CHARS = 300
+ALREADY_COMPLETE = "already complete; nothing was trained"
 ACTIVITIES = {
     S.WAITING: "waiting for memory",
     S.BACKOFF: "waiting to restart",
@@ -81,6 +82,8 @@ class Run:
         self.kills = 0
         self.unready_trips = 0
         self.need_bytes = 0
+        self.task_digest = ""
+        """Of what the next generation trains with, "" if unknown; the adapter sets it before each start."""
         self.autopsy_requested = self.autopsy_due = False
         self.advised = self.found = ""
         self.cool_until_s: float | None = None

@@ -6,7 +6,7 @@ from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.events import CommandKind, Phase
 from mlx_supervisor.core.history import Generation
 from mlx_supervisor.core.machine.heartbeat import Heartbeat
-from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Run
+from mlx_supervisor.core.machine.run_state import ALREADY_COMPLETE, REASON_LIMIT_CHARS, Ending, Run
 from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.rate import Rate
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
@@ -25,6 +25,7 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
         if _is_complete(run):
             text = f"Already complete at step {run.history.highest_step}; nothing was trained. --fresh starts over."
             run.say("already_complete", text)
+            run.reason = ALREADY_COMPLETE
             run.save()
             return
         if not run.history.unfinished:
@@ -37,9 +38,16 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
 
 
 def _is_complete(run: Run) -> bool:
-    """Whether a worker would have nothing to train. Without `steps` in the policy, only the worker can tell."""
-    steps = run.policy.steps
-    return run.state is S.COMPLETED and steps is not None and steps <= run.history.target_steps
+    """Whether a worker would have nothing to train, as far as is known without one.
+
+    With what the run completed with (`task_digest`) it is complete, unless `steps` was raised; with anything else, a
+    worker decides. If either is unknown, `steps` alone decides; without it, a worker.
+    """
+    steps, past = run.policy.steps, run.history
+    if run.state is not S.COMPLETED or (steps is not None and steps > past.target_steps):
+        return False
+    known = "" not in (run.task_digest, past.completed_digest)
+    return run.task_digest == past.completed_digest if known else steps is not None
 
 
 def _cool_down(run: Run, at_s: float) -> None:

@@ -5,7 +5,7 @@ from mlx_supervisor.core.actions import DumpStacks, Kill, Severity
 from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause, diagnose, last_line
 from mlx_supervisor.core.events import Outcome
 from mlx_supervisor.core.machine.restarting import NEAR_SHARE, after_exit
-from mlx_supervisor.core.machine.run_state import Ending, Run
+from mlx_supervisor.core.machine.run_state import ALREADY_COMPLETE, Ending, Run
 from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.words import duration
 
@@ -109,7 +109,10 @@ def _completed(run: Run, at_s: float, ended: str) -> None:
     if run.bye is not None:
         run.history.weights_sha256 = run.bye.weights_sha256
         run.history.highest_step = max(run.history.highest_step, run.bye.step)
-    run.end(S.COMPLETED, "all steps done")
+    trained = run.current is None or run.current.first_step is not None
+    again = run.history.completed_digest != ""
+    run.history.completed_digest = run.task_digest
+    run.end(S.COMPLETED, "all steps done" if trained or not again else ALREADY_COMPLETE)
 
 
 def _ended(event: ev.Exited) -> str:
