@@ -355,6 +355,26 @@ def test_hub_data_that_cannot_be_used(llama_dir, tmp_path, hub, changes, reason)
         run_worker(llama_dir, write(tmp_path, "wrong", mask_prompt=False, **changes), tmp_path / "run")
 
 
+def test_a_row_of_hub_data_without_text_is_refused_by_its_number(llama_dir, tmp_path, hub):
+    hub.subsets["train"][5] = {"text": None}
+    config = write(tmp_path, "wrong", mask_prompt=False, data="some/words")
+    with pytest.raises(RefusedError, match=r"some/words \(train\):6: expected text under 'text', found None"):
+        run_worker(llama_dir, config, tmp_path / "run")
+
+
+def test_adapters_of_another_shape_are_refused(llama_dir, tmp_path):
+    run_worker(llama_dir, write(tmp_path, "first", iters=1), tmp_path / "first")
+    file = str(tmp_path / "adapters-first" / "adapters.safetensors")
+    other = {"rank": 8, "scale": 10.0, "dropout": 0.0}
+    config = write(tmp_path, "second", resume_adapter_file=file, lora_parameters=other)
+    with pytest.raises(RefusedError, match=r"resume_adapter_file: .*has the shape .*lora_parameters\.rank"):
+        run_worker(llama_dir, config, tmp_path / "second")
+    config = write(tmp_path, "third", resume_adapter_file=str(llama_dir / "other.safetensors"))
+    mx.save_safetensors(str(llama_dir / "other.safetensors"), {"x": mx.zeros(3)})
+    with pytest.raises(RefusedError, match=r"resume_adapter_file: none of the 1 arrays in .*; the first is x"):
+        run_worker(llama_dir, config, tmp_path / "third")
+
+
 def test_without_the_package_the_hub_is_refused_with_what_to_install(llama_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RefusedError, match=r"no such folder: .*; hub datasets need the package datasets \(pip inst"):

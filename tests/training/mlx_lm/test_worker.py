@@ -322,6 +322,20 @@ class TestCounts:
         with pytest.raises(RefusedError, match=r"train\.jsonl:3: expected at least 2 tokens, found 1"):
             count_notes(data, config)
 
+    def test_a_conversation_that_the_template_refuses_is_found_before_the_first_update(self, tmp_path):
+        from mlx_worker.tasks.mlx_lm.data import count_notes
+
+        class Strict(self.Chat):
+            def apply_chat_template(self, messages, **options):
+                if messages[0]["role"] != "user":
+                    raise ValueError("Conversation roles must alternate")
+                return super().apply_chat_template(messages, **options)
+
+        good = '{"messages": [{"role": "user", "content": "some words that are longer than that"}]}\n'
+        data, config = self.loaded(tmp_path, good + good.replace("user", "assistant"), "", Strict())
+        with pytest.raises(RefusedError, match=r"train\.jsonl:2: cannot tokenize this line: ValueError: Conversation"):
+            count_notes(data, config)
+
     def test_counting_ends_in_time(self, tmp_path):
         data, _ = self.loaded(tmp_path, self.LINES[0], "max_seq_length: 4", Tokenizer())
         counts = data.train.count(limit_s=-1)

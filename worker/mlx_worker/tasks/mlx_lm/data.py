@@ -12,10 +12,12 @@ from mlx_lm.tuner.datasets import create_dataset, load_custom_hf_dataset, load_h
 
 from mlx_worker.errors import RefusedError
 from mlx_worker.tasks.mlx_lm.config import LoraConfig
-from mlx_worker.tasks.mlx_lm.jsonl import Lines, read_lines, read_subsets
+from mlx_worker.tasks.mlx_lm.jsonl import Format, Lines, read_lines, read_subsets
 
 COUNT_LIMIT_S = 10.0
 """Counting before the first update ends after this time; what it tokenized is not tokenized again."""
+TRY_LIMIT_S = 2.0
+"""For so long the other samples are tokenized, too: a template may refuse any of them."""
 SHORT_BYTES = 16
 """A sample with fewer bytes of text may have too few tokens."""
 TEMPLATE_TOKENS = 128
@@ -73,8 +75,8 @@ class TokenizedSamples:
         return self._sizes
 
     def count(self, *, everything: bool = False, limit_s: float = COUNT_LIMIT_S) -> DataCounts:
-        """Count what training would cut or cannot learn from; without `everything`, only samples that may be concerned
-        are tokenized, for at most `limit_s`. Raises RefusedError for samples too short to train on.
+        """Count what training would cut or cannot learn from. Without `everything`, first the samples that may be
+        concerned are tokenized, for at most `limit_s`. Raises RefusedError for samples that cannot be trained on.
         """
         end_s = time.monotonic() + limit_s
         truncated = tokens_cut = masked = tokens = longest = 0
@@ -92,6 +94,7 @@ class TokenizedSamples:
             tokens_cut += whole - len(kept)
             masked += offset >= len(kept)
             tokens, longest = tokens + len(kept), max(longest, whole)
+        self._try_all(TRY_LIMIT_S if limit_s > 0 else 0.0)
         if masked == len(self):
             raise RefusedError(
                 f"{self.where}: with mask_prompt, no sample has anything to learn: every prompt fills max_seq_length "
@@ -99,6 +102,13 @@ class TokenizedSamples:
             )
         totals = {"tokens": tokens, "longest": longest} if everything else {}
         return DataCounts(len(self), checked, truncated, tokens_cut, masked, self._empty, **totals)
+
+    def _try_all(self, limit_s: float) -> None:
+        end_s = time.monotonic() + limit_s
+        for index in range(len(self)):
+            if time.monotonic() > end_s:
+                break
+            _ = self[index]
 
     def _tokenize(self, index: int) -> tuple[list[int], int]:
         try:
@@ -211,7 +221,7 @@ def _from_hub(config: LoraConfig, tokenizer: Any) -> Data:
             ) from None
         raise config.refuse(key, f"cannot load {where}: {type(error).__name__}: {error!s:.400}") from error
     train, valid, test = (
-        TokenizedSamples(f"{name} ({kind})", subset, values.max_seq_length) if len(subset) else None
+        _hub_samples(f"{name} ({kind})", subset, config) if len(subset) else None
         for kind, subset in zip(("train", "valid", "test"), subsets, strict=True)
     )
     if train is None:
@@ -221,6 +231,19 @@ def _from_hub(config: LoraConfig, tokenizer: Any) -> Data:
     _ = train[0]
     valid_digest = "" if valid is None else _digest(subsets[1])
     return Data(train, _digest(subsets[0]), valid, test if values.test else None, valid_digest)
+
+
+def _hub_samples(where: str, subset: Any, config: LoraConfig) -> TokenizedSamples:
+    """The samples of a subset, every row checked, unless several data sets with their own columns make it up."""
+    given = getattr(config.values, "hf_dataset", None)
+    listed = given if isinstance(given, list) else [given]
+    if len(listed) > 1:
+        return TokenizedSamples(where, subset, config.values.max_seq_length)
+    check = Format(where, config, listed[0] or None)
+    for index in range(len(subset)):
+        check.line(index + 1, subset[index])
+    check.refuse_blank(len(subset))
+    return TokenizedSamples(where, subset, config.values.max_seq_length, len(check.empty))
 
 
 def _hub_names(given: Any) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,14 +131,18 @@ def _parse_line(path: Path, number: int, raw: bytes) -> dict[str, Any]:
 
 
 class Format:
-    """Checks that every row has the format of the first. `where`: the file, or the data set's name."""
+    """Checks that every row has the format of the first. `where`: the file, or the data set's name.
 
-    def __init__(self, where: Path | str, config: LoraConfig) -> None:
+    `features`: the mapping with `text_feature` and so on, by default the configuration.
+    """
+
+    def __init__(self, where: Path | str, config: LoraConfig, features: Mapping[str, Any] | None = None) -> None:
         self.empty: list[int] = []
         self._where = where
         self._mask_prompt = config.values.mask_prompt
+        features = vars(config.values) if features is None else features
         names = {
-            key: getattr(config.values, f"{key}_feature", "messages" if key == "chat" else key)
+            key: features.get(f"{key}_feature") or ("messages" if key == "chat" else key)
             for key in ("prompt", "completion", "chat", "text")
         }
         self._pair = (names["prompt"], names["completion"])

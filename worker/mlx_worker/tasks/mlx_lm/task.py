@@ -189,7 +189,9 @@ def _prepare_layers(config: LoraConfig, model: Any) -> None:
     model.freeze()
     layers = len(model.layers)
     if values.num_layers > layers:
-        raise config.refuse("num_layers", f"expected at most the model's {layers} layers, found {values.num_layers}")
+        whose = "" if "num_layers" in config.given else " (mlx_lm's default; -1 means all)"
+        text = f"expected at most the model's {layers} layers, found {values.num_layers}{whose}"
+        raise config.refuse("num_layers", text)
     if values.fine_tune_type == "full":
         for layer in model.layers[-max(values.num_layers, 0) :]:
             layer.unfreeze()
@@ -206,8 +208,25 @@ def _prepare_layers(config: LoraConfig, model: Any) -> None:
         key, hint = ("num_layers", "") if full else ("lora_parameters.keys", f"; {lora_keys.described(model)}")
         raise config.refuse(key, f"selects no parameters to train{hint}")
     if values.resume_adapter_file is not None:
-        path = config.resolve(values.resume_adapter_file)
-        model.load_weights(str(path), strict=False)
+        _load_adapters(config, model)
+
+
+def _load_adapters(config: LoraConfig, model: Any) -> None:
+    """Load `resume_adapter_file` as mlx_lm does, but refuse arrays that do not fit: mlx_lm would ignore them."""
+    path = config.resolve(config.values.resume_adapter_file)
+    try:
+        arrays: Any = mx.load(str(path))
+    except RuntimeError as error:
+        raise config.refuse("resume_adapter_file", f"cannot read {path}: {error}") from error
+    own = dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
+    if not own.keys() & arrays.keys():
+        text = f"none of the {len(arrays)} arrays in {path} belongs to this model with this fine_tune_type"
+        raise config.refuse("resume_adapter_file", f"{text}; the first is {next(iter(arrays), 'missing')}")
+    for name, array in arrays.items():
+        if name in own and own[name].shape != array.shape:
+            text = f"{name} in {path} has the shape {array.shape}, here it has {own[name].shape}"
+            raise config.refuse("resume_adapter_file", f"{text}; was it made with another lora_parameters.rank?")
+    model.load_weights(list(arrays.items()), strict=False)
 
 
 def _evaluation(
