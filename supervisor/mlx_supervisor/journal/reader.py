@@ -74,7 +74,10 @@ class JournalReader:
 
     def losses(self, run: str) -> dict[int, float | None]:
         """The loss of every journaled step, as last reported; None: not a number."""
-        return {row["step"]: row["loss"] for row in self._select("SELECT step, loss FROM steps WHERE run = ?", run)}
+        return {
+            row["step"]: row["loss"]
+            for row in self._select("SELECT step, loss FROM steps WHERE run = ? ORDER BY id", run)
+        }
 
     def last_steps(self, run: str, count: int) -> list[Record]:
         """The newest step reports, oldest first."""
