@@ -41,7 +41,8 @@ def _of_report(report: CheckReport) -> list[tuple[str, str]]:
     samples = report.data[0].samples if report.data else 0
     epochs = report.steps * report.effective_batch / samples if samples else 0.0
     micro = f"{report.batch_size} × {-(-report.effective_batch // report.batch_size)}"
-    batch = f"{micro} (micro-batch × accumulation), {counted(report.steps, 'step')} = {epochs:,.3g} epochs, "
+    passes = f"{epochs:,.3g} epoch" + ("" if f"{epochs:.3g}" == "1" else "s")
+    batch = f"{micro} (micro-batch × accumulation), {counted(report.steps, 'step')} = {passes}, "
     found.append(("batch", f"{batch}{report.optimizer}; at most {', '.join(report.shapes)}"))
     if report.evaluate_every_steps:
         found.append(("evaluation", f"every {counted(report.evaluate_every_steps, 'step')}"))
