@@ -252,3 +252,19 @@ def test_validations_are_compared(finished: Path, capsys: pytest.CaptureFixture[
     assert compare(("run", "run"), None, as_json=True) == 0
     found = json.loads(printed(capsys))["validations"]
     assert found == [{"step": 10, "a": 2.5, "b": 2.5}, {"step": 20, "a": 2.125, "b": 2.125}]
+
+
+def test_what_was_started_over_is_in_the_history_only(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = finished.parent / "state/runs"
+    for name in ("run.previous", "run.previous.2"):
+        shutil.copytree(runs / "run", runs / name)
+    assert status([], None, as_json=True) == 0
+    assert [run["run"] for run in json.loads(printed(capsys))] == ["run"]
+    assert logs([], None, follow=False, stderr=False, lines=1) == 0
+    capsys.readouterr()
+    assert history([], None, as_csv=False, as_json=True) == 0
+    found = json.loads(printed(capsys))
+    assert [run["run"] for run in found] == ["run", "run.previous", "run.previous.2"]
+    assert [len(run["generations"]) for run in found] == [2, 2, 2]
+    assert compare(("run", str(runs / "run.previous")), None, as_json=False) == 0
+    assert "Settings: equal" in printed(capsys)
