@@ -80,7 +80,7 @@ ENDS = {
         steps 3                     -> running
         saved error=full            -> running
         phase checkpoint the disk of /c to save step 3 -> running
-            | Waiting for the disk of /c to save step 3. The worker keeps its state in memory; stopping the run gives
+            | Waiting for the disk of /c to save step 3.
         phase checkpoint the disk of /c to save step 3 -> running
         saved                       -> running: save
         phase train                 -> running
@@ -107,6 +107,7 @@ ENDS = {
         saved error=full            -> running
             | Full: step 3 not saved (4 checkpoints failed in a row).
         saved                       -> running: save
+            | Checkpoints are saved again: step 3.
         saved error=full            -> running
             | Full: step 3 not saved.
     """),

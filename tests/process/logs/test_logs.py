@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -247,3 +248,20 @@ def test_a_second_log_of_the_same_run_appends(tmp_path: Path) -> None:
         log.line(text)
         log.close()
     assert (tmp_path / "logs" / "stdout.log").read_text() == "one\ntwo\n"
+
+
+def test_deleted_files_are_made_again_and_a_workers_last_words_are_still_read(run_log: RunLog, tmp_path: Path) -> None:
+    start = run_log.stderr_offset()
+    worker_stderr = os.dup(run_log.descriptors()[1])
+    shutil.rmtree(tmp_path / "logs")
+    assert run_log.restore_if_deleted()
+    assert not run_log.restore_if_deleted(), "once"
+    run_log.line("after")
+    assert run_log.stdout_path.read_text() == "after\n"
+    os.write(worker_stderr, b"Segmentation fault")
+    assert run_log.tail_since(start) == "Segmentation fault"
+    second = run_log.stderr_offset()
+    os.write(run_log.descriptors()[1], b"of the next worker")
+    os.close(worker_stderr)
+    assert run_log.stderr_path.read_text() == "of the next worker"
+    assert run_log.tail_since(second) == "of the next worker"

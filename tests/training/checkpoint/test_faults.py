@@ -17,7 +17,14 @@ import mlx.core as mx
 import pytest
 
 from mlx_worker.checkpoint import durable_files
-from mlx_worker.checkpoint.store import CheckpointError, CheckpointStore, weights_sha256
+from mlx_worker.checkpoint.store import (
+    LAST_RESERVE_BYTES,
+    RESERVE_BYTES,
+    CheckpointError,
+    CheckpointStore,
+    DiskError,
+    weights_sha256,
+)
 
 
 def weights(step: int) -> dict[str, mx.array]:
@@ -118,6 +125,78 @@ def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path, monk
     with pytest.raises(CheckpointError, match=r"disk nearly full \(10 MiB free, 65 needed\)"):
         save(store, 2)
     assert newest(tmp_path) == 1
+
+
+class Disk:
+    """A disk of `room_mib` MiB for checkpoints and the reserve: the free space follows the checkpoints in `folder`."""
+
+    def __init__(self, folder: Path, room_mib: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.room_bytes = folder, int(room_mib * 2**20)
+        monkeypatch.setattr(shutil, "disk_usage", self.usage)
+
+    def usage(self, _path: Path) -> SimpleNamespace:
+        used = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return SimpleNamespace(free=RESERVE_BYTES + self.room_bytes - used)
+
+
+def heavy(step: int) -> dict[str, mx.array]:
+    return {"weight": mx.full((2**18,), step, dtype=mx.float32)}  # 1 MiB
+
+
+def test_on_a_full_disk_the_checkpoint_that_the_new_one_replaces_is_deleted_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Disk(tmp_path, 3.3, monkeypatch)
+    store = CheckpointStore(tmp_path, "run", 3)
+    for step in (1, 2, 3):
+        assert store.save(step, heavy(step), {}, {}).notes == ()
+    (note,) = store.save(4, heavy(4), {}, {}).notes
+    assert note == "deleted step-000000001 before the new checkpoint was written: the disk is nearly full"
+    assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["2", "3", "4"]
+
+
+def test_what_would_not_make_enough_room_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(tmp_path, 3.3, monkeypatch)
+    store = CheckpointStore(tmp_path, "run", 3)
+    for step in (1, 2, 3):
+        store.save(step, heavy(step), {}, {})
+    disk.room_bytes -= 2**20
+    with pytest.raises(DiskError, match=r"disk nearly full \(63 MiB free, 66 needed\)"):
+        store.save(4, heavy(4), {}, {})
+    single = CheckpointStore(tmp_path, "run", 1)
+    with pytest.raises(DiskError):
+        single.save(4, heavy(4), {}, {})
+    assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["1", "2", "3"], "the only one is never deleted"
+
+
+def test_a_checkpoint_that_updates_depend_on_may_use_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Disk(tmp_path, 0.5, monkeypatch)
+    store = CheckpointStore(tmp_path, "run", 3)
+    with pytest.raises(DiskError):
+        store.save(1, heavy(1), {}, {})
+    store.save(1, heavy(1), {}, {}, LAST_RESERVE_BYTES)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
+def test_a_result_that_cannot_be_replaced_stays_and_the_attempt_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "adapters.safetensors"
+    durable_files.replace_file(path, lambda file: file.write(b"old"))
+    for name in ("write", "fsync", "replace"):
+        with monkeypatch.context() as patch:
+            Failpoint(patch, name, errno.ENOSPC, at=1)
+            with pytest.raises(OSError, match="No space"):
+                durable_files.replace_file(path, lambda file: file.write(b"new"))
+        assert [each.name for each in tmp_path.iterdir()] == [path.name]
+        assert path.read_bytes() == b"old"
+    durable_files.replace_file(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask, "others may read a result"
 
 
 def test_mlx_errors_leave_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import copy
 import errno
 import gc
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -152,6 +153,33 @@ def test_a_failing_disk_is_reported_by_the_training_thread_and_training_continue
     assert bench.reports[1].ok
     assert bench.steps == [2]
     assert bench.threads == {threading.get_ident()}
+
+
+def test_a_retry_writes_the_state_of_the_failed_save_and_reports_only_its_success(tmp_path: Path) -> None:
+    bench, run = Bench(tmp_path), Training(compiled=False)
+    run.update()
+    saved = run.digest()
+    bench.files.error = errno.ENOSPC
+    assert not bench.save(1, task=run.task, waiting=True)
+    assert bench.saver.can_retry
+    run.update()  # as an export that changes the model
+    assert not bench.saver.retry()
+    bench.files.error = 0
+    assert bench.saver.retry()
+    assert [(report.step, report.ok) for report in bench.reports] == [(1, False), (1, True)]
+    found = bench.store.load_newest()
+    assert found is not None
+    assert weights_sha256(found.trained | found.optimizer) == saved
+
+
+def test_a_checkpoint_that_was_deleted_is_saved_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.save(1, waiting=True)
+    shutil.rmtree(bench.store.folder)
+    assert bench.save(1, waiting=True)
+    assert bench.steps == [1]
+    (note,) = bench.reports[1].notes
+    assert note.endswith("c was deleted during the run, with its checkpoints; made it again")
 
 
 def test_an_error_not_caused_by_the_disk_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

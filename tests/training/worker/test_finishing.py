@@ -86,7 +86,9 @@ def test_an_output_folder_that_becomes_unwritable_is_waited_for_and_costs_no_upd
     args = {"flag": str(supervisor.folder / "flag"), "from_step": 4, "export_dir": str(out)}
     first = supervisor.start(supervisor.job("out", args=args, **job))
     wait = waiting(first)
-    assert wait.waiting_for == f"{out} to export the result (File exists (EEXIST)); step 6 is saved"
+    assert (
+        wait.waiting_for == f"{out} to export the result (File exists (EEXIST)); step 6 is saved, a stop loses nothing"
+    )
     assert first.saved_steps == [6]
     first.signal(signal.SIGKILL)
     first.wait()

@@ -66,7 +66,8 @@ class Finishing:
         Raises RefusedError if nothing is trained yet. A run that has made progress continues with a note: the disk may
         have room when it is needed.
         """
-        problems = [*self._folder_problems(), *self._room_problems()]
+        unwritable = list(self._folder_problems())  # makes the folder, whose disk is then checked
+        problems = [*self._room_problems(), *unwritable]
         if problems and not resumed:
             raise RefusedError(problems[0])
         return [*problems, *self._keep_problems()]
@@ -155,7 +156,7 @@ class Finishing:
             if self._stop.requested:
                 return lost
             if time.monotonic() - begun_s > WAIT_LIMIT_S:
-                raise RefusedError(f"gave up after 24 hours of waiting for room; {lost}")
+                raise RefusedError(f"gave up after {WAIT_LIMIT_S / 3600:.3g} hours of waiting; {lost}")
             self._report_wait(step, saved, exported)
             self._pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -182,8 +183,8 @@ class Finishing:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._task.export(self._folder)
         except Exception as error:
-            if self._is_refused_by_the_disk(error):
-                self._export_error = describe(error) if isinstance(error, OSError) else str(error)
+            self._export_error = self._disk_problem(error)
+            if self._export_error:
                 return False
             if saved:
                 raise
@@ -193,22 +194,21 @@ class Finishing:
         print(f"exported to {self._folder}")
         return True
 
-    def _is_refused_by_the_disk(self, error: Exception) -> bool:
-        """Whether waiting may help: the disk is full, or the output folder can't be written.
+    def _disk_problem(self, error: Exception) -> str:
+        """Why waiting may help: the disk is full, or the output folder can't be written. "" if it would not help.
 
         MLX reports a full disk as RuntimeError. Other errors in a folder that can be written are the task's own.
         """
         if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if isinstance(error, RuntimeError) and _MLX_DISK_ERROR.match(str(error)):
-            return True
-        if not isinstance(error, OSError):
-            return False
+            return describe(error)
+        of_mlx = isinstance(error, RuntimeError) and _MLX_DISK_ERROR.match(str(error)) is not None
+        if not (of_mlx or isinstance(error, OSError)):
+            return ""
         try:
             durable_files.try_folder(self._folder)
-        except OSError:
-            return True
-        return False
+        except OSError as problem:
+            return describe(problem)
+        return str(error) if of_mlx else ""
 
     def lost(self, step: int, *, saved: bool) -> str:
         """What is lost if the worker ends now."""
@@ -221,9 +221,11 @@ class Finishing:
     def _report_wait(self, step: int, saved: bool, exported: bool) -> None:
         """Set what the heartbeats report; print it when it changes."""
         if saved:
-            text = f"{self._folder} to export the result ({self._export_error}); step {step} is saved"
+            text = f"{self._folder} to export the result ({self._export_error}); "
+            text += f"step {step} is saved, a stop loses nothing"
         else:
-            text = f"the disk of {self._store.folder} to save step {step} ({self._saver.error})"
+            text = f"the disk of {self._store.folder} to save step {step} ({self._saver.error}); "
+            text += "it is in memory, a stop loses it"
             if exported and self._task.export is not None:
                 text += f"; the result is already in {self._folder}"
         subject = "export" if saved else "checkpoint"

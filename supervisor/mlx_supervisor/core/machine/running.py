@@ -137,8 +137,7 @@ def on_phase(run: Run, event: ev.PhaseChange) -> None:
 
 def _say_wait(run: Run, event: ev.PhaseChange) -> None:
     if event.waiting_for:
-        text = f"Waiting for {event.waiting_for}. The worker keeps its state in memory; stopping the run gives it up."
-        run.say("wait", text, Severity.WARNING)
+        run.say("wait", f"Waiting for {event.waiting_for}.", Severity.WARNING)
     else:
         run.say("wait", f"The wait is over. The newest checkpoint is of step {run.history.durable_step}.")
 
@@ -163,6 +162,8 @@ def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
     if run.state is S.RUNNING:
         run.heartbeat.checkpointed(event.at_s)
     if event.ok:
+        if run.failed_checkpoints and not run.waiting_for:
+            run.say("checkpoints_again", f"Checkpoints are saved again: step {event.step}.", step=event.step)
         run.failed_checkpoints = 0
         run.history.durable_step = max(run.history.durable_step, event.step)
         run.breaker.checkpoint(event.seconds)
