@@ -48,7 +48,7 @@ def full(
         if export_dir is None:
             Path(flag).touch()
         else:
-            Path(export_dir).rmdir()
+            shutil.rmtree(export_dir)
             Path(export_dir).write_text("a file in the way")
 
     durable_files.Files.write = refusing  # type: ignore[method-assign]
