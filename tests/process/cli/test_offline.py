@@ -268,3 +268,11 @@ def test_what_was_started_over_is_in_the_history_only(finished: Path, capsys: py
     assert [len(run["generations"]) for run in found] == [2, 2, 2]
     assert compare(("run", str(runs / "run.previous")), None, as_json=False) == 0
     assert "Settings: equal" in printed(capsys)
+
+
+def test_export_asks_the_worker_and_has_its_exit_status(finished: Path) -> None:
+    command = [sys.executable, "-m", "mlx_supervisor", "export", "run", "--step", "7", "-o", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"{finished.parent.resolve()}/state/runs/run/checkpoints: no checkpoint yet\n"
+    assert not (finished.parent / "out").exists()
