@@ -120,6 +120,22 @@ def owner_of(folder: Path) -> str:
     return file if isinstance(file, str) else ""
 
 
+def left_behind(state: Path, run: str, file: Path) -> tuple[str, Path] | None:
+    """A run of this name whose settings file was probably moved to `file`: its old path and its state folder.
+
+    Only among the state folders of `PROJECTS`: the old file no longer exists, and had the same name and the same folder
+    name (the project was moved) or the same grandparent (it was renamed).
+    """
+    if state.parent.name != PROJECTS:
+        return None
+    for owner in sorted(state.parent.glob(f"*/runs/{run}/{OWNER}")):
+        old = Path(owner_of(owner.parent))
+        alike = old.name == file.name and (old.parent.name == file.parent.name or old.parents[1:2] == file.parents[1:2])
+        if alike and old != file and not old.exists():
+            return str(old), owner.parents[2]
+    return None
+
+
 def record_owner(folder: Path, run: str, file: str) -> None:
     """Note the settings file that the run in this folder belongs to. Raises StateDirError."""
     if owner_of(folder) == file:

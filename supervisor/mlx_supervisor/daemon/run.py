@@ -32,7 +32,7 @@ from mlx_supervisor.sampling.host_poller import HostPoller
 from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.settings.to_job import Past
 from mlx_supervisor.settings.to_policy import policy_of
-from mlx_supervisor.state_dir import StateDirError, owner_of, record_owner
+from mlx_supervisor.state_dir import StateDirError, left_behind, owner_of, record_owner
 
 FAILURE_NOTICE_INTERVAL_S = 60.0
 """At most one notice in this time for failures of the same action."""
@@ -77,8 +77,7 @@ class SupervisedRun:
         self._failure_notice_s: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._drill_reported = False
-        checkpoints = self.folder / "checkpoints"
-        self._history_lost = history.generation == 0 and checkpoints.is_dir() and any(checkpoints.glob("step-*"))
+        self._first_notice = None if history.generation > 0 else self._notice_without_history()
         self._host = HostPoller(self.post)
         self.worker = WorkerProcess(name, settings, shared, self.log, self._recorder, self._post_worker)
         self.recovery = Recovery(name, shared.journal, self.machine, self._notice, self.post, self._changed.set)
@@ -253,16 +252,29 @@ class SupervisedRun:
         self._recorder.notice(notice)
         self._observers.show(lambda observer: observer.on_notice(notice))
 
+    def _notice_without_history(self) -> act.Notice | None:
+        """What a run without a history should know: checkpoints without a journal, or a moved settings file."""
+        if any((self.folder / "checkpoints").glob("step-*")):
+            text = f"The journal has no history of this run; it resumes from the checkpoints in {self.folder}."
+            return act.Notice("history_lost", text, act.Severity.WARNING)
+        moved = left_behind(self._shared.state.path, self.name, self.settings.path.resolve())
+        if moved is None:
+            return None
+        text = (
+            f"This run is new. Another one named {self.name!r} is in {moved[1]}; its settings file {moved[0]} "
+            f"no longer exists. If you moved it, move it back to resume that run."
+        )
+        return act.Notice("moved", text, act.Severity.WARNING)
+
     def _spawn(self, action: act.Spawn) -> None:
         self._broken = False
         self.machine.task_digest = task_digest(self.settings, self.name)
         batch = self.machine.batch
         past = Past(batch.requested, batch.requested_effective)
         self.worker.spawn(action, self.machine.policy.memory.limit_bytes, past)
-        if self._history_lost:
-            self._history_lost = False
-            text = f"The journal has no history of this run; it resumes from the checkpoints in {self.folder}."
-            self._notice(act.Notice("history_lost", text, act.Severity.WARNING))
+        if self._first_notice is not None:
+            self._notice(self._first_notice)
+            self._first_notice = None
         drill = self.settings.runs[self.name].drill
         if drill != wire.DrillJob() and not self._drill_reported:
             self._drill_reported = True

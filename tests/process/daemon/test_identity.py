@@ -69,6 +69,16 @@ def test_two_projects_that_name_no_state_folder_are_two_runs(folder: Path, home:
     assert harness.run(second, "--state-dir", str(home)).process.returncode == 0
 
 
+def test_a_moved_project_is_a_new_run_and_says_where_the_old_one_is(folder: Path, home: Path) -> None:
+    first = project(folder / "a")
+    harness.run(first)
+    (folder / "a").rename(folder / "b")
+    moved = harness.run(folder / "b/settings.toml")
+    old = next((home / "projects").glob("a-*"))
+    assert f"Another one named 'run' is in {old}; its settings file {first.resolve()} no longer exists." in moved.stderr
+    assert moved.summary()["generations"][0]["first_step"] == 1
+
+
 def test_the_default_settings_file_has_the_users_state_folder_itself(folder: Path, home: Path) -> None:
     harness.run(project(folder / "a"))
     (folder / ".config").mkdir()
