@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mlx_supervisor import wire
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.run import EXIT_WRONG_SETTINGS
 from mlx_supervisor.core.actions import Spawn
@@ -17,7 +18,10 @@ from mlx_supervisor.settings.to_policy import limit_bytes
 
 
 def run_bare(request: RunRequest) -> int:
-    """Run in a temporary folder and print how it ended. Returns the worker's exit code, or 128 + its signal."""
+    """Run in a temporary folder and print how it ended.
+
+    Returns the worker's exit code (2 for a refusal), or 128 + its signal.
+    """
     try:
         settings, chosen = request.read()
         limit = limit_bytes(settings.runs[chosen], machine_bytes(), f"runs.{chosen}")
@@ -35,5 +39,7 @@ def run_bare(request: RunRequest) -> int:
     if code < 0:
         print(f"The unsupervised run was killed by signal {-code}; nothing was saved.")
         return 128 - code
+    if code == wire.EXIT_REFUSED:  # the worker has printed why
+        return EXIT_WRONG_SETTINGS
     print(f"The unsupervised run ended with exit code {code}.")
     return code
