@@ -189,6 +189,8 @@ CASES = [
     key("iter for iters", "iter: unknown key; did you mean iters?", iter="4"),
     key("batch-size", "batch-size: unknown key; did you mean batch_size?", **{"batch-size": "4"}),
     key("learning_rte", "learning_rte: unknown key; did you mean learning_rate?", learning_rte="1e-5"),
+    key("two mistakes", ("iter: unknown key; did you mean iters?", "Also: lr: unknown key; in mlx_lm this is learn"),
+        iter="4", lr="1e-5"),
     key("epochs", "epochs: unknown key; in mlx_lm this is iters", epochs="3"),
     key("lora_layers", "lora_layers: unknown key; in mlx_lm this is num_layers", lora_layers="4"),
     key("rank at the top", "rank: unknown key; in mlx_lm this is lora_parameters.rank", rank="8"),
@@ -276,6 +278,8 @@ CASES = [
     model("another JSON as tokenizer", "cannot load the tokenizer", tokenizer__json="{}"),
     model("a broken tokenizer_config", ("the tokenizer's file", "tokenizer_config.json is no valid JSON"),
         tokenizer_config__json="{,}"),
+    Case("messages without a chat template", ("train.jsonl:1: cannot tokenize", "has no chat template", "'text'"),
+        {"data/train.jsonl": CHAT * 8, "model/chat_template.jinja": None}),
     # ---- the data
     key("no data", ("data: not set; mlx_lm would download its example data set", "train.jsonl"), data=None),
     key("no such data folder", "data: no such folder: ", data="./nowhere"),

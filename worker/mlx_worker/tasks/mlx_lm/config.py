@@ -112,9 +112,16 @@ def load_config(
     defaults = config_defaults()
     values = defaults | {key: value for key, value in given.items() if value is not None}
     result = LoraConfig(path, SimpleNamespace(**values), given, Path(base_dir), origins, bool(config))
+    problems = []
     for key, value in given.items():
-        if value is not None:
-            _check_key(result, key, value, defaults)
+        try:
+            if value is not None:
+                _check_key(result, key, value, defaults)
+        except RefusedError as error:
+            problems.append(str(error))
+    if problems:
+        others = "; ".join(problem.removeprefix(f"{path}: ") for problem in problems[1:])
+        raise RefusedError(problems[0] + (f" Also: {others}" if others else ""))
     _check_together(result)
     result.values.train = True  # mlx_lm's loaders read it
     return result

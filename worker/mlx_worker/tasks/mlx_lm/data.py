@@ -115,8 +115,13 @@ class TokenizedSamples:
             tokens, offset = self._dataset.process(self._dataset[index])
             tokens = list(tokens)
         except Exception as error:  # the tokenizer's template may raise anything
-            text = f"{type(error).__name__}: {error}"
-            raise RefusedError(f"{self.where}:{index + 1}: cannot tokenize this line: {text:.300}") from error
+            text = f"{type(error).__name__}: {error}"[:300]
+            if "chat_template is not set" in text:
+                text = (
+                    "the model's tokenizer has no chat template, which prompts and messages need; take an "
+                    "instruction-tuned model, or data with 'text'"
+                )
+            raise RefusedError(f"{self.where}:{index + 1}: cannot tokenize this line: {text}") from error
         if len(tokens) < 2:
             raise RefusedError(
                 f"{self.where}:{index + 1}: expected at least 2 tokens, found {len(tokens)}; remove the sample"
