@@ -70,7 +70,7 @@ def _run(job: wire.Job, link: Link, stop: StopFlag) -> int:
     link.send(
         wire.Bye,
         outcome=outcome, reason=ending.reason, step=ending.progress.step, loss=ending.progress.loss,
-        weights_sha256=ending.weights_sha256, lost=ending.lost,
+        weights_sha256=ending.weights_sha256, lost=ending.lost, exported=ending.exported,
     )  # fmt: skip
     if ending.lost:
         print(ending.lost, file=sys.stderr)

@@ -28,6 +28,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
         console.print(_table(generations[-GENERATIONS_SHOWN:]))
     if len(generations) > GENERATIONS_SHOWN:
         console.print(f"({len(generations) - GENERATIONS_SHOWN} earlier generations are in summary.json)")
+    if summary.get("exported_to") and outcome == "completed":
+        console.print(f"Result: {summary['exported_to']}")
     console.print(f"Summary, logs and checkpoints: {folder}")
     if outcome == "failed" and generations:
         console.print(f"The worker's errors: {folder / 'logs' / 'stderr.log'}")

@@ -197,7 +197,8 @@ class Raised:
 class Bye(WorkerEvent):
     """The worker's last message; the exit status has the final say. `errors`: what ended it, then what led to that.
 
-    `lost`: what a stopped worker could not save or export, "" if nothing.
+    `lost`: what a stopped worker could not save or export, "" if nothing. `exported`: the folder of a completed run's
+    result, "" if there is none.
     """
 
     outcome: Outcome
@@ -207,6 +208,7 @@ class Bye(WorkerEvent):
     weights_sha256: str | None
     errors: tuple[Raised, ...] = ()
     lost: str = ""
+    exported: str = ""
 
 
 @dataclass(frozen=True, slots=True)

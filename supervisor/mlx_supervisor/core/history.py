@@ -73,6 +73,7 @@ class RunHistory:
     best_validation_loss: float | None = None
     best_validation_step: int = 0
     weights_sha256: str | None = None
+    exported_to: str = ""
     durable_before: int = 0
     tighter_steps: int | None = None
     limit_bytes: int = 0

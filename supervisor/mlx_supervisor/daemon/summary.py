@@ -31,6 +31,7 @@ def summary_of(run: str, history: RunHistory, generations: Sequence[Mapping[str,
         "goodput": _rounded(history.goodput),
         "checkpoint_stall_fraction": _rounded(history.checkpoint_stall_fraction),
         "weights_sha256": history.weights_sha256,
+        "exported_to": history.exported_to or None,
         "generations": [dict(record) for record in generations],
     }
 

@@ -144,7 +144,7 @@ class Raised(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     """Last message of a worker. `errors`: the exception that ended it, then those that led to it.
 
-    `lost`: what a stopped worker could not save or export.
+    `lost`: what a stopped worker could not save or export. `exported`: the folder of a completed run's result, if any.
     """
 
     outcome: Literal["completed", "stopped", "failed", "refused"]
@@ -154,6 +154,7 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     weights_sha256: Digest | None = None
     errors: Annotated[list[Raised], msgspec.Meta(max_length=8)] = []
     lost: ShortText = ""
+    exported: Text = ""
 
 
 WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Validation | Cleared | AutopsyReport | Bye

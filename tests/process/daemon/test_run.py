@@ -27,6 +27,7 @@ SUMMARY_KEYS = [
     "goodput",
     "checkpoint_stall_fraction",
     "weights_sha256",
+    "exported_to",
     "generations",
 ]
 GENERATION_KEYS = [

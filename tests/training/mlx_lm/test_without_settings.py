@@ -38,7 +38,7 @@ def summary(process):
 
 def test_the_file_alone_trains_with_its_own_seed(project, llama_dir):
     done = summary(start(project, "run", "lora.yaml", "--json"))
-    assert (done["run"], done["step"]) == ("lora", 6)
+    assert (done["run"], done["step"], done["exported_to"]) == ("lora", 6, str(project / "adapters"))
     assert sorted(path.name for path in project.iterdir()) == ["adapters", "lora.yaml", "state"]
     adapters = (project / "adapters" / "adapters.safetensors").read_bytes()
     (project / "adapters" / OWNER_FILE).unlink()

@@ -56,6 +56,8 @@ class Finishing:
         self._heartbeat_s = HEARTBEAT_S if job.hang_timeout_s is None else min(HEARTBEAT_S, job.hang_timeout_s / 4)
         self._export_error = self._waiting_for = self._subject = ""
         self._task_failed = False
+        self.exported = ""
+        """The folder with the result, once it is there."""
         self._reported_s = float("-inf")
 
     # Before the first update
@@ -191,6 +193,7 @@ class Finishing:
             traceback.print_exception(error)
             self._export_error, self._task_failed = f"{type(error).__name__}: {error}", True
             return False
+        self.exported = os.fsencode(self._folder.absolute()).decode("utf-8", "replace")
         print(f"exported to {self._folder}")
         return True
 

@@ -42,7 +42,7 @@ from mlx_worker.training.gradients import Applied, Gradients
 class TrainingResult:
     """How a generation ended. `steps` and `seconds` count this generation's training loop.
 
-    `lost`: what a stop kept from being saved or exported, "" if nothing.
+    `lost`: what a stop kept from being saved or exported, "" if nothing. `exported`: the result's folder, "" if none.
     """
 
     completed: bool
@@ -52,6 +52,7 @@ class TrainingResult:
     steps: int
     seconds: float
     lost: str = ""
+    exported: str = ""
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,16 @@ class Trainer:
         self.watchdog.disarm()
         reason = "all steps done" if completed else self.stop.reason or ""
         digest = weights_sha256(training_state.trained_arrays(self.task))
-        return TrainingResult(completed, reason, self.progress, digest, self.progress.step - first_step, seconds, lost)
+        return TrainingResult(
+            completed,
+            reason,
+            self.progress,
+            digest,
+            self.progress.step - first_step,
+            seconds,
+            lost,
+            self.finishing.exported,
+        )
 
     def _train(self) -> None:
         task, progress = self.task, self.progress

@@ -108,6 +108,7 @@ def _completed(run: Run, at_s: float, ended: str) -> None:
     run.close_generation(at_s, ended, Cause.COMPLETED)
     if run.bye is not None:
         run.history.weights_sha256 = run.bye.weights_sha256
+        run.history.exported_to = run.bye.exported
         run.history.highest_step = max(run.history.highest_step, run.bye.step)
     trained = run.current is None or run.current.first_step is not None
     again = run.history.completed_digest != ""
