@@ -6,7 +6,7 @@ import msgspec
 
 from mlx_supervisor.cli.check.findings import Findings
 from mlx_supervisor.cli.check.measuring import Measured
-from mlx_supervisor.cli.check.prediction import Point, shown_sizes
+from mlx_supervisor.cli.check.prediction import Point, Prediction, shown_sizes
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import counted, duration, size
 from mlx_supervisor.wire.check import CheckReport, SubsetReport
@@ -136,13 +136,24 @@ def as_json(findings: Findings) -> dict[str, Any]:
             "at_most": found.at_most,
             "over_limit": found.over,
             "sizes": [_point_json(point, found) for point in points_of(found, findings)],
+            "line": _line_json(found),
             "notes": found.notes,
         }
     return result
 
 
+def _line_json(found: Measured) -> dict[str, Any] | None:
+    """The line through the measured sizes; None with fewer than two."""
+    if len(found.points) < 2:
+        return None
+    none, one = (Prediction(found.points).on_line(size) for size in (0, 1))
+    per_sample = {
+        "bytes_per_sample": one.peak_bytes - none.peak_bytes, "seconds_per_sample": one.update_s - none.update_s,
+    }  # fmt: skip
+    return {"base_bytes": none.peak_bytes, **per_sample}
+
+
 def _point_json(point: Point, found: Measured) -> dict[str, Any]:
-    """`predicted_bytes`: from the sizes that were measured before this one's turn came."""
     return {
         "batch_size": point.size,
         "measured": point.measured,
