@@ -54,7 +54,7 @@ def _check(arguments: argparse.Namespace, job: wire.Job, stop: StopFlag) -> int:
 
     install_signals(stop)
     watch_supervisor(stop, job.grace_s)
-    return command.run(job, arguments.check, stop, measures=arguments.measure)
+    return command.run(job, arguments.check, stop, measures=arguments.measure, checkpoints=arguments.checkpoints)
 
 
 def _run(job: wire.Job, link: Link, stop: StopFlag) -> int:
@@ -104,6 +104,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("job_file", type=Path, help="job.json, as the supervisor writes it")
     parser.add_argument("--bare", action="store_true", help="run the same loop without a supervisor")
     parser.add_argument("--check", type=Path, metavar="FILE", help="train nothing; write a report of the job to FILE")
+    parser.add_argument(
+        "--checkpoints", type=Path, metavar="FOLDER", help="with --check: the run's own, to compare with"
+    )
     parser.add_argument("--measure", action="store_true", help="with --check: measure a few updates")
     parser.add_argument(
         "--data-limit-mib", type=int, metavar="N", help="allow at most N MiB of data memory (Linux: RLIMIT_DATA)"

@@ -23,8 +23,8 @@ class SubsetReport(msgspec.Struct, frozen=True, kw_only=True):
 class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     """`problems`: why a run would be refused. Everything else is None or empty if it could not be found out.
 
-    `held_bytes`: this process before its first update. `checkpoint_bytes`: weights and optimizer state of one
-    checkpoint. `shapes`: of one collated micro-batch.
+    `resumes_at`: the step of the run's newest checkpoint, 0 without one. `held_bytes`: this process before its first
+    update. `checkpoint_bytes`: weights and optimizer state of one checkpoint. `shapes`: of one collated micro-batch.
     """
 
     problems: list[str]
@@ -38,6 +38,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     shapes: list[str] = []
     batch_size: int = 0
     effective_batch: int = 0
+    resumes_at: int = 0
     steps: int = 0
     evaluate_every_steps: int = 0
     output: str | None = None

@@ -86,6 +86,20 @@ def test_what_a_run_would_be_refused_for_is_named(tmp_path: Path, llama_dir: Pat
     assert report["problems"][1] in done.stderr
 
 
+def test_a_start_that_would_resume_is_announced_with_what_changed(tmp_path: Path, llama_dir: Path) -> None:
+    settings = lora(tmp_path, llama_dir, iters=4)
+    assert harness.run(settings, trains=True).process.returncode == 0
+    before = tree(tmp_path / "state" / "runs")
+    report, done = check(lora(tmp_path, llama_dir, iters=8, learning_rate=5e-4))
+    assert done.returncode == 0, done.stderr
+    assert report["report"]["resumes_at"] == 4
+    assert any("earning rate" in warning for warning in report["warnings"])
+    report, done = check(lora(tmp_path, llama_dir, iters=8, lora_parameters={"rank": 2, "scale": 1.0, "dropout": 0.0}))
+    assert done.returncode == 2
+    assert "--fresh" in report["problems"][0]
+    assert tree(tmp_path / "state" / "runs") == before
+
+
 def test_an_error_of_a_python_task_is_named(tmp_path: Path) -> None:
     report, done = check(wide(tmp_path, args={"vocabulary": 0}))
     assert done.returncode == 2

@@ -12,7 +12,7 @@ from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.training import determinism, inputs
 
 
-def run(job: wire.Job, file: Path, stop: StopFlag, *, measures: bool) -> int:
+def run(job: wire.Job, file: Path, stop: StopFlag, *, measures: bool, checkpoints: Path | None) -> int:
     """Examine the job, or measure a few of its updates; write the report to `file`. Returns the exit status."""
     report: CheckReport | MeasureReport
     status = wire.EXIT_COMPLETED
@@ -21,7 +21,7 @@ def run(job: wire.Job, file: Path, stop: StopFlag, *, measures: bool) -> int:
         found = inputs.read(job)
         from mlx_worker.check import facts, measure  # importing MLX takes seconds
 
-        report = measure.measure(job, stop, found) if measures else facts.examine(job, found)
+        report = measure.measure(job, stop, found) if measures else facts.examine(job, found, checkpoints)
     except BaseException as error:  # the user's code may raise anything, SystemExit included
         problem = str(error) if isinstance(error, RefusedError) else errors_of(error)[0].message
         if not isinstance(error, RefusedError):

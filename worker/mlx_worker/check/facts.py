@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
 from mlx_supervisor.wire.check import CheckReport, SubsetReport
+from mlx_worker.check import resume
 from mlx_worker.check.longest import longest
 from mlx_worker.checkpoint import durable_files, snapshot
 from mlx_worker.checkpoint.manifest import describe
@@ -23,18 +24,23 @@ COUNT_AT_MOST = 200_000
 """Tokens of a larger set are not counted: every sample would have to be read."""
 
 
-def examine(job: wire.Job, inputs: LoraInputs | None) -> CheckReport:
-    """Load the task as a run does, and describe it. Raises RefusedError and the errors of the user's code."""
+def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) -> CheckReport:
+    """Load the task as a run does, and describe it. `checkpoints`: the folder of the run's own.
+
+    Raises RefusedError and the errors of the user's code.
+    """
     memory = CachePolicy(job.memory)
-    job, task, plan = loop.prepare(job, inputs, connects=False)
+    job, task, plan = prepared = loop.prepare(job, inputs, connects=False)
+    found = resume.Resume() if checkpoints is None else resume.read(checkpoints, prepared)
     mx.eval(task.optimizer.state)
     held_bytes = memory.read().resident_bytes
     recomputes = gradient_checkpointing.start(task, requested=job.memory.gradient_checkpointing)
     output = None if task.export is None else task.export_dir or Path(job.run_dir) / "export"
     problems = [] if task.export_dir is None or output is None else _unusable(output, job)
     return CheckReport(
-        problems=problems,
-        notes=list(task.notes),
+        problems=[*problems, *found.refused],
+        notes=[*found.applied, *task.notes],
+        resumes_at=found.step,
         model=str(task.fixed.get("model", "")),
         architecture=_architecture(task.model),
         parameters=_parameters(task.model),

@@ -105,7 +105,9 @@ async def examine(settings: Settings, name: str, limit_bytes: int) -> Probe[Chec
     batch = settings.runs[name].batch
     effective = None if batch.size is None else batch.size * batch.accumulation
     spawn = Spawn(1, batch.size, effective, gradient_checkpointing=_recomputes(settings, name))
-    return await _run(settings, name, spawn, (limit_bytes, machine_bytes()), [], CheckReport)
+    checkpoints = settings.state_dir / "runs" / name / "checkpoints"
+    options = ["--checkpoints", str(checkpoints)]
+    return await _run(settings, name, spawn, (limit_bytes, machine_bytes()), options, CheckReport)
 
 
 async def measure(

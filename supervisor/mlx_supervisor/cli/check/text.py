@@ -46,6 +46,10 @@ def _of_report(report: CheckReport) -> list[tuple[str, str]]:
     found.append(("batch", f"{batch}{report.optimizer}; at most {', '.join(report.shapes)}"))
     if report.evaluate_every_steps:
         found.append(("evaluation", f"every {counted(report.evaluate_every_steps, 'step')}"))
+    if report.resumes_at >= report.steps:
+        found.append(("resume", f"the run is complete at step {report.resumes_at}: a start trains nothing"))
+    elif report.resumes_at:
+        found.append(("resume", f"from the checkpoint of step {report.resumes_at}"))
     if report.output is not None:
         found.append(("output", f"{report.output}, {size(report.output_bytes)}; can be written"))
     return found
