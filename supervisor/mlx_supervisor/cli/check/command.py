@@ -38,7 +38,7 @@ def check(request: RunRequest, *, measures: bool, as_json: bool) -> int:
         return EXIT_INTERRUPTED
     if as_json:
         print(json.dumps(text.as_json(findings), allow_nan=False))
-    else:
+    elif findings.report is not None and findings.report.batch_size:  # otherwise only the problems say something
         print("\n".join(text.lines(findings)))
     for problem in findings.problems:
         print(problem, file=sys.stderr)
