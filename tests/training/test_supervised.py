@@ -121,3 +121,23 @@ def test_growth_from_a_small_start_keeps_the_losses(tmp_path: Path) -> None:
     assert done.summary()["generations"][-1]["batch_size"] == 8
     expected, found = harness.journaled_losses(tmp_path / "calm"), harness.journaled_losses(tmp_path / "growing")
     assert max(abs(found[step] - expected[step]) / abs(expected[step]) for step in expected) < 1e-4
+
+
+def test_on_a_full_disk_the_end_waits_for_room_and_the_person_is_told_once(tmp_path: Path) -> None:
+    folder, flag = tmp_path / "full", tmp_path / "flag"
+    folder.mkdir()
+    (folder / "slow_disk.py").write_text(TASK.with_name("slow_disk.py").read_text())
+    (folder / "toy_task.py").write_text(TASK.read_text())
+    settings = harness.write_settings(
+        folder, args={"flag": str(flag), "from_step": 4}, steps=6, entry="slow_disk:full",
+        batch={"size": 8}, checkpoint={"every_steps": 2},
+    )  # fmt: skip
+    with harness.Foreground(settings, trains=True) as foreground:
+        harness.eventually(lambda: "Waiting for the disk of" in foreground.stderr, lambda: foreground.stderr)
+        assert (folder / "state" / "runs" / "run" / "export" / "done.txt").exists()
+        flag.unlink()
+        assert foreground.wait() == 0, foreground.stderr
+    summary = foreground.summary()
+    assert (summary["outcome"], summary["step"], summary["replayed_steps"]) == ("completed", 6, 0)
+    assert len(summary["generations"]) == 1
+    assert foreground.stderr.count("Waiting for the disk of") == foreground.stderr.count("The wait is over.") == 1

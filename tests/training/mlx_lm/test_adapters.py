@@ -1,10 +1,16 @@
 """mlx_lm's own tools accept what a run exports."""
 
+import errno
+import os
 import sys
 
 import mlx.core as mx
 import pytest
 from tests.training.mlx_lm.mlx_lm_runs import adapters, run_worker, write
+
+from mlx_worker.checkpoint import durable_files
+from mlx_worker.errors import RefusedError
+from mlx_worker.training import finishing
 
 PROMPT = "q7q7"
 
@@ -74,3 +80,28 @@ def test_loaded_fused_and_generated_with(llama_dir, tmp_path, monkeypatch, capsy
     command(monkeypatch, "fuse", "--model", base, "--adapter-path", folder, "--save-path", fused)
     found = logits(*load(fused))
     assert mx.allclose(found, expected, atol=1e-4).item()
+
+
+def test_adapters_are_written_as_soon_as_their_disk_has_room(llama_dir, tmp_path, monkeypatch):
+    flush, tries = durable_files.SharedFiles.flush_file, []
+
+    def full_at_first(files, descriptor):
+        tries.append(descriptor)
+        if len(tries) <= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(files, descriptor)
+
+    monkeypatch.setattr(durable_files.SharedFiles, "flush_file", full_at_first)
+    monkeypatch.setattr(finishing, "FIRST_PAUSE_S", 0.01)
+    link = run_worker(llama_dir, write(tmp_path, "late", iters=3), tmp_path / "run")
+    calm = run_worker(llama_dir, write(tmp_path, "calm", iters=3), tmp_path / "calm")
+    assert [step.step for step in link.steps] == [step.step for step in calm.steps] == [1, 2, 3]
+    expected = adapters(tmp_path, "calm")
+    assert all(mx.array_equal(array, expected[name]).item() for name, array in adapters(tmp_path, "late").items())
+    assert not [path for path in (tmp_path / "adapters-late").iterdir() if ".tmp" in path.name]
+
+
+def test_an_adapter_path_that_cannot_be_written_is_refused_before_the_first_update(llama_dir, tmp_path):
+    (tmp_path / "adapters-blocked").write_text("a file in the way")
+    with pytest.raises(RefusedError, match=r"blocked\.yaml: adapter_path: cannot write to .*: it is not a folder"):
+        run_worker(llama_dir, write(tmp_path, "blocked", iters=3), tmp_path / "run")
