@@ -1,5 +1,6 @@
 """The summary that a person reads at the end of a run."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,23 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
     if len(generations) > GENERATIONS_SHOWN:
         console.print(f"({len(generations) - GENERATIONS_SHOWN} earlier generations are in summary.json)")
     if summary.get("exported_to") and outcome == "completed":
-        console.print(f"Result: {summary['exported_to']}")
+        console.print(_result(summary, folder))
     console.print(f"Summary, logs and checkpoints: {folder}")
     if outcome == "failed" and generations:
         console.print(f"The worker's errors: {folder / 'logs' / 'stderr.log'}")
     if outcome == "stopped":
         console.print(f"Resume with: {resume}")
+
+
+def _result(summary: Mapping[str, Any], folder: Path) -> str:
+    """The folder of the adapters; if they were deleted since, the command that writes them again."""
+    result = Path(summary["exported_to"])
+    try:
+        found = any(not entry.name.startswith(".") for entry in result.iterdir())
+    except OSError:
+        found = False
+    words = ["mlx-supervisor", "export", summary["run"], "--state-dir", str(folder.parents[1]), "-o", str(result)]
+    return f"Result: {result}" + ("" if found else f" is empty; write it again with: {shlex.join(words)}")
 
 
 def _ending(summary: Mapping[str, Any]) -> str:

@@ -136,6 +136,19 @@ def test_a_run_without_a_generation_shows_no_table_and_a_failed_one_no_command()
     assert len(lines) == 3
 
 
+def test_a_completed_run_names_its_result_and_how_to_write_a_deleted_one_again(tmp_path: Path) -> None:
+    (tmp_path / ".owner").touch()
+    again = printed("completed", 1, exported_to=str(tmp_path))[-2]
+    state = Path("state").absolute()
+    assert again == (
+        f"Result: {tmp_path} is empty; write it again with: "
+        f"mlx-supervisor export night --state-dir {state} -o {tmp_path}"
+    )
+    (tmp_path / "adapters.safetensors").touch()
+    assert printed("completed", 1, exported_to=str(tmp_path))[-2] == f"Result: {tmp_path}"
+    assert not any("Result" in line for line in printed("stopped", 1, exported_to=str(tmp_path)))
+
+
 def test_the_figures_name_the_time_spent_training() -> None:
     assert printed("completed", 1, goodput=0.742, restarts=2)[3] == (
         "1 memory trip, 2 restarts, 0 steps replayed, 74 % of the time spent training."

@@ -140,7 +140,7 @@ def test_the_commands_and_their_mistakes(project: Path) -> None:
     [
         "lora.yaml",
         "lora.yaml --iters 9 --learning-rate 1e-4 --mask-prompt --memory-limit 0.5",
-        "--model org/name --data data --name night.1",
+        "--model org/name --data data --name night.1 --mlx-lm-compatible",
     ],
 )
 def test_the_file_that_init_writes_is_the_same_run(project: Path, line: str) -> None:
@@ -153,6 +153,7 @@ def test_the_file_that_init_writes_is_the_same_run(project: Path, line: str) -> 
     first, second = ({"seed": job.seed, "from": job.seed_from_task, "memory": job.memory,
                       "options": job.task.options, "base": job.task.base_dir} for job in jobs)  # fmt: skip
     assert first == second
+    assert jobs[0].task.mlx_lm_compatible == jobs[1].task.mlx_lm_compatible == ("--mlx-lm-compatible" in line)
     assert written.runs[name].memory == settings.runs[name].memory
     assert Path(jobs[0].task.config or "") == Path(jobs[1].task.config or "")
 

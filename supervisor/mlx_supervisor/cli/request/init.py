@@ -106,6 +106,8 @@ def _task(task: TaskSettings, output: Path) -> str:
     lines.append(
         f"{active}options = {_toml(task.options or {'iters': 200})}  # keys of mlx_lm.lora; they override the file"
     )
+    if task.mlx_lm_compatible:
+        lines.append("mlx_lm_compatible = true")
     return "\n".join(lines) + "\n"
 
 
