@@ -82,6 +82,7 @@ class Run:
         self.kills = 0
         self.unready_trips = 0
         self.need_bytes = 0
+        self.was_complete = False
         self.task_digest = ""
         """Of what the next generation trains with, "" if unknown; the adapter sets it before each start."""
         self.autopsy_requested = self.autopsy_due = False

@@ -28,6 +28,7 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             run.reason = ALREADY_COMPLETE
             run.save()
             return
+        run.was_complete = run.state is S.COMPLETED
         if not run.history.unfinished:
             run.budget.reset()
         run.say("start", "Starting.", batch_size=run.batch.size)
