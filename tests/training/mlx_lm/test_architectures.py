@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.process import harness
-from tests.training import tiny_models
+from tests.training.mlx_lm import tiny_models
 from tests.training.test_supervised import worker_of
 
 STEPS = 40
