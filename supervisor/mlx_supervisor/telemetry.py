@@ -5,6 +5,7 @@ An invalid frame is dropped and counted; drops are reported at a bounded rate.
 
 import asyncio
 import hmac
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -183,6 +184,8 @@ def _value(name: str, of: Any, value: Any) -> Any:
         return of(value)
     if isinstance(value, str):
         return printable(value).replace("\r", "\n") if name == "reason" else _line(value)
+    if isinstance(value, dict):
+        return {_line(key): each if each is not None and math.isfinite(each) else None for key, each in value.items()}
     return tuple(map(_element, value)) if isinstance(value, list) else value
 
 

@@ -40,7 +40,18 @@ LAYERS = {
         ),
     ],
     "mlx_worker": [
-        *("errors", "task", "memory", "data", "supervision", "autopsy", "checkpoint", "tasks", "tasks.mlx_lm"),
+        *(
+            "errors",
+            "task",
+            "memory",
+            "data",
+            "supervision",
+            "autopsy",
+            "checkpoint",
+            "extras",
+            "tasks",
+            "tasks.mlx_lm",
+        ),
         *("training", "check", "export", "__main__"),
     ],
 }

@@ -25,13 +25,14 @@ from mlx_worker.checkpoint import manifest as manifest_file
 WORKER, SUPERVISOR = get_args(wire.WorkerMessage), get_args(wire.SupervisorMessage)
 
 
+NUMBERS: dict[type, Any] = {inspect.IntType: st.integers, inspect.FloatType: st.floats}
+
+
 def _values(kind: Any) -> st.SearchStrategy[Any]:
     """Any value that a field of this type may have."""
     match kind:
-        case inspect.IntType():
-            return st.integers(kind.ge, kind.le)
-        case inspect.FloatType():
-            return st.floats(kind.ge, kind.le)
+        case inspect.IntType() | inspect.FloatType():
+            return NUMBERS[type(kind)](kind.ge, kind.le)
         case inspect.StrType(pattern=None):
             return st.text(max_size=min(kind.max_length or 64, 64))
         case inspect.StrType():
@@ -46,6 +47,9 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
             return st.one_of([_values(each) for each in kind.types])
         case inspect.ListType():
             return st.lists(_values(kind.item_type), max_size=min(kind.max_length or 4, 4))
+        case inspect.DictType():
+            keys, values = _values(kind.key_type), _values(kind.value_type)
+            return st.dictionaries(keys.filter(bool), values, max_size=min(kind.max_length or 4, 4))
     if isinstance(kind, inspect.StructType):
         return st.builds(kind.cls, **{each.name: _values(each.type) for each in kind.fields})
     raise AssertionError(f"no strategy for {kind}")

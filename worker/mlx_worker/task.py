@@ -19,7 +19,7 @@ A python task is a function that builds a `Task`:
 generators (MLX, Python, numpy) are seeded before. The folder of the settings file is first on `sys.path`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,12 @@ class Samples(Protocol):
     """A dataset of `len(dataset)` samples; the same index always gives the same sample."""
 
     def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class IndexedSamples(Protocol):
+    """A dataset without a length, read in the order 0, 1, 2, …; IndexError ends an epoch."""
 
     def __getitem__(self, index: int, /) -> Any: ...
 
@@ -49,7 +55,10 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class Update:
-    """One completed optimizer update. `total_tokens` counts from the start of the run."""
+    """One completed optimizer update. `total_tokens` counts from the start of the run.
+
+    `metrics`: the loss's own figures, and `grad_norm` if the gradients are clipped; None: not a finite number.
+    """
 
     step: int
     loss: float
@@ -57,6 +66,7 @@ class Update:
     tokens: int
     total_tokens: int
     seconds: float
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -64,20 +74,31 @@ class Task:
     """Everything the loop needs. Only the first five are required.
 
     `loss(model, *arrays)` returns the scalar mean of a micro-batch, weighted by its number of samples, or
-    `(scalar mean, weight)`, for example with the number of tokens.
+    `(scalar mean, weight)`, for example with the number of tokens. A dict of metrics may come last, as in
+    `(scalar mean, {"accuracy": accuracy})`: at most 16 scalars, averaged like the loss, and reported.
+    `dataset`: with len() and [index], it is shuffled. With [index] alone it is read in order. Any other iterable is a
+    stream: `iter(dataset)` is called for every epoch, after `dataset.set_epoch(epoch)` if it has that. A stream with
+    `state_dict()` and `load_state_dict(state)` restores its own position; otherwise a resumed run skips what it used.
     `collate(samples)` makes the tuple of arrays that `loss` gets after the model.
-    `evaluate(model, context)` returns a number to report; called every `evaluate_every_steps` updates (0: never),
-    before the first and after the last. It runs in evaluation mode; the random generators are restored afterwards.
+    `evaluate(model, context)` returns a number to report, or `(number, metrics)`; called every `evaluate_every_steps`
+    updates (0: never), before the first and after the last. It runs in evaluation mode; the random generators are
+    restored afterwards.
     `export(folder)` writes the result for others to use, once, at completion; `export_dir` defaults to `export` in
     the run's folder. `export_bytes`: its size, if known: room for it is checked before the first update.
     `batch_size`, `accumulation`, `steps`: used where the settings give none.
     `lengths`: a whole number for every sample that grows with its cost. Samples of similar length then go into one
     update, so that less is padded; the order is still fixed by the seed, and every epoch holds every sample once.
     `milestone(step)` is called every `milestone_every_steps` updates (0: never), with the model after that update,
-    to write files. `after_update(update)` is called after every update, `after_evaluation(step, loss, seconds)` after
-    every evaluation: use them only to report, as the next update may have begun. A restart may repeat a step.
+    to write files. `after_update(update)` is called after every update and sees the model of that update: the next one
+    waits for it. `report_update(update)` does not make it wait, so the model may be ahead: use it only to report.
+    `after_evaluation(step, loss, seconds)` is called after every evaluation. A restart may repeat a step.
     `test(model, context)` returns a sentence to print; called once at completion, like an evaluation.
     `compile`: False for a loss that cannot be traced by `mx.compile` (it reads values, or changes Python state).
+    `max_grad_norm`: clip the gradients of every update to this global norm. `ema_decay`: keep an exponential moving
+    average of the weights, which evaluations, `test`, `milestone` and `export` see in the model. The settings' keys of
+    the same names replace both.
+    `state()` returns what your code must keep across restarts: None, numbers, text, bytes, lists, dicts and mx.arrays.
+    It is saved with every checkpoint; `load_state(state)` gets it back before training. Set both or neither.
     `checkpoint_gradients()` makes the model drop activations and compute them again in the backward pass; called once,
     before training, if the settings or the escalation ladder turn it on. Without this function it is done as in mlx_lm,
     if `model.layers` allows it.
@@ -90,9 +111,9 @@ class Task:
     model: Any
     optimizer: Any
     loss: Callable[..., Any]
-    dataset: Samples
+    dataset: Samples | IndexedSamples | Iterable[Any]
     collate: Callable[[list[Any]], Any]
-    evaluate: Callable[[Any, EvaluationContext], float] | None = None
+    evaluate: Callable[[Any, EvaluationContext], Any] | None = None
     evaluate_every_steps: int = 0
     export: Callable[[Path], None] | None = None
     export_dir: Path | None = None
@@ -104,9 +125,14 @@ class Task:
     milestone: Callable[[int], None] | None = None
     milestone_every_steps: int = 0
     after_update: Callable[[Update], None] | None = None
+    report_update: Callable[[Update], None] | None = None
     after_evaluation: Callable[[int, float, float], None] | None = None
     test: Callable[[Any, EvaluationContext], str] | None = None
     compile: bool = True
+    max_grad_norm: float | None = None
+    ema_decay: float | None = None
+    state: Callable[[], Any] | None = None
+    load_state: Callable[[Any], None] | None = None
     checkpoint_gradients: Callable[[], None] | None = None
     other_datasets: dict[str, Samples] = field(default_factory=dict)
     fingerprint: str = ""

@@ -119,6 +119,8 @@ class RunInfo(TypedDict, total=False):
     best_validation_step: int | None
     smoothed_loss: float | None
     activity: str | None
+    metrics: dict[str, float | None] | None
+    validation_metrics: dict[str, float | None] | None
     batch_size: int | None
     accumulation: int | None
     effective_batch: int | None

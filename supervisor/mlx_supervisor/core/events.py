@@ -1,6 +1,7 @@
 """The machine's input. Every event has its own time, `at_s`, in seconds of a monotonic clock."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -109,7 +110,7 @@ class Ready(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepReport(WorkerEvent):
-    """One optimizer update. Memory in bytes, as MLX counts it."""
+    """One optimizer update. Memory in bytes, as MLX counts it. `metrics`: the task's own; None: not a finite number."""
 
     step: int
     loss: float
@@ -122,6 +123,7 @@ class StepReport(WorkerEvent):
     active_bytes: int
     cache_bytes: int
     phase: Phase = Phase.TRAIN
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +140,11 @@ class PhaseChange(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class ValidationReport(WorkerEvent):
-    """The validation loss after update `step`."""
+    """The validation loss after update `step`, and the evaluation's other figures."""
 
     step: int
     loss: float
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

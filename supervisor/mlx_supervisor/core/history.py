@@ -72,6 +72,8 @@ class RunHistory:
     validation_step: int = 0
     best_validation_loss: float | None = None
     best_validation_step: int = 0
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    validation_metrics: dict[str, float | None] = field(default_factory=dict)
     weights_sha256: str | None = None
     exported_to: str = ""
     durable_before: int = 0
@@ -97,6 +99,7 @@ class RunHistory:
         self.generation_train_s += report.seconds
         self.loss = report.loss
         self.proven_limit_bytes = min(self.proven_limit_bytes or self.limit_bytes, self.limit_bytes)
+        self.metrics = dict(report.metrics)
         if report.step <= self.highest_step:
             self.replayed_steps += 1
         else:
@@ -212,6 +215,9 @@ def _fits(value: object, kind: object) -> bool:
         return any(_fits(value, each) for each in kind.__args__)
     if kind is NoneType:
         return value is None
+    if isinstance(kind, GenericAlias) and kind.__origin__ is dict:
+        key, item = kind.__args__
+        return isinstance(value, dict) and all(_fits(a, key) and _fits(b, item) for a, b in value.items())
     if isinstance(kind, GenericAlias):
         return isinstance(value, list | tuple) and all(_fits(each, kind.__args__[0]) for each in value)
     if isinstance(value, bool):

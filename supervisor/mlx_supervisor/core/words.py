@@ -1,11 +1,15 @@
 """How quantities are written for people."""
 
+from collections.abc import Mapping
 from math import isfinite
 
 from mlx_supervisor.core.policy import MIB
 
 DECIMALS_BELOW_BYTES = 10 * 1024 * MIB
 """Two memory figures below this that would look equal get decimals."""
+METRICS_SHOWN = 6
+METRIC_NAME_SHOWN = 24
+"""Characters of a metric's name in a line."""
 
 
 def duration(seconds: float) -> str:
@@ -90,3 +94,9 @@ def shortened(text: str, limit_chars: int) -> str:
 def sentence(text: str) -> str:
     """`text` with a capital letter and a full stop."""
     return f"{text[0].upper()}{text[1:]}."
+
+
+def figures(metrics: Mapping[str, float | None]) -> list[str]:
+    """The first of a task's own metrics: `accuracy=0.9123`; `=nan` for a value that is not a finite number."""
+    shown = list(metrics.items())[:METRICS_SHOWN]
+    return [f"{name[:METRIC_NAME_SHOWN]}={'nan' if value is None else f'{value:.4g}'}" for name, value in shown]

@@ -196,6 +196,8 @@ def run_info(run: SupervisedRun) -> RunInfo:
         best_validation_step=None if history.best_validation_loss is None else history.best_validation_step,
         smoothed_loss=history.smoothed_loss,
         activity=machine.activity,
+        metrics=history.metrics,
+        validation_metrics=history.validation_metrics,
         batch_size=machine.batch.size,
         effective_batch=machine.batch.effective,
         limit_bytes=machine.policy.memory.limit_bytes,

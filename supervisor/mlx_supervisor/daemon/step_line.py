@@ -5,7 +5,7 @@ import time
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.words import growth_rate, mebibytes
+from mlx_supervisor.core.words import figures, growth_rate, mebibytes
 from mlx_supervisor.host.time_left import time_left
 
 LEAK_SHOWN_BYTES = 0.05 * MIB
@@ -21,6 +21,7 @@ def step_line(machine: Run, step: ev.StepReport) -> str:
         f"{time.strftime('%H:%M:%S')} step {step.step}/{history.target_steps} loss={step.loss:.4f}",
         "" if smoothed is None else f"smoothed={smoothed:.4f}",
         f"lr={step.learning_rate:.3g}",
+        *figures(step.metrics),
         f"{speed.unit}/s={speed.per_s:,.0f}" if speed else "",
         f"batch={step.batch_size}x{step.accumulation}",
         f"memory={_memory(None if sample is None else sample.footprint_bytes, machine.policy.memory.limit_bytes)} MiB",

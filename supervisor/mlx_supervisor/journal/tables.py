@@ -4,6 +4,7 @@ Columns are only ever added: a journal written by an older version gets the miss
 those that it does not know.
 """
 
+import json
 import sqlite3
 from dataclasses import fields
 from types import UnionType
@@ -65,7 +66,12 @@ def add_missing_columns(connection: sqlite3.Connection) -> None:
 
 def row_of(run: str, event: ev.StepReport | ev.Sample, *more: object) -> Row:
     """An event as a row of its table. `more`: the columns that the event lacks, in order."""
-    return (run, *(getattr(event, name) for name in _FIELDS[type(event)]), *more)
+    return (run, *(_plain(getattr(event, name)) for name in _FIELDS[type(event)]), *more)
+
+
+def _plain(value: Any) -> Any:
+    """A mapping as JSON, an empty one as NULL."""
+    return (json.dumps(value) if value else None) if isinstance(value, dict) else value
 
 
 _FIELDS = {event: tuple(_columns_of(event)) for event in (ev.StepReport, ev.Sample)}

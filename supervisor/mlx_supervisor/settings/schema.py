@@ -108,6 +108,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     autostart: bool = False
     stop_on_not_finite: bool = True
     deterministic: bool = False
+    max_grad_norm: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
+    ema_decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
     batch: BatchSettings = BatchSettings()
     memory: MemorySettings = MemorySettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -49,6 +49,8 @@ def job_of(
         hang_timeout_s=run.restart.hang_timeout_s,
         stop_on_not_finite=run.stop_on_not_finite,
         deterministic=run.deterministic,
+        max_grad_norm=run.max_grad_norm,
+        ema_decay=run.ema_decay,
     )
 
 

@@ -1,6 +1,6 @@
 """The protocol between supervisor and worker: messages, the job file, exit statuses, environment variables."""
 
-from mlx_supervisor.wire.fields import VERSION, PhaseName, WireError
+from mlx_supervisor.wire.fields import METRIC_NAME_LIMIT, METRICS_LIMIT, VERSION, PhaseName, WireError
 from mlx_supervisor.wire.frames import FRAME_LIMIT_BYTES, decode_supervisor, decode_worker, encode
 from mlx_supervisor.wire.job import (
     JOB_LIMIT_BYTES,

@@ -117,6 +117,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     terminal.
     `grace_s`: the grace period in which the worker ends itself after its supervisor died.
     `deterministic`: on CUDA, use only kernels that give the same bits in every run.
+    `max_grad_norm`, `ema_decay`: replace the task's own values; 0 switches them off, None leaves them.
     `stop_on_not_finite`: exit with `EXIT_NOT_FINITE` at the first update whose loss is NaN or infinite.
     """
 
@@ -138,6 +139,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     hang_timeout_s: Seconds | None
     stop_on_not_finite: bool
     deterministic: bool
+    max_grad_norm: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    ema_decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
 
 
 def load_job(data: bytes) -> Job:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from mlx_supervisor.wire.fields import Count, Digest, PhaseName, Positive, RunName, Seconds, ShortText, Text
+from mlx_supervisor.wire.fields import Count, Digest, Metrics, PhaseName, Positive, RunName, Seconds, ShortText, Text
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
@@ -49,7 +49,10 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
 
 
 class Step(Message, frozen=True, kw_only=True, tag="step"):
-    """One optimizer update; memory in bytes by MLX's counters. `dropped`: frames that this worker could not send."""
+    """One optimizer update; memory in bytes by MLX's counters. `dropped`: frames that this worker could not send.
+
+    `metrics`: the task's own, and `grad_norm` if the gradients are clipped.
+    """
 
     step: Count
     loss: float
@@ -65,6 +68,7 @@ class Step(Message, frozen=True, kw_only=True, tag="step"):
     resident_bytes: Count
     phase: PhaseName = "train"
     dropped: Count = 0
+    metrics: Metrics = {}
 
 
 class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
@@ -94,10 +98,11 @@ class PhaseChange(Message, frozen=True, kw_only=True, tag="phase"):
 
 
 class Validation(Message, frozen=True, kw_only=True, tag="validation"):
-    """The validation loss after an update."""
+    """The validation loss after an update, and the evaluation's other figures."""
 
     step: Count
     loss: float
+    metrics: Metrics = {}
 
 
 class Cleared(Message, frozen=True, kw_only=True, tag="cleared"):

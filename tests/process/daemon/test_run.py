@@ -22,6 +22,8 @@ SUMMARY_KEYS = [
     "best_validation_step",
     "tokens_per_second",
     "restarts",
+    "metrics",
+    "validation_metrics",
     "trips",
     "replayed_steps",
     "goodput",

@@ -1,6 +1,7 @@
 """What a run would train, read without training: model, data, batch, output folder, sizes."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from mlx.utils import tree_flatten
 from mlx_supervisor import wire
 from mlx_supervisor.wire.check import CheckReport, SubsetReport
 from mlx_worker.check import resume
-from mlx_worker.check.longest import longest
+from mlx_worker.check.longest import STREAM_READ, longest
 from mlx_worker.checkpoint import durable_files, snapshot
 from mlx_worker.checkpoint.manifest import describe
+from mlx_worker.data.sources import head_of, is_sized
 from mlx_worker.memory import gradient_checkpointing
 from mlx_worker.memory.cache_policy import CachePolicy
 from mlx_worker.task import Task
@@ -33,6 +35,12 @@ def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) 
     job, task, plan = prepared = loop.prepare(job, inputs, connects=False)
     found = resume.Resume() if checkpoints is None else resume.read(checkpoints, prepared)
     mx.eval(task.optimizer.state)
+    train = "train"
+    if not is_sized(task.dataset):
+        train = "train (a stream, its first samples)"
+        task = replace(task, dataset=head_of(task.dataset, STREAM_READ))
+    trainable = sum(int(array.size) for array in dict(tree_flatten(task.model.trainable_parameters())).values())
+    averaged_bytes = 0 if task.ema_decay is None else trainable * mx.float32.size
     held_bytes = memory.read().resident_bytes
     recomputes = gradient_checkpointing.start(task, requested=job.memory.gradient_checkpointing)
     output = None if task.export is None else task.export_dir or Path(job.run_dir) / "export"
@@ -44,9 +52,9 @@ def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) 
         model=str(task.fixed.get("model", "")),
         architecture=_architecture(task.model),
         parameters=_parameters(task.model),
-        trainable=sum(int(array.size) for array in dict(tree_flatten(task.model.trainable_parameters())).values()),
+        trainable=trainable,
         optimizer=type(task.optimizer).__name__,
-        data=[_counted(name, part) for name, part in {"train": task.dataset, **task.other_datasets}.items()],
+        data=[_counted(name, part) for name, part in {train: task.dataset, **task.other_datasets}.items()],
         shapes=_shapes(task, plan.size),
         batch_size=plan.size,
         effective_batch=plan.effective,
@@ -54,7 +62,7 @@ def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) 
         evaluate_every_steps=task.evaluate_every_steps if task.evaluate is not None else 0,
         output=None if task.export_dir is None else str(task.export_dir),
         output_bytes=0 if task.export is None else task.export_bytes,
-        checkpoint_bytes=snapshot.size_bytes(task),
+        checkpoint_bytes=snapshot.size_bytes(task) + averaged_bytes,
         held_bytes=held_bytes,
         gradient_checkpointing=recomputes,
         device=str(mx.default_device().type).removeprefix("DeviceType."),

@@ -9,6 +9,8 @@ from mlx_worker.task import Task
 
 READ_AT_MOST = 20_000
 """Samples that are read to find the longest, where the task has no `lengths`; evenly spread over the dataset."""
+STREAM_READ = 1000
+"""Samples that are read of a dataset without a length."""
 EXACT_FACTOR = 4
 """`lengths` may be only close to the cost (bytes of text, say): this many times as many candidates are measured."""
 
@@ -33,20 +35,22 @@ class Updates:
 
 def spread(task: Task, count: int, batches: int) -> list[list[Any]]:
     """`batches` lists of `count` samples each, as they come: they give the sizes that a run has most of the time."""
-    samples = len(task.dataset)
-    return [[task.dataset[(batch * count + place) % samples] for place in range(count)] for batch in range(batches)]
+    dataset: Any = task.dataset
+    samples = len(dataset)
+    return [[dataset[(batch * count + place) % samples] for place in range(count)] for batch in range(batches)]
 
 
 def longest(task: Task, count: int) -> list[Any]:
     """The `count` longest samples of the task's dataset, as far as their length can be known."""
-    samples = len(task.dataset)
+    dataset: Any = task.dataset
+    samples = len(dataset)
     count = min(count, samples)
     if task.lengths is not None:
         ids = np.argsort(-np.asarray(task.lengths), kind="stable")[: EXACT_FACTOR * count]
     else:
         ids = np.unique(np.linspace(0, samples - 1, num=max(count, min(samples, READ_AT_MOST))).astype(np.int64))
-    ranked = sorted((int(index) for index in ids), key=lambda index: -extent(task.dataset[index]))
-    return [task.dataset[index] for index in ranked[:count]]
+    ranked = sorted((int(index) for index in ids), key=lambda index: -extent(dataset[index]))
+    return [dataset[index] for index in ranked[:count]]
 
 
 def extent(sample: Any) -> int:

@@ -11,8 +11,9 @@ import msgspec
 
 from mlx_supervisor import wire
 from mlx_supervisor.wire.check import MeasureReport
-from mlx_worker.check.longest import Updates, longest, spread
+from mlx_worker.check.longest import STREAM_READ, Updates, longest, spread
 from mlx_worker.checkpoint.store import CheckpointStore, SavedCheckpoint
+from mlx_worker.data.sources import head_of, is_sized
 from mlx_worker.memory.cache_policy import CachePolicy
 from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.stop import StopFlag
@@ -79,7 +80,9 @@ class NoStore(CheckpointStore):
         """Nothing is written, so there is always room."""
         return NO_LIMIT_BYTES
 
-    def save(self, step: int, trained: Any, optimizer: Any, trainer: Any, reserve_bytes: int = 0) -> SavedCheckpoint:
+    def save(
+        self, step: int, trained: Any, optimizer: Any, trainer: Any, reserve_bytes: int = 0, more: Any = None
+    ) -> SavedCheckpoint:
         """Keep the arrays alive until two more updates are done, or the loop waits for this checkpoint."""
         self.saved = True
         until = len(self.link.seconds) + 2
@@ -87,7 +90,8 @@ class NoStore(CheckpointStore):
             self.link.updated.wait_for(
                 lambda: len(self.link.seconds) >= until or self.link.current_phase == "checkpoint", HOLD_AT_MOST_S
             )
-        size_bytes = sum(array.nbytes for array in (*trained.values(), *optimizer.values()))
+        named = [trained, optimizer, *(more or {}).values()]
+        size_bytes = sum(array.nbytes for arrays in named for array in arrays.values())
         return SavedCheckpoint(self.folder, size_bytes, 0.0)
 
 
@@ -99,13 +103,15 @@ def measure(job: wire.Job, stop: StopFlag, inputs: LoraInputs | None) -> Measure
     link = RecordingLink(job)
     commands = Commands(link, stop, memory)
     job, task, plan = loop.prepare(job, inputs, connects=False)
+    if not is_sized(task.dataset):
+        task = replace(task, dataset=head_of(task.dataset, max(STREAM_READ, 2 * plan.size)))
     accumulation = 1 if plan.effective <= plan.size else 2  # a third micro-batch needs no more than the second
     samples = longest(task, plan.size * accumulation)
     few = replace(
         task,
         dataset=Updates([*spread(task, len(samples), TYPICAL), samples]), lengths=None,
         evaluate=None, evaluate_every_steps=0, export=None, milestone=None, milestone_every_steps=0,
-        after_update=None, after_evaluation=None, test=None,
+        after_update=None, report_update=None, after_evaluation=None, test=None,
     )  # fmt: skip
     checkpoint = msgspec.structs.replace(
         job.checkpoint, every_steps=SAVED_EVERY, every_seconds=0.0, overhead=0.0, keep_best=False

@@ -219,7 +219,14 @@ _FREE: dict[str, Callable[[Any, Any, int], list[str]]] = {
 }
 """The words for a change of each free fact. A fact that one side lacks is not compared: another version wrote it."""
 PLAIN = {
-    *("batch.preserve_effective", "deterministic", "stop_on_not_finite", "grad_checkpoint", "optimizer_config"),
+    *(
+        "batch.preserve_effective",
+        "max_grad_norm",
+        "deterministic",
+        "stop_on_not_finite",
+        "grad_checkpoint",
+        "optimizer_config",
+    ),
     *("val_batches", "steps_per_eval", "save_every", "test", "test_batches", "adapter_path"),
     "mlx_lm_compatible",
 }

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from mlx_worker.checkpoint.store import (
     LoadedCheckpoint,
     SavedCheckpoint,
 )
+from mlx_worker.checkpoint.user_state import MoreState
 from mlx_worker.memory.cache_policy import CachePolicy
 from mlx_worker.supervision.hang_watchdog import HangWatchdog
 from mlx_worker.supervision.link import Link
@@ -125,7 +127,14 @@ class Saver:
         return worthwhile or 0 < job.every_seconds <= since_s
 
     def save(
-        self, progress: training_state.Progress, epoch: int, facts: dict[str, Any], task: Task, *, waiting: bool
+        self,
+        progress: training_state.Progress,
+        epoch: int,
+        facts: dict[str, Any],
+        task: Task,
+        *,
+        waiting: bool,
+        more: Callable[[], MoreState] = MoreState,
     ) -> bool:
         """Save unless this step is saved already. A failure is reported and returns False.
 
@@ -141,12 +150,13 @@ class Saver:
         if again and not (waiting and self.can_retry):
             return False
         self._last_s, self._last_step, self.error, self._failed = time.monotonic(), progress.step, "", None
-        in_background = not waiting and self._memory.has_room(snapshot.size_bytes(task))
+        extra = more()
+        in_background = not waiting and self._memory.has_room(snapshot.size_bytes(task, extra))
         if not in_background:
             self._pause_training(progress.step)
         started_s = time.perf_counter()
         noted = None if best is None else asdict(best)
-        state = snapshot.take(progress, epoch, facts, task, noted, in_background=in_background)
+        state = snapshot.take(progress, epoch, facts, task, noted, in_background=in_background, more=extra)
         self._attempt = _Attempt(progress.step, best, started_s, automatic=not waiting, again=again)
         if in_background:
             self._writer.start(lambda: self._write(state, best))
@@ -194,7 +204,7 @@ class Saver:
     ) -> SavedCheckpoint:
         """Runs on either thread, one write at a time. The best checkpoint is kept however old it gets."""
         self._store.protected = frozenset() if best is None else frozenset({best.step})
-        return self._store.save(state.step, state.trained, state.optimizer, state.trainer, reserve_bytes)
+        return self._store.save(state.step, state.trained, state.optimizer, state.trainer, reserve_bytes, state.more)
 
     def _finish(self, outcome: Written) -> bool:
         """Report how the attempt ended. Raises errors that are caused by neither the disk nor the weights."""

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_worker.checkpoint import training_state
+from mlx_worker.checkpoint.user_state import MoreState
 from mlx_worker.task import Task
 
 
@@ -19,6 +20,7 @@ class Snapshot:
     trained: Mapping[str, mx.array]
     optimizer: Mapping[str, mx.array]
     trainer: Mapping[str, Any]
+    more: Mapping[str, Mapping[str, mx.array]] = field(default_factory=dict)
 
 
 def take(
@@ -29,6 +31,7 @@ def take(
     best: dict[str, Any] | None = None,
     *,
     in_background: bool = True,
+    more: MoreState | None = None,
 ) -> Snapshot:
     """The state now, on the training thread: weights, optimizer, random generators and cursor of the same moment.
 
@@ -39,16 +42,19 @@ def take(
     copied = in_background and not shared_memory()
     trained = _held(training_state.trained_arrays(task), copied=copied)
     optimizer = _held(training_state.optimizer_arrays(task), copied=copied)
-    mx.eval(trained, optimizer)
+    more = more or MoreState()
+    more_arrays = {name: _held(dict(arrays), copied=copied) for name, arrays in more.arrays.items()}
+    mx.eval(trained, optimizer, more_arrays)
     facts = copy.deepcopy(facts)  # a resize changes them in place
     state = training_state.trainer_state(progress, epoch, facts, task)
-    return Snapshot(progress.step, trained, optimizer, state | ({} if best is None else {"best": best}))
+    state |= {**more.trainer, **({} if best is None else {"best": best})}
+    return Snapshot(progress.step, trained, optimizer, state, more_arrays)
 
 
-def size_bytes(task: Task) -> int:
-    """Extra memory that a snapshot keeps alive: one more copy of the weights and the optimizer's state."""
+def size_bytes(task: Task, more: MoreState | None = None) -> int:
+    """Extra memory that a snapshot keeps alive: one more copy of weights, optimizer state and `more`."""
     arrays = [*training_state.trained_arrays(task).values(), *training_state.optimizer_arrays(task).values()]
-    return sum(array.nbytes for array in arrays)
+    return sum(array.nbytes for array in arrays) + (0 if more is None else more.size_bytes)
 
 
 def shared_memory() -> bool:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -50,6 +51,7 @@ SKIPPED_LIMIT = 16
 """Reasons that fit into a `ready` message."""
 _REASON_LIMIT_CHARACTERS = 512
 _TEMPORARY = ".tmp-"
+_ARRAYS_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,14 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """The content of a verified checkpoint; every array is evaluated."""
+    """The content of a verified checkpoint; every array is evaluated. `more`: arrays of further files, by file."""
 
     step: int
     path: Path
     trained: dict[str, mx.array]
     optimizer: dict[str, mx.array]
     trainer: dict[str, Any]
+    more: dict[str, dict[str, mx.array]] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,8 +109,11 @@ class CheckpointStore:
         optimizer: Mapping[str, mx.array],
         trainer: Mapping[str, Any],
         reserve_bytes: int = RESERVE_BYTES,
+        more: Mapping[str, Mapping[str, mx.array]] | None = None,
     ) -> SavedCheckpoint:
         """Write the checkpoint of `step`; it is durable when this returns. Older ones are deleted only after that.
+
+        `more`: the arrays of further safetensors files, by file name.
 
         A valid checkpoint of the same step is kept and nothing is written: the same step of the same run has the same
         state. A damaged one is replaced; a foreign folder of that name is renamed. A deleted checkpoint folder is made
@@ -122,15 +128,16 @@ class CheckpointStore:
         size_bytes = self._existing_size(path, step)
         if size_bytes is None:
             payload = _trainer_bytes(trainer)
-            mx.eval(*trained.values(), *optimizer.values())
+            arrays = {MODEL: trained, OPTIMIZER: optimizer, **(more or {})}
+            mx.eval(arrays)
             _require_finite(trained)
             notes += self._ensure_folder()
             with _as_checkpoint_error(f"cannot delete temporary folders in {self.folder}"):
                 self._sweep()
-            needed_bytes = needed_for(trained, optimizer) + len(payload) + reserve_bytes
+            needed_bytes = needed_for(*arrays.values()) + len(payload) + reserve_bytes
             notes += self._make_room(path, needed_bytes)
-            size_bytes, more = self._write(path, step, trained, optimizer, payload)
-            notes += more
+            size_bytes, renamed = self._write(path, step, arrays, payload)
+            notes += renamed
             self._damaged.discard(path)
         notes += self._delete_old(path)
         return SavedCheckpoint(path, size_bytes, time.perf_counter() - started_s, tuple(notes))
@@ -145,22 +152,24 @@ class CheckpointStore:
         found, self.skipped = self._list(report_junk=True)
         for step, path in found:
             try:
-                verify(path, self.run, step)
+                manifest = verify(path, self.run, step)
             except UnusableError as reason:
                 if not reason.foreign:
                     self._damaged.add(path)
                 self._skip(f"{path.name}: {reason}")
                 continue
-            return self._load(path, step)
+            return self._load(path, step, [entry.name for entry in manifest.files])
         return None
 
-    def _load(self, path: Path, step: int) -> LoadedCheckpoint:
+    def _load(self, path: Path, step: int, files: list[str]) -> LoadedCheckpoint:
         trained, optimizer = (_load_arrays(path / name) for name in (MODEL, OPTIMIZER))
         with _as_checkpoint_error(f"cannot read {path / TRAINER}"):
             trainer = exact_json.loads((path / TRAINER).read_bytes())
         if not isinstance(trainer, dict):
             raise CheckpointError(f"{path / TRAINER}: expected an object, found {type(trainer).__name__}")
-        return LoadedCheckpoint(step, path, trained, optimizer, trainer)
+        names = [name for name in files if name not in (MODEL, OPTIMIZER) and name.endswith(_ARRAYS_SUFFIX)]
+        more = {name: _load_arrays(path / name) for name in names}
+        return LoadedCheckpoint(step, path, trained, optimizer, trainer, more)
 
     # Writing
 
@@ -212,15 +221,13 @@ class CheckpointStore:
         self,
         path: Path,
         step: int,
-        trained: Mapping[str, mx.array],
-        optimizer: Mapping[str, mx.array],
+        arrays: Mapping[str, Mapping[str, mx.array]],
         payload: bytes,
     ) -> tuple[int, list[str]]:
         writers: dict[str, Callable[[durable_files.HashingFile], object]] = {
-            MODEL: lambda file: mx.save_safetensors(_as_file(file), dict(trained), {"format": "mlx"}),
-            OPTIMIZER: lambda file: mx.save_safetensors(_as_file(file), dict(optimizer), {"format": "mlx"}),
-            TRAINER: lambda file: file.write(payload),
+            name: partial(_write_arrays, dict(named)) for name, named in arrays.items()
         }
+        writers[TRAINER] = lambda file: file.write(payload)
         with self._temporary(step) as temporary:
             files = []
             for name, write in writers.items():
@@ -350,9 +357,9 @@ class CheckpointStore:
             self.skipped[-1] = "More were skipped; only the first reasons are listed."
 
 
-def needed_for(trained: Mapping[str, mx.array], optimizer: Mapping[str, mx.array]) -> int:
+def needed_for(*named: Mapping[str, mx.array]) -> int:
     """The size in bytes of a checkpoint's arrays on disk, with their headers."""
-    arrays = [*trained.values(), *optimizer.values()]
+    arrays = [array for each in named for array in each.values()]
     return sum(array.nbytes for array in arrays) + 256 * (len(arrays) + 4)
 
 
@@ -393,8 +400,8 @@ def _size_of(path: Path) -> int:
         return 0
 
 
-def _as_file(file: durable_files.HashingFile) -> BinaryIO:
-    return cast(BinaryIO, file)  # MLX uses only write, seek and tell
+def _write_arrays(arrays: dict[str, mx.array], file: durable_files.HashingFile) -> None:
+    mx.save_safetensors(cast(BinaryIO, file), arrays, {"format": "mlx"})  # MLX uses only write, seek and tell
 
 
 def _load_arrays(path: Path) -> dict[str, mx.array]:

@@ -12,6 +12,7 @@ from mlx_supervisor import wire
 from mlx_worker.checkpoint import changes, rng_state
 from mlx_worker.checkpoint.store import LoadedCheckpoint
 from mlx_worker.data import order
+from mlx_worker.data.sources import length_of
 from mlx_worker.errors import RefusedError
 from mlx_worker.supervision.link import version_of
 from mlx_worker.task import Task
@@ -52,7 +53,7 @@ def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> 
         "seed": job.seed,
         "task.kind": job.task.kind,
         "optimizer": type(task.optimizer).__name__,
-        "dataset": {"samples": len(task.dataset), "fingerprint": task.fingerprint},
+        "dataset": {"samples": length_of(task.dataset), "fingerprint": task.fingerprint},
         **task.fixed,
     }
     free = {
@@ -63,6 +64,7 @@ def recipe(job: wire.Job, task: Task, steps: int, size: int, effective: int) -> 
         "batch.preserve_effective": job.batch.preserve_effective,
         "learning_rate": learning_rates(task),
         "checkpoint": _chosen(job.checkpoint),
+        "max_grad_norm": task.max_grad_norm,
         "memory": msgspec.to_builtins(job.memory),
         "deterministic": job.deterministic,
         "stop_on_not_finite": job.stop_on_not_finite,

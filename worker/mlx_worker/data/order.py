@@ -1,8 +1,9 @@
 """The order of a run's samples: fixed by seed and epoch, and by the grouping that the run began with."""
 
 import hashlib
+from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -107,13 +108,14 @@ def grouping(order: dict[str, Any] | None, task: Task) -> Grouping | None:
 
 
 def _lengths(task: Task) -> np.ndarray[Any, np.dtype[np.int64]]:
+    samples = len(cast(Sized, task.dataset))  # tasks with lengths and without len() are refused
     try:
         lengths = np.asarray(task.lengths)
     except ValueError as error:
         raise RefusedError(f"Task.lengths: expected one whole number per sample: {error}") from None
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or len(lengths) != len(task.dataset):
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or len(lengths) != samples:
         raise RefusedError(
-            f"Task.lengths: expected one whole number for each of the {len(task.dataset)} samples, "
+            f"Task.lengths: expected one whole number for each of the {samples} samples, "
             f"found {lengths.dtype} of shape {lengths.shape}"
         )
     return lengths.astype(np.int64)

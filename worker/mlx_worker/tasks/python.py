@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
+from mlx_worker.data import sources
 from mlx_worker.errors import RefusedError
 from mlx_worker.supervision.raised import errors_of
 from mlx_worker.task import Task
@@ -33,7 +35,7 @@ def build(job: wire.Job) -> Task:
     task = function(**arguments)
     if not isinstance(task, Task):
         raise RefusedError(f"{key}: {entry} must return an mlx_worker.task.Task, found {type(task).__name__}")
-    _check(task, f"{key}: {entry}")
+    check(task, f"{key}: {entry}")
     task.fixed = {"entry": entry, **task.fixed}
     task.free = {
         "task.args": job.task.args,
@@ -113,7 +115,7 @@ def _arguments(function: Callable[..., Any], job: wire.Job) -> dict[str, Any]:
     return arguments
 
 
-def _check(task: Task, where: str) -> None:
+def check(task: Task, where: str) -> None:
     def require(valid: bool, name: str, allowed: str) -> None:
         if not valid:
             found = type(getattr(task, name)).__name__
@@ -127,5 +129,23 @@ def _check(task: Task, where: str) -> None:
     require(task.export is None or callable(task.export), "export", "a function")
     own = task.checkpoint_gradients
     require(own is None or callable(own), "checkpoint_gradients", "a function")
-    sized = hasattr(task.dataset, "__len__") and hasattr(task.dataset, "__getitem__")
-    require(sized, "dataset", "a sequence with len() and [index]")
+    require(sources.is_usable(task.dataset), "dataset", sources.ALLOWED)
+    for name in ("state", "load_state", "after_update", "report_update"):
+        require(getattr(task, name) is None or callable(getattr(task, name)), name, "a function")
+    _check_values(task, where)
+
+
+def _check_values(task: Task, where: str) -> None:
+    if task.lengths is not None and not sources.is_sized(task.dataset):
+        raise RefusedError(f"{where}: Task.lengths needs a Task.dataset with len() and [index]")
+    if (task.state is None) != (task.load_state is None):
+        missing = "state" if task.state is None else "load_state"
+        raise RefusedError(f"{where}: Task.{missing} is missing: set both state and load_state, or neither")
+    for name, limit, allowed in (
+        ("max_grad_norm", math.inf, "a number above 0, or None"),
+        ("ema_decay", 1.0, "a number above 0 and below 1, or None"),
+    ):
+        value = getattr(task, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < limit):
+            raise RefusedError(f"{where}: Task.{name} must be {allowed}, found {value!r:.80}")

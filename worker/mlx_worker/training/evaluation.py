@@ -7,10 +7,12 @@ from typing import Any
 from mlx_supervisor import wire
 from mlx_worker.checkpoint import rng_state
 from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
+from mlx_worker.extras.ema import WeightAverage
 from mlx_worker.memory.cache_policy import CachePolicy
 from mlx_worker.supervision.hang_watchdog import HangWatchdog
 from mlx_worker.task import EvaluationContext, Task
 from mlx_worker.training.commands import Commands
+from mlx_worker.training.metrics import loss_and_metrics, text_of
 
 
 class _StopEvaluationError(Exception):
@@ -18,11 +20,22 @@ class _StopEvaluationError(Exception):
 
 
 class Evaluation:
-    """Evaluates the task's model. Training draws the same random numbers with and without evaluations."""
+    """Evaluates the task's model, with the averaged weights if there are any.
+
+    Training draws the same random numbers with and without evaluations.
+    """
 
     def __init__(
-        self, job: wire.Job, task: Task, commands: Commands, memory: CachePolicy, watchdog: HangWatchdog, saver: Saver
+        self,
+        job: wire.Job,
+        task: Task,
+        commands: Commands,
+        memory: CachePolicy,
+        watchdog: HangWatchdog,
+        saver: Saver,
+        average: WeightAverage,
     ) -> None:
+        self._average = average
         self._seed = job.seed
         self._task, self._commands, self._memory, self._watchdog, self._saver = task, commands, memory, watchdog, saver
         self._link, self._stop = commands.link, commands.stop
@@ -38,16 +51,17 @@ class Evaluation:
         if self._task.evaluate is None:
             return
         started_s = time.perf_counter()
-        loss = self._evaluate(self._task.evaluate, step, batch_size)
-        if loss is None and self._stop.requested:
+        found = self._evaluate(self._task.evaluate, step, batch_size)
+        if found is None and self._stop.requested:
             detail = "validation interrupted by a stop"
         else:
-            detail = f"validation loss {float(loss):.4f} at step {step}"
+            loss, metrics = loss_and_metrics(found, "Task.evaluate")
+            detail = f"validation loss {loss:.4f} at step {step}{text_of(metrics)}"
             print(detail)
-            self._link.send(wire.Validation, step=step, loss=float(loss))
-            self._saver.note_evaluation(step, float(loss))
+            self._link.send(wire.Validation, step=step, loss=loss, metrics=metrics)
+            self._saver.note_evaluation(step, loss)
             if self._task.after_evaluation is not None:
-                self._task.after_evaluation(step, float(loss), time.perf_counter() - started_s)
+                self._task.after_evaluation(step, loss, time.perf_counter() - started_s)
         self._link.phase("train", detail)
         self._watchdog.arm()
 
@@ -65,7 +79,9 @@ class Evaluation:
         self._watchdog.arm(CHECKPOINT_BOUND_S)
         self._task.model.eval()
         try:
-            result = evaluate(self._task.model, EvaluationContext(batch_size, self._progress, self._memory.clears))
+            with self._average.in_model():
+                context = EvaluationContext(batch_size, self._progress, self._memory.clears)
+                result = evaluate(self._task.model, context)
         except _StopEvaluationError:
             result = None
         self._task.model.train()

@@ -17,6 +17,7 @@ from mlx_worker.checkpoint.manifest import describe, step_of
 from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
 from mlx_worker.checkpoint.store import RESERVE_BYTES, CheckpointStore, DiskError, disk_nearly_full, needed_for
 from mlx_worker.errors import RefusedError
+from mlx_worker.extras.extras import Extras
 from mlx_worker.supervision.hang_watchdog import HangWatchdog
 from mlx_worker.task import Task
 from mlx_worker.training.commands import Commands
@@ -49,7 +50,9 @@ class Finishing:
         saver: Saver,
         commands: Commands,
         watchdog: HangWatchdog,
+        extras: Extras,
     ) -> None:
+        self._extras = extras
         self._job, self._task, self._store, self._saver = job, task, store, saver
         self._link, self._stop, self._commands, self._watchdog = commands.link, commands.stop, commands, watchdog
         self._folder = task.export_dir or Path(job.run_dir) / "export"
@@ -127,7 +130,7 @@ class Finishing:
 
     def _checkpoint_bytes(self) -> int:
         arrays = training_state.trained_arrays(self._task), training_state.optimizer_arrays(self._task)
-        return needed_for(*arrays) + TRAINER_BYTES
+        return needed_for(*arrays, *self._extras.state().arrays.values()) + TRAINER_BYTES
 
     def _export_bytes(self) -> int:
         return 0 if self._task.export is None else self._task.export_bytes
@@ -183,7 +186,8 @@ class Finishing:
         self._watchdog.arm(CHECKPOINT_BOUND_S)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._task.export(self._folder)
+            with self._extras.average.in_model():
+                self._task.export(self._folder)
         except Exception as error:
             self._export_error = self._disk_problem(error)
             if self._export_error:

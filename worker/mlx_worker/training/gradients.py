@@ -1,33 +1,39 @@
 """Gradients of one update: micro-batch by micro-batch, summed by weight, divided once."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_worker.errors import RefusedError
+from mlx_worker.extras.ema import WeightAverage
 from mlx_worker.supervision.raised import errors_of
 from mlx_worker.task import Task
 from mlx_worker.training import groups
+from mlx_worker.training import metrics as own_metrics
 
 SHAPES_LIMIT = 64
 """mx.compile keeps a program per shape and never evicts: after this many, all are dropped and compiled again."""
 
+NORM_EPSILON = 1e-6
+"""As in mlx.optimizers.clip_grad_norm and PyTorch."""
+
 
 @dataclass(frozen=True)
 class Applied:
-    """An update that the device may still be computing: mean loss, sum of weights, learning rate."""
+    """An update that the device may still be computing: mean loss, sum of weights, learning rate, metrics."""
 
     loss: mx.array
     weight: mx.array
     rate: mx.array | None
+    metrics: dict[str, mx.array] = field(default_factory=dict)
 
     def wait(self) -> tuple[float, float, float]:
-        """The three as numbers, once the update is done. Raises the device's errors."""
-        mx.eval(self.loss, self.weight)
+        """The first three as numbers, once the update is done. Raises the device's errors."""
+        mx.eval(self.loss, self.weight, self.metrics)
         return _number(self.loss), _number(self.weight), 0.0 if self.rate is None else _number(self.rate)
 
 
@@ -38,17 +44,20 @@ class Gradients:
     Several micro-batches are sums of weight x gradient in float32, divided by the sum of weights: a micro-batch without
     weight (every token masked) counts as zero, where its mean would be NaN. In groups (`ends_group`, see `groups`),
     this gives the mean of each group, and the update has the mean of these.
+    Metrics are averaged like the loss. With `Task.max_grad_norm`, the mean gradients are clipped to that global norm.
     """
 
-    def __init__(self, task: Task, *, splits: bool = False) -> None:
+    def __init__(self, task: Task, *, splits: bool = False, average: WeightAverage | None = None) -> None:
         self._task = task
+        self._average = average or WeightAverage(task)
         self._splits = splits
         self._value_and_grad = nn.value_and_grad(task.model, self._loss)
         self.counts_tokens = False
         self._sums: Any = None
         self._groups: Any = None
         self._group_count = 0
-        self._done: tuple[mx.array, mx.array] | None = None
+        self._done: tuple[mx.array, mx.array, dict[str, mx.array]] | None = None
+        self._metric_names: list[str] | None = None
         self._before: mx.array | None = None
         self._alone = True
         self._shapes: set[Any] = set()
@@ -107,30 +116,49 @@ class Gradients:
             else:
                 self._done = (self._update if self._alone else self._update_by_mean)(sums)
             del sums
-        (loss, weight), self._done = self._done, None
+        (loss, weight, metrics), self._done = self._done, None
         rate = _learning_rate(self._task)
-        mx.async_eval(loss, weight, self._task.model.state, self._task.optimizer.state, mx.random.state)
-        return Applied(loss, weight, rate)
+        state = [self._task.model.state, self._task.optimizer.state, self._average.arrays, mx.random.state]
+        mx.async_eval(loss, weight, metrics, state)
+        return Applied(loss, weight, rate, metrics)
 
-    def _loss(self, count: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
+    def _loss(self, count: mx.array, *arrays: Any) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
         try:
             result = self._task.loss(self._task.model, *arrays)
         except ValueError as error:
             if not self._task.compile or not str(error).startswith(_READS_A_VALUE):
                 raise
             raise RefusedError(_untraceable(error)) from error
-        self.counts_tokens = isinstance(result, tuple | list)
-        pair = tuple(result) if self.counts_tokens else (result, count)
-        if len(pair) != 2 or not isinstance(pair[0], mx.array) or pair[0].size != 1:
+        parts = list(result) if isinstance(result, tuple | list) else [result]
+        metrics = parts.pop() if len(parts) > 1 and isinstance(parts[-1], Mapping) else {}
+        self.counts_tokens = len(parts) == 2
+        if len(parts) not in (1, 2) or not isinstance(parts[0], mx.array) or parts[0].size != 1:
             raise RefusedError(
-                "Task.loss must return a scalar mean, or (scalar mean, weight); found " + _describe(result)
+                "Task.loss must return a scalar mean, or (scalar mean, weight), either also with a dict of metrics as "
+                "the last item; found " + _describe(result)
             )
-        return pair[0].squeeze(), mx.array(pair[1]).astype(mx.float32).squeeze()
+        weight = mx.array(parts[1]) if self.counts_tokens else count
+        if weight.size != 1:
+            raise RefusedError("Task.loss: the weight must be a scalar, found " + _describe(weight))
+        return parts[0].squeeze(), weight.astype(mx.float32).squeeze(), self._checked(metrics)
+
+    def _checked(self, metrics: Mapping[str, Any]) -> dict[str, mx.array]:
+        """The metrics, with the same names in every micro-batch: they could not be averaged otherwise."""
+        added = self._task.max_grad_norm is not None and own_metrics.GRAD_NORM not in metrics
+        arrays = own_metrics.arrays_of(metrics, "Task.loss", added=int(added))
+        names = sorted(arrays)
+        if self._metric_names is not None and names != self._metric_names:
+            raise RefusedError(
+                f"Task.loss must return the same metrics every time; found {', '.join(names) or 'none'}, "
+                f"before {', '.join(self._metric_names) or 'none'}"
+            )
+        self._metric_names = names
+        return arrays
 
     def _prepare(self) -> None:
-        model, optimizer = self._task.model, self._task.optimizer
-        forward, update = [model.state, mx.random.state], [model.state, optimizer.state]
-        self._whole = self._compiled(self._whole_step, [model.state, optimizer.state, mx.random.state])
+        model, optimizer, average = self._task.model, self._task.optimizer, self._average.arrays
+        forward, update = [model.state, mx.random.state], [model.state, optimizer.state, average]
+        self._whole = self._compiled(self._whole_step, [*update, mx.random.state])
         self._plain = self._compiled(self._plain_step, forward)
         self._first = self._compiled(self._first_step, forward)
         self._further = self._compiled(self._further_step, forward)
@@ -150,41 +178,60 @@ class Gradients:
             self._prepare()
         self._shapes.add(shapes)
 
-    def _whole_step(self, count: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
+    def _whole_step(self, count: mx.array, *arrays: Any) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
         return self._update_step(self._plain_step(count, *arrays))
 
     def _plain_step(self, count: mx.array, *arrays: Any) -> Any:
-        (loss, weight), gradients = self._value_and_grad(count, *arrays)
+        (loss, weight, metrics), gradients = self._value_and_grad(count, *arrays)
         if self.counts_tokens:  # bit for bit the gradients, unless every token is masked and they are NaN
             gradients = tree_map(lambda gradient: mx.where(weight > 0, gradient, 0.0), gradients)
-        return loss, weight, gradients
+        return loss, weight, metrics, gradients
 
     def _first_step(self, count: mx.array, *arrays: Any) -> Any:
-        (loss, weight), gradients = self._value_and_grad(count, *arrays)
-        return _weighted(loss, weight), weight, tree_map(lambda gradient: _weighted(gradient, weight), gradients)
+        (loss, weight, metrics), gradients = self._value_and_grad(count, *arrays)
+        metrics, gradients = tree_map(lambda value: _weighted(value, weight), (metrics, gradients))
+        return _weighted(loss, weight), weight, metrics, gradients
 
     def _further_step(self, sums: Any, count: mx.array, *arrays: Any) -> Any:
         return tree_map(mx.add, sums, self._first_step(count, *arrays))
 
-    def _update_step(self, sums: Any) -> tuple[mx.array, mx.array]:
-        loss, weight, gradients = sums
-        self._task.optimizer.update(self._task.model, gradients)
-        return loss, weight
+    def _update_step(self, sums: Any) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
+        loss, weight, metrics, gradients = sums
+        return loss, weight, metrics | self._apply(gradients)
 
-    def _update_by_mean_step(self, sums: Any) -> tuple[mx.array, mx.array]:
-        loss, weight, gradients = sums
-        parameters = self._task.model.trainable_parameters()
+    def _update_by_mean_step(self, sums: Any) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
+        loss, weight, metrics, gradients = sums
         total_weight = mx.where(weight > 0, weight, 1.0)
-        means = tree_map(lambda total, like: (total / total_weight).astype(like.dtype), gradients, parameters)
-        self._task.optimizer.update(self._task.model, means)
-        return loss / weight, weight
+        norm = self._apply(tree_map(lambda total: total / total_weight, gradients))
+        return loss / weight, weight, tree_map(lambda total: total / weight, metrics) | norm
 
-    def _update_by_groups_step(self, sums: Any, count: mx.array) -> tuple[mx.array, mx.array]:
-        loss, weight, gradients = groups.mean_of_groups(sums, count)
+    def _update_by_groups_step(self, sums: Any, count: mx.array) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
+        return self._update_step(groups.mean_of_groups(sums, count))
+
+    def _apply(self, gradients: Any) -> dict[str, mx.array]:
+        """Clip the gradients if requested, update weights and average; returns `grad_norm` if it is a metric."""
+        limit, norm = self._task.max_grad_norm, None
+        if limit is not None:
+            norm = _global_norm(gradients)
+            factor = mx.minimum(limit / (norm + NORM_EPSILON), 1.0)
+            gradients = tree_map(lambda gradient: gradient * factor, gradients)
         parameters = self._task.model.trainable_parameters()
-        return self._update_step(
-            (loss, weight, tree_map(lambda mean, like: mean.astype(like.dtype), gradients, parameters))
-        )
+        gradients = tree_map(lambda gradient, like: gradient.astype(like.dtype), gradients, parameters)
+        self._task.optimizer.update(self._task.model, gradients)
+        self._average.update()
+        shown = norm is not None and own_metrics.GRAD_NORM not in (self._metric_names or ())
+        return {own_metrics.GRAD_NORM: norm} if norm is not None and shown else {}
+
+
+def _global_norm(gradients: Any) -> mx.array:
+    """The norm of all gradients as one vector, summed in float32: in half precision large squares overflow."""
+    squares: Any = [mx.square(gradient.astype(mx.float32)).sum() for _, gradient in _flat(gradients)]
+    return mx.sqrt(sum(squares, start=mx.array(0.0)))
+
+
+def _flat(tree: Any) -> list[tuple[str, mx.array]]:
+    pairs: Any = tree_flatten(tree)
+    return list(pairs)
 
 
 _READS_A_VALUE = "[eval] Attempting to eval an array during function transformations"

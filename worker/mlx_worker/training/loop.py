@@ -16,10 +16,10 @@ from mlx_worker.checkpoint import changes, training_state
 from mlx_worker.checkpoint.rng_state import seed_generators
 from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
 from mlx_worker.checkpoint.store import CheckpointStore, LoadedCheckpoint, weights_sha256
-from mlx_worker.data import order
-from mlx_worker.data.batches import EffectiveBatches
 from mlx_worker.data.sample_log import SampleLog
+from mlx_worker.data.sources import length_of
 from mlx_worker.errors import NotFiniteError, RefusedError
+from mlx_worker.extras.extras import Extras, plan_batches
 from mlx_worker.memory import gradient_checkpointing
 from mlx_worker.memory.cache_policy import CachePolicy
 from mlx_worker.supervision.hang_watchdog import HangWatchdog
@@ -36,6 +36,7 @@ from mlx_worker.training.drills import Drills
 from mlx_worker.training.evaluation import Evaluation
 from mlx_worker.training.finishing import Finishing
 from mlx_worker.training.gradients import Applied, Gradients
+from mlx_worker.training.metrics import numbers_of
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def prepare(job: wire.Job, inputs: LoraInputs | None = None, *, connects: bool =
     seed_generators(job.seed)
     task = build_task(job, inputs, connects=connects)
     job = with_request(job, task)
+    replace_by_settings(job, task)
     if not tree_flatten(task.model.trainable_parameters()):
         raise RefusedError("Task.model has no trainable parameters; unfreeze at least one")
     mx.eval(task.model.state)
@@ -118,6 +120,14 @@ def build_task(job: wire.Job, inputs: LoraInputs | None = None, *, connects: boo
     return build(job, inputs, connects=connects)
 
 
+def replace_by_settings(job: wire.Job, task: Task) -> None:
+    """The settings' own values count, not the task's; 0 switches off."""
+    if job.max_grad_norm is not None:
+        task.max_grad_norm = job.max_grad_norm or None
+    if job.ema_decay is not None:
+        task.ema_decay = job.ema_decay or None
+
+
 def plan_of(job: wire.Job, task: Task) -> Plan:
     """Batch and steps: from the job, else from the task. Raises RefusedError."""
     size = job.batch.size or task.batch_size
@@ -128,10 +138,10 @@ def plan_of(job: wire.Job, task: Task) -> Plan:
     steps = job.steps or task.steps
     if steps is None:
         raise RefusedError(f"{settings_key(job, 'steps')} is missing: set it, or Task.steps in the task")
-    samples = len(task.dataset)
+    samples = length_of(task.dataset)
     if samples == 0:
         raise RefusedError("Task.dataset is empty; at least 1 sample is needed")
-    if effective > samples:
+    if samples is not None and effective > samples:
         where = "Task.batch_size × Task.accumulation" if job.batch.from_task else settings_key(job, "batch")
         raise RefusedError(
             f"the effective batch of {effective} samples (batch.size = {size}) exceeds the dataset's {samples}; use at "
@@ -178,14 +188,20 @@ class Trainer:
         newest = store.load_newest()
         self.progress, changed = self._restore(newest)
         self.checkpoint = None if newest is None else newest.path.name
-        self.skipped, self.notes = store.skipped, [*changed, *task.notes]
-        grouping = order.grouping(self.facts["order"], task)
-        self.batches = EffectiveBatches(len(task.dataset), job.seed, self.progress.cursor, grouping)
+        self.skipped = store.skipped
+        self.extras = Extras(
+            task,
+            newest,
+            lambda: plan_batches(task, job.seed, self.progress.cursor, self.facts),
+            lambda: self.link.phase("load", "skipping samples"),
+        )
+        self.source, self.average = self.extras.source, self.extras.average
+        self.notes = [*changed, *self.extras.notes, *task.notes]
         self.watchdog = HangWatchdog(job.hang_timeout_s)
         self.saver = Saver(job, store, newest, self.link, memory, self.watchdog)
-        self.finishing = Finishing(job, task, store, self.saver, commands, self.watchdog)
+        self.finishing = Finishing(job, task, store, self.saver, commands, self.watchdog, self.extras)
         self.notes += self.finishing.check(resumed=newest is not None)
-        self.evaluation = Evaluation(job, task, commands, memory, self.watchdog, self.saver)
+        self.evaluation = Evaluation(job, task, commands, memory, self.watchdog, self.saver, self.average)
         self.sample_log = SampleLog(job)
         self._finished_s = float("-inf")
 
@@ -241,7 +257,7 @@ class Trainer:
 
     def _train(self) -> None:
         task, progress = self.task, self.progress
-        gradients = Gradients(task, splits=self.memory.splits_update)
+        gradients = Gradients(task, splits=self.memory.splits_update, average=self.average)
         self.commands.autopsy.count_shapes = lambda: gradients.shapes
         task.model.train()
         if progress.step == 0 and task.evaluate_every_steps and not self.stop.requested:
@@ -270,6 +286,8 @@ class Trainer:
 
     def _must_finish_first(self, step: int) -> bool:
         """Whether something needs the exact state after this update, before the next one begins."""
+        if self.task.after_update is not None:
+            return True  # it may read the model
         waits = self.memory.waits or self.drills.within_updates or self.commands.autopsy.is_due(step)
         evaluates = self.evaluation.is_due(step, self.plan.steps)
         return waits or evaluates or self.saver.is_due(step) or self._milestone_is_due(step)
@@ -277,7 +295,7 @@ class Trainer:
     def _launch(self, gradients: Gradients, step: int) -> _Launched:
         """Start the next update on the device."""
         started_s = time.perf_counter()
-        epoch, ids = self.batches.epoch, self.batches.next(self.plan.effective)
+        epoch, ids = self.source.next(self.plan.effective)
         micro_batches = groups.cut(ids, self.plan.size, self.group)
         alone = len(micro_batches) == 1
 
@@ -292,7 +310,7 @@ class Trainer:
         self.drills.within_update(step)
         applied = gradients.apply()
         return _Launched(
-            step, epoch, ids, self.batches.cursor, self.plan.size, len(micro_batches), started_s, applied,
+            step, epoch, ids, self.source.cursor, self.plan.size, len(micro_batches), started_s, applied,
             gradients.counts_tokens,
         )  # fmt: skip
 
@@ -313,9 +331,12 @@ class Trainer:
         self.watchdog.note_update(seconds)
         self.saver.note_update(seconds)
         self.sample_log.write(progress.step, launched.epoch, launched.ids)
-        self._report(launched, tokens, rate, seconds)
-        if self.task.after_update is not None:
-            self.task.after_update(Update(progress.step, loss, rate, tokens, progress.tokens, seconds))
+        metrics = numbers_of(launched.applied.metrics)
+        self._report(launched, tokens, rate, seconds, metrics)
+        update = Update(progress.step, loss, rate, tokens, progress.tokens, seconds, metrics)
+        for notify in (self.task.report_update, self.task.after_update):
+            if notify is not None:
+                notify(update)
         if self.job.stop_on_not_finite and weight != 0 and not math.isfinite(loss):  # without weight nothing changed
             found = "NaN" if math.isnan(loss) else "infinite"
             before = "no previous step" if loss_before is None else f"previous loss {loss_before:.6g}"
@@ -328,7 +349,8 @@ class Trainer:
             self.evaluation.validate(self.progress.step, self.plan.size)
         if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.requested:
             self.watchdog.arm(CHECKPOINT_BOUND_S)
-            self.task.milestone(self.progress.step)
+            with self.average.in_model():
+                self.task.milestone(self.progress.step)
             self.watchdog.arm()
         self.commands.poll()
         if self.saver.is_due(self.progress.step):
@@ -346,7 +368,7 @@ class Trainer:
         (autopsy.after_update if more_updates else autopsy.finish)(self.progress.step)
 
     def _collate(self, ids: list[int]) -> tuple[Any, ...]:
-        arrays = self.task.collate([self.task.dataset[i] for i in ids])
+        arrays = self.task.collate(self.source.load(ids))
         arrays = arrays if isinstance(arrays, tuple | list) else (arrays,)
         return tuple(array if isinstance(array, mx.array) else mx.array(array) for array in arrays)
 
@@ -354,14 +376,17 @@ class Trainer:
         resize = self.commands.take_resize()
         if resize is None:
             return
-        if resize.effective_batch > len(self.task.dataset):
+        samples = length_of(self.task.dataset)
+        if samples is not None and resize.effective_batch > samples:
             print(f"note: ignored resize: effective batch {resize.effective_batch} exceeds the dataset")
             return
         size = min(resize.batch_size, resize.effective_batch)
         self.plan = Plan(size, resize.effective_batch, self.plan.steps)
         self.facts["free"] |= {"batch.size": size, "batch.effective": resize.effective_batch}
 
-    def _report(self, launched: _Launched, tokens: int, rate: float, seconds: float) -> None:
+    def _report(
+        self, launched: _Launched, tokens: int, rate: float, seconds: float, metrics: dict[str, float | None]
+    ) -> None:
         """Report an update. In 15 of 16 reports `active_bytes` includes a part of the next update (measured: 6 MiB).
 
         The lowest of 16 consecutive ones is within 22 KiB of what is held between updates.
@@ -373,11 +398,13 @@ class Trainer:
             learning_rate=rate, seconds=seconds,
             batch_size=launched.size, accumulation=launched.accumulation,
             active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes, peak_bytes=counters.peak_bytes,
-            resident_bytes=counters.resident_bytes, dropped=self.link.dropped,
+            resident_bytes=counters.resident_bytes, dropped=self.link.dropped, metrics=metrics,
         )  # fmt: skip
 
     def _save(self, *, waiting: bool) -> bool:
-        saved = self.saver.save(self.progress, self.batches.epoch, self.facts, self.task, waiting=waiting)
+        saved = self.saver.save(
+            self.progress, self.source.epoch, self.facts, self.task, waiting=waiting, more=self.extras.state
+        )
         if self.link.current_phase != "train":
             self.link.phase("train")
         return saved

@@ -13,7 +13,7 @@ from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Ru
 from mlx_supervisor.core.machine.starting import batch_as_requested
 from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.memory.breaker import BreakerState, Trip
-from mlx_supervisor.core.words import counted, duration, sentence, size, validation_text
+from mlx_supervisor.core.words import counted, duration, figures, sentence, size, validation_text
 
 FINDINGS_AT_MOST = 24
 FINDING_LIMIT_CHARS = 300
@@ -145,10 +145,11 @@ def _say_wait(run: Run, event: ev.PhaseChange) -> None:
 def on_validation(run: Run, event: ev.ValidationReport) -> None:
     past = run.history
     past.add_validation(event.step, event.loss)
+    past.validation_metrics = dict(event.metrics)
     text = validation_text(event.loss, event.step, past.best_validation_loss, past.best_validation_step)
     run.say(
         "validation",
-        f"Validation loss {text}.",
+        f"Validation loss {', '.join([text, *figures(event.metrics)])}.",
         step=event.step,
         loss=event.loss if isfinite(event.loss) else None,
         best_loss=past.best_validation_loss,

@@ -77,7 +77,7 @@ def build(job: wire.Job, inputs: LoraInputs | None = None, *, connects: bool = T
         milestone_every_steps=_updates(
             values, config.given.get("save_every") or 0
         ),  # not its default: checkpoints limit lost work
-        after_update=reports.update,
+        report_update=reports.update,
         after_evaluation=reports.evaluation,
         evaluate_every_steps=_updates(values, values.steps_per_eval),
         export=lambda folder: export(folder, model, values),
