@@ -52,7 +52,7 @@ LAYERS = {
             "tasks",
             "tasks.mlx_lm",
         ),
-        *("training", "check", "export", "__main__"),
+        *("tasks", "tasks.mlx_lm", "training", "check", "export", "__main__"),
     ],
 }
 """Packages, lowest first. A package may import those before it and itself, never one after it."""
