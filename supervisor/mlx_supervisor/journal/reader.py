@@ -106,10 +106,10 @@ class JournalReader:
         sql = "SELECT generation, max(footprint_bytes) AS peak FROM samples WHERE run = ? GROUP BY generation"
         return {row["generation"]: row["peak"] for row in self._select(sql, run)}
 
-    def trips(self, run: str) -> dict[int, int]:
-        """Memory trips of every generation that had one."""
-        sql = "SELECT generation, count(*) AS trips FROM events WHERE run = ? AND kind = 'trip' GROUP BY generation"
-        return {row["generation"]: row["trips"] for row in self._select(sql, run)}
+    def tripped(self, run: str) -> set[int]:
+        """The generations with a notice of a memory trip. A soft trip and the hard one after it are one trip."""
+        rows = self._select("SELECT DISTINCT generation FROM events WHERE run = ? AND kind = 'trip'", run)
+        return {row["generation"] for row in rows}
 
     def _select(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
         try:

@@ -276,3 +276,17 @@ def test_export_asks_the_worker_and_has_its_exit_status(finished: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == f"{finished.parent.resolve()}/state/runs/run/checkpoints: no checkpoint yet\n"
     assert not (finished.parent / "out").exists()
+
+
+def test_a_generation_has_at_most_one_trip(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the supervisor counts: a soft trip and the hard one after it are one, and the kernel's kill is one."""
+    with closing(sqlite3.connect(finished.parent / "state/journal.db")) as connection, connection:
+        names = "run, generation, kind, level, text, fields, wall_s"
+        for hard in (False, True):
+            row = ("run", 1, "trip", "warning", "", json.dumps({"hard": hard}), 0.0)
+            connection.execute(f"INSERT INTO events ({names}) VALUES (?,?,?,?,?,?,?)", row)
+        (record,) = connection.execute("SELECT record FROM generations WHERE generation = 2").fetchone()
+        killed = json.dumps(json.loads(record) | {"cause": "killed by the kernel for memory"})
+        connection.execute("UPDATE generations SET record = ? WHERE generation = 2", (killed,))
+    assert history([], None, as_csv=False, as_json=True) == 0
+    assert [each["trips"] for each in json.loads(printed(capsys))[0]["generations"]] == [1, 1]

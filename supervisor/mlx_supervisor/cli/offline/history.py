@@ -11,6 +11,7 @@ from typing import Any
 from mlx_supervisor.cli.offline import places, runs
 from mlx_supervisor.cli.offline.runs import KnownRun
 from mlx_supervisor.cli.offline.text import iso, loss, moment, table
+from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import counted, duration
 from mlx_supervisor.journal.database import JournalError
@@ -70,17 +71,18 @@ def _generations(run: KnownRun) -> list[dict[str, Any]]:
     if run.journal is None:
         return []
     try:
-        totals, trips = run.journal.step_totals(run.name), run.journal.trips(run.name)
+        totals, trips = run.journal.step_totals(run.name), run.journal.tripped(run.name)
         peaks = run.journal.peaks(run.name)
     except JournalError as error:
         print(f"{run.name}: {error}", file=sys.stderr)
-        totals, trips, peaks = {}, {}, {}
+        totals, trips, peaks = {}, set(), {}
     live = run.worker
     records = []
     for each in run.generations:
         total, ended = totals.get(each.generation, {}), each.record
         record: dict[str, Any] = {"generation": each.generation, **_so_far(total), **(ended or {})}
-        record |= {"started": iso(each.opened_s), "trips": trips.get(each.generation, 0), "loss": total.get("loss")}
+        record |= {"started": iso(each.opened_s), "loss": total.get("loss")}
+        record["trips"] = int(each.generation in trips or record.get("cause") in MEMORY_CAUSES)
         record["exit"] = record.pop("ended", None)  # "ended" is a time here
         record["ended"] = iso(each.opened_s + record["seconds"]) if ended else None
         if ended is None:
