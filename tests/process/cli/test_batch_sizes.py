@@ -20,8 +20,8 @@ def needed_mib(size: int) -> int:
 class Machine:
     """Answers measurements as a worker whose memory is linear in the batch size; `limit_mib` kills it."""
 
-    def __init__(self, limit_mib: float, problem: str = "") -> None:
-        self.limit_mib, self.problem = limit_mib, problem
+    def __init__(self, limit_mib: float, problem: str = "", compiler_mib: int = 0) -> None:
+        self.limit_mib, self.problem, self.compiler_mib = limit_mib, problem, compiler_mib
         self.sizes: list[int] = []
 
     async def measure(self, size: int) -> Probe[MeasureReport]:
@@ -30,7 +30,7 @@ class Machine:
         report = MeasureReport(
             problems=problems, batch_size=size, began_s=10.0, update_s=0.1 * size, peak_bytes=MIB, saved=True
         )
-        needed = needed_mib(size)
+        needed = needed_mib(size) + (self.compiler_mib if len(self.sizes) == 1 else 0)
         killed = needed > self.limit_mib
         samples = [(1.0, 5 * MIB), (11.0, needed * MIB)]
         return Probe(None if killed else report, samples, killed, False, "exit code 0", [])
@@ -57,6 +57,12 @@ def test_nothing_larger_is_measured_once_a_size_does_not_fit() -> None:
     machine = Machine(130)
     assert machine.find(requested=8).largest == 1
     assert machine.sizes == [1, 2]
+
+
+def test_a_measurement_that_a_compiler_disturbed_is_repeated() -> None:
+    machine = Machine(1000, compiler_mib=90)
+    assert machine.find(requested=2).largest == Machine(1000).find(requested=2).largest
+    assert machine.sizes[:4] == [1, 2, 4, 1]
 
 
 def test_a_limit_below_the_smallest_batch_leaves_none() -> None:

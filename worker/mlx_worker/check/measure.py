@@ -125,7 +125,7 @@ def measure(job: wire.Job, stop: StopFlag, inputs: LoraInputs | None) -> Measure
     return MeasureReport(
         problems=[],
         batch_size=few_plan.size, accumulation=accumulation, began_s=began_s,
-        update_s=sum(link.seconds[-TIMED:]) / TIMED, tokens=link.tokens,
+        update_s=sum(link.seconds[-TIMED:]) / TIMED * plan.effective / len(samples), tokens=link.tokens,
         peak_bytes=max(link.peak_bytes, mx.get_peak_memory()),
         evaluated=all_of_it is not None, evaluated_all=all_of_it is True, saved=store.saved,
     )  # fmt: skip

@@ -109,7 +109,7 @@ async def _measure(settings: Settings, name: str, findings: Findings) -> None:
         return await probe.measure(settings, name, findings.bound.limit_bytes, size=size, effective=size * accumulation)
 
     at_most = max(1, samples // accumulation)
-    findings.measured = found = await measure_sizes(measure, findings.bound, report.batch_size, at_most)
+    findings.measured = found = await measure_sizes(measure, findings.bound, report.batch_size, at_most, accumulation)
     if found.problem:
         findings.problems.append(f"{settings.path}: {found.problem}")
     elif found.largest == 0:

@@ -35,7 +35,7 @@ def _of_report(report: CheckReport) -> list[tuple[str, str]]:
     share = report.trainable / report.parameters if report.parameters else 0.0
     named = f"{report.model} ({report.architecture})" if report.model else report.architecture
     found = [
-        ("model", f"{named}, {report.parameters:,} parameters, {report.trainable:,} trained ({100 * share:.2g} %)"),
+        ("model", f"{named}, {report.parameters:,} parameters, {report.trainable:,} trained ({_percent(share)})"),
         *(("data", _subset(each)) for each in report.data),
     ]
     samples = report.data[0].samples if report.data else 0
@@ -53,6 +53,10 @@ def _of_report(report: CheckReport) -> list[tuple[str, str]]:
     if report.output is not None:
         found.append(("output", f"{report.output}, {size(report.output_bytes)}; can be written"))
     return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _subset(each: SubsetReport) -> str:
@@ -110,7 +114,7 @@ def _row(point: Point, found: Measured) -> tuple[str, ...]:
     share = f"{100 * point.peak_bytes / found.bound.limit_bytes:.0f} %"
     mark = "measured" if point.measured else "predicted"
     fits = "" if point.size <= found.largest else ", does not fit"
-    rate = point.size / point.update_s if point.update_s else 0.0
+    rate = point.size * found.accumulation / point.update_s if point.update_s else 0.0
     update = duration(point.update_s)
     return (f"{point.size:,}", f"{point.peak_bytes / MIB:,.0f}", share, update, f"{rate:,.3g}", mark + fits)
 
