@@ -10,6 +10,7 @@ from mlx_supervisor.core.words import (
     mebibytes,
     remaining,
     sentence,
+    shortened,
     size,
     used_of,
     validation_text,
@@ -99,3 +100,10 @@ def test_a_validation_names_the_best_step() -> None:
     assert validation_text(2.31, 40, 2.28, 30) == "2.31 at step 40 (best 2.28 at step 30)"
     assert validation_text(2.28, 30, 2.28, 30) == "2.28 at step 30 (best)"
     assert validation_text(float("nan"), 30, None, 0) == "NaN at step 30"
+
+
+def test_a_long_text_is_cut_before_the_place_at_its_end() -> None:
+    assert shortened("short (a.py:1)", 20) == "short (a.py:1)"
+    assert shortened("x" * 50 + " (a.py:1 in f)", 40) == "x" * 25 + "… (a.py:1 in f)"
+    assert shortened("x" * 50, 40) == "x" * 39 + "…"
+    assert len(shortened("x " * 50 + "(" + "y" * 50 + ")", 40)) <= 40

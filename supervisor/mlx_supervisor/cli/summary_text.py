@@ -12,6 +12,9 @@ from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.words import counted, duration, validation_text
 
 GENERATIONS_SHOWN = 12
+TABLE_WIDTH = 110
+"""A pipe has no width; rich would break lines at 80."""
+LEAST_STALL_SHOWN = 0.0005
 ALL_DONE = "all steps done"
 """The reason of a completed run, which needs none."""
 
@@ -26,7 +29,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
             console.print(f"{figures[0].upper()}{figures[1:]}.")
     generations = summary["generations"]
     if generations:
-        console.print(_table(generations[-GENERATIONS_SHOWN:]))
+        console.print(_table(generations[-GENERATIONS_SHOWN:]), width=max(console.width, TABLE_WIDTH))
     if len(generations) > GENERATIONS_SHOWN:
         console.print(f"({len(generations) - GENERATIONS_SHOWN} earlier generations are in summary.json)")
     if summary.get("exported_to") and outcome == "completed":
@@ -87,7 +90,7 @@ def _figures(summary: Mapping[str, Any]) -> str:
         figures += [counted(restarts, "restart"), f"{counted(summary['replayed_steps'], 'step')} replayed"]
     if summary["goodput"] is not None:
         figures.append(f"{100 * summary['goodput']:.0f} % of the time spent training")
-    if summary["checkpoint_stall_fraction"] is not None:
+    if (summary["checkpoint_stall_fraction"] or 0.0) >= LEAST_STALL_SHOWN:
         figures.append(f"{100 * summary['checkpoint_stall_fraction']:.1f} % of training time spent on checkpoints")
     if summary["weights_sha256"]:
         figures.append(f"weights {summary['weights_sha256'][:12]}…")

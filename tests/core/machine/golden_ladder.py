@@ -146,10 +146,10 @@ LADDER = {
         ready                       -> running
         steps 4                     -> running
         {WATCHDOG}                  -> backoff: close GPU watchdog, save
+            | GPU watchdog: std::runtime_error: [METAL] Command buffer execution failed: Impacting Interact…;
+            | restarting in 1 s with batch 8 × 1, 4 steps lost.
             | Advice: not the batch: let the display sleep (pmset displaysleepnow) or close programs that draw on it;
             | setting AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 in the environment has helped others.
-            | GPU watchdog: std::runtime_error: [METAL] Command buffer execution failed: Impacting Interactivity
-            | (0000000e:kIOG…; restarting in 1 s with batch 8 × 1, 4 steps lost.
         tick                        -> starting: save, spawn 2 batch 8 of 8 save 2
     """),
     "memory and crashes have budgets of their own": (

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from mlx_supervisor.core.words import shortened
 
-LINE_CHARS = 112
+LINE_CHARS = 120
 _FINDING = re.compile(r"(?P<kind>arrays|objects|compiled): (?P<what>.+?): (?P<counts>[\d,]+ → .+)")
 _HOLDER = re.compile(
-    r"; referenced by (?P<holder>.+?)(?:, (?:attribute|closure|in|local|global)\b.*?)?(?P<place> \([^()]*\))?$"
+    r"; referenced by (?P<holder>.+?)(?:, (?:attribute|closure|in|local|global)\b.*?)?(?: \((?P<place>[^()]*)\))?$"
 )
 
 
@@ -28,7 +28,8 @@ def headline(findings: Sequence[str], *, cut_short: bool) -> Headline:
             continue  # a note, not something that grew
         holder = _HOLDER.search(found["counts"])
         counts = found["counts"] if holder is None else found["counts"][: holder.start()]
-        referrer = "" if holder is None else f"; referenced by {holder['holder']}{holder['place'] or ''}"
+        place = "" if holder is None or not holder["place"] else f" ({holder['place'].rpartition('/')[2]})"
+        referrer = "" if holder is None else f"; referenced by {holder['holder']}{place}"
         text = shortened(f"Growing: {found['kind']} {found['what']}, {counts}{referrer}", LINE_CHARS)
         return Headline(f"{text}.", f"{found['kind']} {found['what']}{referrer}")
     if cut_short:

@@ -12,7 +12,7 @@ from mlx_supervisor.core.words import counted, duration, sentence, shortened, si
 
 NEAR_SHARE = 0.85
 """Share of the limit above which an unexplained death is attributed to memory."""
-ERROR_CHARS = 100
+ERROR_CHARS = 80
 """Of an error in a notice; the whole error is in the notice's fields, the summary and stderr.log."""
 WHAT = {
     Cause.REQUESTED: "",
