@@ -233,3 +233,14 @@ def test_the_summary_names_the_best_validation_and_the_speed() -> None:
         "night: completed at step 20 of 20.",
         "Loss 2.5000 (smoothed 2.6250), validation 2.31 at step 40 (best 2.28 at step 30), 2,985 tokens/s.",
     ]
+
+
+def test_notices_for_the_log_alone_stay_off_the_screen() -> None:
+    lines = plain_lines(
+        MachineTimeline(),
+        "start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running\nsaved -> running: save\n"
+        "sample 2300.2 2 -> killing: kill\n"
+        "exit signal=9 -> starting: close memory pressure, save, spawn 2 batch 4 of 8",
+    )
+    assert lines[-1] == "Used 2,300 MiB, limit 2,200: worker killed; restarting with batch 4 × 2, 0 steps lost."
+    assert not any("Saved checkpoint" in line or "killing the worker" in line for line in lines)
