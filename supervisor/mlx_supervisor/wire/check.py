@@ -4,14 +4,16 @@ import msgspec
 
 
 class SubsetReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One set of samples. `tokens` (after the cut) and `longest` (before it) are None where they can't be counted.
+    """One set of samples. `stream`: it has no length, and `samples` are the first ones.
 
-    `truncated` samples are longer than the limit and lose `cut_tokens` together. `empty` samples have no content,
-    `masked` ones consist of their prompt alone: neither teaches anything.
+    `tokens` (after the cut) and `longest` (before it) are None where they can't be counted. `truncated` samples are
+    longer than the limit and lose `cut_tokens` together. `empty` samples have no content, `masked` ones consist of
+    their prompt alone: neither teaches anything.
     """
 
     name: str
     samples: int
+    stream: bool = False
     tokens: int | None = None
     longest: int | None = None
     truncated: int = 0

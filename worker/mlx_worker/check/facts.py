@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from msgspec import structs
 
 from mlx_supervisor import wire
 from mlx_supervisor.wire.check import CheckReport, SubsetReport
@@ -35,9 +36,7 @@ def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) 
     job, task, plan = prepared = loop.prepare(job, inputs, connects=False)
     found = resume.Resume() if checkpoints is None else resume.read(checkpoints, prepared)
     mx.eval(task.optimizer.state)
-    train = "train"
-    if not is_sized(task.dataset):
-        train = "train (a stream, its first samples)"
+    if stream := not is_sized(task.dataset):
         task = replace(task, dataset=head_of(task.dataset, STREAM_READ))
     trainable = sum(int(array.size) for array in dict(tree_flatten(task.model.trainable_parameters())).values())
     averaged_bytes = 0 if task.ema_decay is None else trainable * mx.float32.size
@@ -54,7 +53,10 @@ def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) 
         parameters=_parameters(task.model),
         trainable=trainable,
         optimizer=type(task.optimizer).__name__,
-        data=[_counted(name, part) for name, part in {train: task.dataset, **task.other_datasets}.items()],
+        data=[
+            structs.replace(_counted("train", task.dataset), stream=stream),
+            *(_counted(name, part) for name, part in task.other_datasets.items()),
+        ],
         shapes=_shapes(task, plan.size),
         batch_size=plan.size,
         effective_batch=plan.effective,

@@ -102,7 +102,7 @@ async def _measure(settings: Settings, name: str, findings: Findings) -> None:
     report = findings.report
     assert report is not None
     accumulation = max(1, -(-report.effective_batch // report.batch_size))
-    samples = next((each.samples for each in report.data), 0)
+    samples = report.data[0].samples if report.data else 0
 
     async def measure(size: int) -> probe.Probe[MeasureReport]:
         print(f"Measuring batch size {size} ...", file=sys.stderr, flush=True)

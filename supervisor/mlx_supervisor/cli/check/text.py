@@ -38,11 +38,11 @@ def _of_report(report: CheckReport) -> list[tuple[str, str]]:
         ("model", f"{named}, {report.parameters:,} parameters, {report.trainable:,} trained ({_percent(share)})"),
         *(("data", _subset(each)) for each in report.data),
     ]
-    samples = report.data[0].samples if report.data else 0
-    epochs = report.steps * report.effective_batch / samples if samples else 0.0
+    samples = 0 if not report.data or report.data[0].stream else report.data[0].samples
+    epochs = report.steps * report.effective_batch / samples if samples else None
     micro = f"{report.batch_size} × {-(-report.effective_batch // report.batch_size)}"
-    passes = f"{epochs:,.3g} epoch" + ("" if f"{epochs:.3g}" == "1" else "s")
-    batch = f"{micro} (micro-batch × accumulation), {counted(report.steps, 'step')} = {passes}, "
+    passes = "" if epochs is None else f" = {epochs:,.3g} epoch" + ("" if f"{epochs:.3g}" == "1" else "s")
+    batch = f"{micro} (micro-batch × accumulation), {counted(report.steps, 'step')}{passes}, "
     found.append(("batch", f"{batch}{report.optimizer}; at most {', '.join(report.shapes)}"))
     if report.evaluate_every_steps:
         found.append(("evaluation", f"every {counted(report.evaluate_every_steps, 'step')}"))
@@ -60,7 +60,7 @@ def _percent(share: float) -> str:
 
 
 def _subset(each: SubsetReport) -> str:
-    words = [f"{each.name}: {counted(each.samples, 'sample')}"]
+    words = [f"{each.name}: " + ("a stream, its first " if each.stream else "") + counted(each.samples, "sample")]
     if each.tokens is not None and each.longest is not None:
         words.append(f"{each.tokens:,} tokens, longest {each.longest:,}")
     if each.truncated:
@@ -93,7 +93,7 @@ def _measured_lines(found: Measured, findings: Findings) -> list[str]:
         return shown if rows else []
     share, limit = f"{100 * found.bound.share:.3g} %", size(found.bound.limit_bytes)
     if found.largest == found.at_most:
-        shown.append(f"Every batch size up to {found.at_most}, the whole data set, fits {share} of {limit}.")
+        shown.append(f"Every batch size up to {found.at_most}, as many samples as were read, fits {share} of {limit}.")
     elif found.largest:
         shown.append(f"The largest batch size that fits is {found.largest}: it stays below {share} of {limit}.")
     shown.append("Measured with the longest samples, without MLX's cache, which takes only what is left.")
