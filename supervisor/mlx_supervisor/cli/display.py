@@ -197,14 +197,28 @@ def batch_text(run: Run) -> str:
         accumulation = None if size is None or effective is None else -(-effective // size)
     else:
         size, accumulation = step.batch_size, step.accumulation
-    parts = ["?" if size is None or accumulation is None else f"{size} × {accumulation}"]
+    parts = ["?" if size is None or accumulation is None else f"{size} × {accumulation}", growth_due_text(run, size)]
     if run.checkpoints_gradients:
         parts.append("gradient checkpointing")
     if history.trips:
         parts.append(counted(history.trips, "memory trip"))
     if run.breaker.state is not BreakerState.CLOSED:
         parts.append(f"breaker {run.breaker.state.value}")
-    return ", ".join(parts)
+    return ", ".join(filter(None, parts))
+
+
+def growth_due_text(run: Run, size: int | None) -> str:
+    """What becomes of a micro-batch of `size` that is smaller than requested; "" for any other."""
+    batch = run.batch
+    if size is None or batch.size is None or batch.requested is None or max(size, batch.size) > batch.requested:
+        return ""
+    if batch.size > size:
+        return f"growing to {batch.size}"
+    if batch.growth_due is not None:
+        larger, steps = batch.growth_due
+        when = "once stable" if run.breaker.state is not BreakerState.CLOSED else f"after {counted(steps, 'good step')}"
+        return f"grows to {larger} {when}"
+    return f"stays below {min(batch.tripped)}, which did not fit" if batch.tripped and size < batch.requested else ""
 
 
 def losses_of(run: Run) -> str:

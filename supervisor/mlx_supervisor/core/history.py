@@ -81,6 +81,7 @@ class RunHistory:
     limit_bytes: int = 0
     proven_limit_bytes: int = 0
     failures: int = 0
+    starts: int = 0
     breaker_open: bool = False
     autopsy: list[str] = field(default_factory=list)
     error: str = ""
@@ -167,8 +168,8 @@ class RunHistory:
 
     @property
     def restarts(self) -> int:
-        """Generations before the current one."""
-        return max(self.generation - 1, 0)
+        """Generations that the supervisor started, not a person."""
+        return max(self.generation - max(self.starts, 1), 0)
 
     @property
     def goodput(self) -> float | None:

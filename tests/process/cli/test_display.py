@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from tests.core.machine.timeline import MachineTimeline
+from tests.core.machine.timeline import MachineTimeline, policy
 
-from mlx_supervisor.cli.display import PlainDisplay, block, growth_text, progress_text
+from mlx_supervisor.cli.display import PlainDisplay, batch_text, block, growth_text, progress_text
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.summary_text import print_summary
 from mlx_supervisor.core import actions as act
@@ -244,3 +244,34 @@ def test_notices_for_the_log_alone_stay_off_the_screen() -> None:
     )
     assert lines[-1] == "Used 2,300 MiB, limit 2,200: worker killed; restarting with batch 4 × 2, 0 steps lost."
     assert not any("Saved checkpoint" in line or "killing the worker" in line for line in lines)
+
+
+def test_the_display_shows_a_growth_that_is_pending() -> None:
+    timeline = MachineTimeline(policy(size=8, start=2, grow_after_steps=20))
+    timeline.play("start -> starting: save, spawn 1 batch 2 of 8\nready -> running\nsteps 18 -> running")
+    assert batch_text(timeline.machine) == "2 × 4, grows to 4 after 2 good steps"
+    timeline.play("steps 2 -> running: save, resize 4 of 8")
+    assert batch_text(timeline.machine) == "2 × 4, growing to 4"
+    timeline.play("steps 1 batch=4 -> running")
+    assert batch_text(timeline.machine) == "4 × 2, grows to 8 after 19 good steps"
+
+
+def test_the_display_names_the_size_that_did_not_fit() -> None:
+    timeline = MachineTimeline()
+    timeline.play(
+        "start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running\n"
+        "sample 2300 2 -> killing: kill\nexit signal=9 -> starting: close memory pressure, save, spawn 2 batch 4 of 8 save 1\n"
+        "ready -> running\nsteps 1 -> running"
+    )
+    assert "stays below 8, which did not fit" in batch_text(timeline.machine)
+
+
+def test_a_start_by_a_person_is_no_restart() -> None:
+    timeline = MachineTimeline()
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running")
+    timeline.play("stop -> draining: ask stop\nexit 75 -> stopped: close requested, save, finish stopped")
+    timeline.play("start -> starting: save, spawn 2 batch 8 of 8\nready -> running\nsteps 1 -> running")
+    assert timeline.machine.history.restarts == 0
+    timeline.play("exit signal=9 -> backoff: close killed externally, save")
+    timeline.play("tick -> starting: save, spawn 3 batch 8 of 8 save 1")
+    assert timeline.machine.history.restarts == 1

@@ -31,6 +31,7 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
         run.was_complete = run.state is S.COMPLETED
         if not run.history.unfinished:
             run.budget.reset()
+            run.history.starts += 1
         run.say("start", "Starting.", batch_size=run.batch.size)
         _cool_down(run, event.at_s)
     elif event.kind is not CommandKind.SUSPEND and run.history.generation > 0 and run.history.outcome == "":
