@@ -260,7 +260,8 @@ def test_the_display_names_the_size_that_did_not_fit() -> None:
     timeline = MachineTimeline()
     timeline.play(
         "start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running\n"
-        "sample 2300 2 -> killing: kill\nexit signal=9 -> starting: close memory pressure, save, spawn 2 batch 4 of 8 save 1\n"
+        "sample 2300 2 -> killing: kill\n"
+        "exit signal=9 -> starting: close memory pressure, save, spawn 2 batch 4 of 8 save 1\n"
         "ready -> running\nsteps 1 -> running"
     )
     assert "stays below 8, which did not fit" in batch_text(timeline.machine)
