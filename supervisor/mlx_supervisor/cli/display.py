@@ -16,7 +16,7 @@ from mlx_supervisor.core.machine.states import AT_REST, TRAINING
 from mlx_supervisor.core.memory.breaker import BreakerState
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.words import counted, duration, loss_text, mebibytes, validation_text
+from mlx_supervisor.core.words import counted, duration, figures, loss_text, mebibytes, validation_text
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.daemon.step_line import step_line
 from mlx_supervisor.host.time_left import time_left
@@ -124,6 +124,7 @@ def block(name: str, run: Run, now_s: float, width: int) -> list[Text]:
         "growth": growth_text(run.breaker.growth),
         "loss": losses_of(run),
         "validation": validation_of(run),
+        "metrics": ", ".join(figures(history.metrics)),
         "batch": batch_text(run),
         "waiting": f"for {run.waiting_for}" if run.waiting_for else "",
     }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_supervisor.core.words import counted, duration, loss_text, mebibytes, validation_text
+from mlx_supervisor.core.words import counted, duration, figures, loss_text, mebibytes, validation_text
 from mlx_supervisor.host.time_left import time_left
 
 NAME_WIDTH = 33
@@ -31,6 +31,7 @@ def details_of(extra: Mapping[str, Any]) -> list[str]:
         time_left(extra.get("eta_s")),
         _loss(extra),
         _validation(extra),
+        ", ".join(figures(extra.get("metrics") or {})),
         _batch(extra),
         "gradient checkpointing" if extra.get("gradient_checkpointing") else "",
         _memory(extra),
