@@ -63,7 +63,7 @@ def test_two_projects_that_name_no_state_folder_are_two_runs(folder: Path, home:
         assert (done.process.returncode, done.summary()["generations"][0]["first_step"]) == (0, 1)
         folders = sorted((home / "projects").iterdir())
         assert [each.name[:-6] for each in folders] == ["a-", "b-"]
-        assert f"{folders[1]}/runs/run/summary.json" in done.stderr
+        assert f"{folders[1]}/runs/run" in done.stderr
         assert "COMPLETED" in run_client([*SUPERVISORCTL, "-c", str(first), "info", "run"]).out.upper()
     assert harness.run(first, "--state-dir", str(folders[1])).process.returncode == 2
     assert harness.run(second, "--state-dir", str(home)).process.returncode == 0
