@@ -301,7 +301,7 @@ class TestCounts:
             self.Chat(),
         )
         notes = count_notes(data, config)
-        assert "1 of 2 training samples teach nothing: with mask_prompt, the prompt alone fills" in notes[1]
+        assert "1 of 2 training samples teaches nothing: with mask_prompt, the prompt alone fills" in notes[1]
         data, config = self.loaded(tmp_path, long, masked, self.Chat())
         with pytest.raises(RefusedError, match=r"train\.jsonl: with mask_prompt, no sample has anything to learn"):
             count_notes(data, config)
@@ -310,7 +310,7 @@ class TestCounts:
         from mlx_worker.tasks.mlx_lm.data import count_notes
 
         data, config = self.loaded(tmp_path, self.LINES[1] + self.LINES[1], "", self.Chat())
-        assert count_notes(data, config) == ["2 of 4 training samples have messages without any content"]
+        assert count_notes(data, config) == ["2 of 4 training samples have no content in any message"]
 
     def test_a_short_sample_is_found_before_the_first_update(self, tmp_path):
         from mlx_worker.tasks.mlx_lm.data import count_notes

@@ -201,10 +201,11 @@ def _sentences(counts: DataCounts, kind: str, config: LoraConfig) -> list[str]:
         )
     if counts.masked:
         sentences.append(
-            f"{counts.masked:,} {of} teach nothing: with mask_prompt, the prompt alone fills {limit}{among}"
+            f"{counts.masked:,} {of} {'teaches' if counts.masked == 1 else 'teach'} nothing: with mask_prompt, the "
+            f"prompt alone fills {limit}{among}"
         )
     if counts.empty:
-        sentences.append(f"{counts.empty:,} {of} have messages without any content")
+        sentences.append(f"{counts.empty:,} {of} {'has' if counts.empty == 1 else 'have'} no content in any message")
     return [f"{config.path.name}: {sentence}" if "max_seq_length" in sentence else sentence for sentence in sentences]
 
 
