@@ -4,7 +4,10 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+if TYPE_CHECKING:
+    from mlx_supervisor.cli.request.request import RunRequest
 
 START = "To begin: mlx-supervisor run lora.yaml, with your configuration file of mlx_lm.lora."
 
@@ -72,14 +75,7 @@ def _typer_app() -> None:
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Train nothing: the same as check.")] = False,
     ) -> None:
         """Train in the foreground, with live progress. FILE is an mlx_lm configuration file or a settings file."""
-        from mlx_supervisor.cli.bare import run_bare
-        from mlx_supervisor.cli.run import run as run_supervised
-
-        if dry_run:
-            from mlx_supervisor.cli.check.command import check as check_run
-
-            sys.exit(check_run(request, measures=False, as_json=json))
-        sys.exit(run_bare(request) if bare else run_supervised(request, as_json=json, fresh=fresh))
+        sys.exit(_run(request, as_json=json, fresh=fresh, bare=bare, dry_run=dry_run))
 
     @app.command("check")
     @takes_run
@@ -115,3 +111,25 @@ def _typer_app() -> None:
 
     add_commands(app)
     app(prog_name="mlx-supervisor")
+
+
+def _run(request: "RunRequest", *, as_json: bool, fresh: bool, bare: bool, dry_run: bool) -> int:
+    """The exit status of `run`. Wrong settings are refused before the imports that take most of a second."""
+    from mlx_supervisor.settings.schema import SettingsError
+
+    if dry_run:
+        from mlx_supervisor.cli.check.command import check
+
+        return check(request, measures=False, as_json=as_json)
+    try:
+        request.read()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if bare:
+        from mlx_supervisor.cli.bare import run_bare
+
+        return run_bare(request)
+    from mlx_supervisor.cli.run import run
+
+    return run(request, as_json=as_json, fresh=fresh)
