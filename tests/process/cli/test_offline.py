@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,10 @@ def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> N
     rows = list(csv.DictReader(io.StringIO(printed(capsys))))
     assert [row["generation"] for row in rows] == ["1", "2"]
     assert rows[0]["exit"] == "signal 9"
-    assert rows[0]["started"] <= rows[0]["ended"] <= rows[1]["started"]
+    started, ended, again = (
+        datetime.fromisoformat(text) for text in (rows[0]["started"], rows[0]["ended"], rows[1]["started"])
+    )
+    assert started <= ended <= again + timedelta(seconds=1), "two clocks, in whole seconds"
 
     assert history([], None, as_csv=False, as_json=False) == 0
     table = printed(capsys).splitlines()

@@ -24,10 +24,10 @@ def _interpreted():
     mx.enable_compile()
 
 
-def train(llama_dir, folder, **changes):
+def train(llama_dir, folder, ema_decay=None, **changes):
     """A finished run of 6 updates with a checkpoint of every second one; returns its folder."""
     config = write(folder, "worker", save_every=2, **changes)
-    run_worker(llama_dir, config, folder / "run", **CHECKPOINTS)
+    run_worker(llama_dir, config, folder / "run", **CHECKPOINTS, ema_decay=ema_decay)
     task = {"kind": "mlx_lm", "base_dir": str(llama_dir), "config": str(config)}
     job = jobs.job(run="worker", run_dir=str(folder / "run"), seed=7, task=task, **CHECKPOINTS)
     (folder / "run" / "job.json").write_bytes(wire.dump_json(job))
@@ -39,11 +39,11 @@ def same(folder, other: Path) -> bool:
     return mine.keys() == expected.keys() and all(mx.array_equal(mine[name], expected[name]).item() for name in mine)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_every_checkpoint_is_exported_as_it_was_then(llama_dir, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "ema_decay"), [("lora", None), ("full", None), ("lora", 0.7)])
+def test_every_checkpoint_is_exported_as_it_was_then(llama_dir, tmp_path, kind, ema_decay):
     from mlx_lm import load
 
-    run_dir = train(llama_dir, tmp_path, fine_tune_type=kind)
+    run_dir = train(llama_dir, tmp_path, ema_decay, fine_tune_type=kind)
     finished = tmp_path / "adapters-worker"
     for step in (2, 4, 6):
         folder = export(run_dir, step, tmp_path / f"e{step}", force=False)

@@ -25,7 +25,8 @@ STEPS_READ = 2_000
 
 _KEPT = (
     "generation", "target_steps", "loss", "smoothed_loss", "validation_loss", "validation_step",
-    "best_validation_loss", "best_validation_step", "trips", "reason", "error",
+    "best_validation_loss", "best_validation_step", "metrics", "validation_metrics", "trips",
+    "reason", "error",
 )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def lines_of(run: KnownRun, report: dict[str, Any], width: int) -> list[str]:
     extra = report | {"phase": None}
     if not live:
         extra |= {"eta_s": None, "footprint_bytes": None}
-    details = [] if run.state == "not started" else details_of(extra)
+    details = [] if run.state == "not started" else details_of(extra) + _metrics(report)
     head = [f"{run.name:<{width}}  {run.state:<11}", *([_worker(report)] if live else [])]
     lines = ["  ".join([*head, ", ".join(details)]).rstrip()]
     if run.state == "interrupted":
@@ -131,6 +132,16 @@ def lines_of(run: KnownRun, report: dict[str, Any], width: int) -> list[str]:
     if live and report.get("notice"):
         lines.append(f"  {clock(_wall_s(report['notice_at']))}  {report['notice']:.300}")
     return lines
+
+
+def _metrics(report: dict[str, Any]) -> list[str]:
+    """The task's own figures: `accuracy 0.912`."""
+    named = [("", report.get("metrics")), ("validation ", report.get("validation_metrics"))]
+    return [
+        f"{prefix}{name} {'?' if value is None else format(value, '.4g')}"
+        for prefix, found in named
+        for name, value in (found or {}).items()
+    ]
 
 
 def _worker(report: dict[str, Any]) -> str:
