@@ -101,6 +101,7 @@ bench-worker: $(INSTALLED)
 	$(BIN)/python bench/memory_growth.py
 	$(BIN)/python bench/checkpoint_stall.py
 	$(BIN)/python bench/restart.py
+	$(BIN)/python bench/check_measure.py
 
 # needs uv; Linux (x86-64, aarch64) and macOS (arm64), Python 3.11 to 3.14, and no index address in the file
 lock:

@@ -57,7 +57,9 @@ async def _find(settings: Settings, name: str, limit: int, *, measures: bool) ->
     report = examined.report
     if report is None:
         tail = "".join(f"\n  {line}" for line in examined.output)
-        findings.problems.append(f"the worker ended without a report: {examined.ended}{tail}")
+        short = "too little memory is available on this machine to load the run"
+        ended = short if examined.short_of_memory else f"the worker ended without a report: {examined.ended}{tail}"
+        findings.problems.append(f"{settings.path}: {ended}")
         return findings
     findings.report = report
     findings.problems += [f"{settings.path}: {each}" if _is_bare(each) else each for each in report.problems]
