@@ -59,8 +59,9 @@ def test_nothing_larger_is_measured_once_a_size_does_not_fit() -> None:
     assert machine.sizes == [1, 2]
 
 
-def test_a_measurement_that_a_compiler_disturbed_is_repeated() -> None:
-    machine = Machine(1000, compiler_mib=90)
+@pytest.mark.parametrize("compiler_mib", [10, 90])
+def test_a_measurement_that_a_compiler_disturbed_is_repeated(compiler_mib: int) -> None:
+    machine = Machine(1000, compiler_mib=compiler_mib)
     assert machine.find(requested=2).largest == Machine(1000).find(requested=2).largest
     assert machine.sizes[:4] == [1, 2, 4, 1]
 

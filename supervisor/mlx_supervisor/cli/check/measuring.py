@@ -10,6 +10,8 @@ from mlx_supervisor.wire.check import MeasureReport
 
 SMALL = (1, 2, 4)
 VERIFICATIONS = 3
+OFF_LINE = 1.03
+"""A measured size may need this much more than the line through the larger ones says."""
 
 Measure = Callable[[int], Awaitable[Probe[MeasureReport]]]
 
@@ -63,10 +65,16 @@ def _largest(found: Measured) -> int:
 
 
 async def _repeat_disturbed(found: Measured, measure: Measure) -> None:
-    """Measure a size again that needed more than a larger one: on the CPU, MLX starts a compiler for kernels that no
-    process used before, and the compiler's memory was counted."""
-    for point, larger in zip(list(found.points), found.points[1:], strict=False):
-        if point.peak_bytes > larger.peak_bytes and not found.problem:
+    """Measure a size again that needed more than a larger one, or than the line through the larger ones says: on the
+    CPU, MLX starts a compiler for kernels that no process used before, and the compiler's memory was counted."""
+    for point in list(found.points):
+        larger = [each for each in found.points if each.size > point.size]
+        if not larger or found.problem:
+            continue
+        expected_bytes = larger[0].peak_bytes
+        if len(larger) > 1:
+            expected_bytes = OFF_LINE * Prediction(larger).on_line(point.size).peak_bytes
+        if point.peak_bytes > expected_bytes:
             found.points.remove(point)
             await _add(found, measure, point.size)
     found.points.sort(key=lambda point: point.size)
