@@ -71,6 +71,14 @@ def test_a_limit_below_the_smallest_batch_leaves_none() -> None:
     assert (found.largest, found.over) == (0, [1])
 
 
+def test_a_line_that_misleads_is_corrected_by_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "needed_mib", lambda size: 100 + 10 * size + (40 * (size - 4) if size > 4 else 0))
+    machine = Machine(500)
+    found = machine.find(requested=2)
+    assert found.largest in machine.sizes
+    assert RUN_OVER_PROBE * needed_mib(found.largest) <= 0.97 * 500 < RUN_OVER_PROBE * needed_mib(found.largest + 2)
+
+
 def test_the_data_set_bounds_the_batch() -> None:
     machine = Machine(10_000)
     assert machine.find(at_most=3).largest == 3

@@ -9,7 +9,7 @@ from mlx_supervisor.core.words import size as shown
 from mlx_supervisor.wire.check import MeasureReport
 
 SMALL = (1, 2, 4)
-VERIFICATIONS = 3
+VERIFICATIONS = 6
 OFF_LINE = 1.03
 """A measured size may need this much more than the line through the larger ones says."""
 
@@ -45,23 +45,35 @@ async def measure_sizes(
         if size <= at_most and not await _add(found, measure, size):
             break
     await _repeat_disturbed(found, measure)
-    found.largest = _largest(found)
     for _ in range(VERIFICATIONS):
-        if found.problem or found.largest == 0 or found.largest in {point.size for point in found.points}:
+        candidate = _largest(found)
+        if found.problem or candidate == 0 or candidate in _sizes(found):
             break
-        await _add(found, measure, found.largest)
-        found.largest = _largest(found)
-    done = {point.size for point in found.points} | set(found.over)
-    if not found.problem and requested not in done and requested <= found.largest:
+        await _add(found, measure, candidate)
+    if not found.problem and requested not in {*_sizes(found), *found.over} and requested <= _largest(found):
         await _add(found, measure, requested)
+    found.largest = _largest(found)
+    if found.largest not in _sizes(found):  # the line misleads: name what was measured
+        found.largest = _largest_measured(found)
     return found
 
 
+def _sizes(found: Measured) -> set[int]:
+    return {point.size for point in found.points}
+
+
+def _largest_measured(found: Measured) -> int:
+    return max((point.size for point in found.points if found.bound.fits(point)), default=0)
+
+
 def _largest(found: Measured) -> int:
+    """By the line; once a size was killed at the limit, at most halfway from the largest measured one that fits."""
     if found.prediction is None:
         return 0
-    below = min(found.over, default=found.at_most + 1) - 1
-    return found.prediction.largest(found.bound, min(found.at_most, below))
+    if not found.over:
+        return found.prediction.largest(found.bound, found.at_most)
+    fits, over = _largest_measured(found), min(found.over)
+    return min(found.prediction.largest(found.bound, over - 1), (fits + over) // 2) if over - fits > 1 else fits
 
 
 async def _repeat_disturbed(found: Measured, measure: Measure) -> None:
