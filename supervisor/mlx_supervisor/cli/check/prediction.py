@@ -1,7 +1,7 @@
 """Memory and time at batch sizes that were not measured: both are linear in the batch size at a fixed length."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 RUN_OVER_PROBE = 1.025
 """A run's peak over a measurement's: shapes of other batches, checkpoints being written. Measured: 1.02 to 1.03."""
@@ -47,7 +47,11 @@ class Prediction:
         """The measured point, or the one on the line through the measured ones; None if there is no line."""
         if size in self.measured:
             return self.measured[size]
-        return None if len(self.measured) < 2 else self.on_line(size)
+        if len(self.measured) < 2:
+            return None
+        floor_bytes = max((point.peak_bytes for point in self.measured.values() if point.size < size), default=0.0)
+        point = self.on_line(size)
+        return replace(point, peak_bytes=max(point.peak_bytes, floor_bytes))
 
     def on_line(self, size: int) -> Point:
         """The point on the line, also where the size was measured."""
