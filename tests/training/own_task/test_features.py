@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 from tests.training.own_task import harness
 
+from mlx_worker.errors import RefusedError
 from mlx_worker.task import Task
 
 
@@ -187,3 +188,38 @@ def test_a_dataset_without_a_length_is_read_in_order(tmp_path, monkeypatch):
 
     harness.run(tmp_path / "r", monkeypatch, linear(Unsized()), steps=3, batch={"sample_log": True})
     assert ids(tmp_path / "r") == [(0, [0, 1, 2, 3]), (0, [4, 5, 0, 1]), (1, [2, 3, 4, 5])]
+
+
+def test_a_stream_that_ends_too_early_loses_no_update(tmp_path, monkeypatch):
+    """A generator has one epoch; the code is then given an __iter__, and training continues."""
+    job = {"steps": 5, "checkpoint": {"every_seconds": 0, "every_steps": 100}, "batch": {"sample_log": True}}
+    with pytest.raises(RefusedError, match="gave 14 samples in epoch 0 and none in epoch 1"):
+        harness.run(tmp_path / "r", monkeypatch, linear(iter(range(14))), **job)
+    assert harness.checkpoint(tmp_path / "r", 3).is_dir()
+    harness.run(tmp_path / "r", monkeypatch, linear(Numbers(14)), generation=2, **job)
+    whole = harness.run(tmp_path / "whole", monkeypatch, linear(Numbers(14)), **job)
+    assert ids(tmp_path / "r") == ids(tmp_path / "whole")
+    assert harness.digests(tmp_path / "r", 5) == harness.digests(tmp_path / "whole", 5)
+    assert len(whole.losses) == 5
+
+
+def test_a_stream_with_a_position_of_its_own_that_ends_too_early_is_skipped_at_the_resume(tmp_path, monkeypatch):
+    def ending(task):
+        task.dataset.set_epoch = lambda epoch: setattr(task.dataset, "samples", 22 if epoch == 0 else 0)
+
+    job = {"args": {"features": ["positioned stream"]}, "steps": 5}
+    with pytest.raises(RefusedError, match="none in epoch 1"):
+        harness.run(tmp_path / "r", monkeypatch, changes=ending, **job)
+    second = harness.run(tmp_path / "r", monkeypatch, generation=2, **job)
+    assert any(note.startswith("Skipped 16 samples") for note in second.notes)
+    assert second.weights == harness.run(tmp_path / "whole", monkeypatch, **job).weights
+
+
+def test_a_stream_may_inherit_an_index_that_only_raises(tmp_path, monkeypatch):
+    """As torch's IterableDataset does."""
+
+    class Inheriting(Numbers):
+        def __getitem__(self, index):
+            raise NotImplementedError
+
+    assert len(harness.run(tmp_path / "r", monkeypatch, linear(Inheriting(6)), steps=3).losses) == 3

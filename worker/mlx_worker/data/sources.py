@@ -19,6 +19,10 @@ class SampleError(RuntimeError):
     """The task's dataset failed at a sample; the text names the sample, the cause is the dataset's own error."""
 
 
+class DataEndedError(RefusedError):
+    """There are too few samples for the next update. The updates before it can be saved."""
+
+
 class Source(Protocol):
     """The samples in the order of training. `cursor` counts those taken since the start of the run."""
 
@@ -37,6 +41,10 @@ class Source(Protocol):
 
     def state(self) -> dict[str, Any] | None:
         """The position for the checkpoint, with every sample of `next` taken; None if `cursor` is enough."""
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the dataset was read beyond that position, as `next` failed."""
 
 
 def length_of(dataset: Any) -> int | None:
@@ -62,7 +70,12 @@ def is_usable(dataset: Any) -> bool:
 def keeps_own_position(dataset: Any) -> bool:
     """Whether it is a stream that saves and restores its own position."""
     own = callable(getattr(dataset, "state_dict", None)) and callable(getattr(dataset, "load_state_dict", None))
-    return own and not hasattr(dataset, "__getitem__")
+    return own and not _by_index(dataset)
+
+
+def _by_index(dataset: Any) -> bool:
+    """Of one without a length. Torch's streams inherit an [index] that only raises."""
+    return hasattr(dataset, "__getitem__") and not hasattr(dataset, "__iter__")
 
 
 class ShuffledSource:
@@ -92,12 +105,16 @@ class ShuffledSource:
     def state(self) -> dict[str, Any] | None:
         return None
 
+    @property
+    def ahead(self) -> bool:
+        return False
+
 
 class SequentialSource:
     """A dataset without a length, in its own order, epoch after epoch.
 
-    With `[index]`: indexes 0, 1, 2, … until IndexError. Otherwise a stream: `iter(dataset)`, once per epoch.
-    `dataset.set_epoch(epoch)` is called before each epoch if the dataset has it. Nothing is taken ahead of `next`, so
+    With `[index]` and without `iter`: indexes 0, 1, 2, … until IndexError. Otherwise a stream: `iter(dataset)`, once per
+    epoch. `dataset.set_epoch(epoch)` is called before each epoch if the dataset has it. Nothing is taken ahead of `next`, so
     between updates the dataset's own position is that of the last update's last sample.
 
     `position`: from a checkpoint, as `state` returned it, to resume there. `load_position` restores the dataset's own
@@ -113,11 +130,9 @@ class SequentialSource:
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._dataset = dataset
-        self._by_index = hasattr(dataset, "__getitem__")
         self._ready: list[_Taken] = []
-        self._cursor, self._reading, self._offset = 0, 0, 0
-        if position is not None:
-            self._cursor, self._reading, self._offset = (int(position[key]) for key in ("cursor", "epoch", "offset"))
+        self._position = position or {"cursor": 0, "epoch": 0, "offset": 0}
+        self._reading, self._offset = int(self._position["epoch"]), int(self._position["offset"])
         self._length = 0
         self._set_epoch()
         if load_position is not None:
@@ -126,29 +141,30 @@ class SequentialSource:
         self.skipped, self.skip_s = 0, 0.0
         if position is None:
             self._ready.append(self._take())  # an empty dataset is refused before training
-        elif load_position is None and not self._by_index:
+            self._position["offset"] = self._offset
+        elif load_position is None and not _by_index(dataset):
             self._skip(self._offset, progress)
 
     @property
     def cursor(self) -> int:
-        return self._cursor
+        return int(self._position["cursor"])
 
     @property
     def epoch(self) -> int:
-        return self._reading
+        return int(self._position["epoch"])
 
     def next(self, effective: int) -> tuple[int, list[int]]:
         indexes = {each.index for each in self._ready}
         while len(self._ready) < effective:
             taken = self._take()
             if taken.index in indexes:
-                raise RefusedError(
+                raise DataEndedError(
                     f"the effective batch of {effective} samples exceeds the {self._length} samples that Task.dataset "
                     "has in an epoch; lower the batch size or the accumulation, or add data"
                 )
             indexes.add(taken.index)
             self._ready.append(taken)
-        self._cursor += effective
+        self._position = {"cursor": self.cursor + effective, "epoch": self._reading, "offset": self._offset}
         return self._ready[0].epoch, [each.index for each in self._ready]
 
     def load(self, ids: list[int]) -> list[Any]:
@@ -156,14 +172,18 @@ class SequentialSource:
         return [each.sample for each in taken]
 
     def state(self) -> dict[str, Any] | None:
-        return {"cursor": self._cursor, "epoch": self._reading, "offset": self._offset}
+        return dict(self._position)
+
+    @property
+    def ahead(self) -> bool:
+        return (self._reading, self._offset) != (self._position["epoch"], self._position["offset"])
 
     def _take(self) -> "_Taken":
         """The next sample; at the end of an epoch, the first of the next one."""
         taken = self._read()
         if taken is None:
             if self._offset == 0:
-                raise RefusedError(self._why_empty())
+                raise DataEndedError(self._why_empty())
             if self._length == 0:
                 print(f"note: epoch {self._reading} of Task.dataset ended after {self._offset:,} samples")
             self._reading, self._length, self._offset = self._reading + 1, self._offset, 0
@@ -171,7 +191,7 @@ class SequentialSource:
             self._iterator = _in_order(self._dataset, 0)
             taken = self._read()
         if taken is None:
-            raise RefusedError(self._why_empty())
+            raise DataEndedError(self._why_empty())
         return taken
 
     def _read(self) -> "_Taken | None":
@@ -210,7 +230,7 @@ class SequentialSource:
 
 def _in_order(dataset: Any, start: int) -> Iterator[Any]:
     """One epoch's samples; `start`: the first index where there is one."""
-    if not hasattr(dataset, "__getitem__"):
+    if not _by_index(dataset):
         yield from dataset
         return
     for index in itertools.count(start):

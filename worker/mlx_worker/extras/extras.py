@@ -58,7 +58,7 @@ class Extras:
         position = self.source.state()
         if position is not None:
             trainer["stream"] = position
-            if sources.keeps_own_position(self._task.dataset):
+            if sources.keeps_own_position(self._task.dataset) and not self.source.ahead:
                 dataset: Any = self._task.dataset
                 own = dataset.state_dict()
                 position["own"], arrays[STREAM_FILE] = user_state.encode(own, "Task.dataset.state_dict")

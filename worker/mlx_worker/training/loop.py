@@ -17,7 +17,7 @@ from mlx_worker.checkpoint.rng_state import seed_generators
 from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
 from mlx_worker.checkpoint.store import CheckpointStore, LoadedCheckpoint, weights_sha256
 from mlx_worker.data.sample_log import SampleLog
-from mlx_worker.data.sources import length_of
+from mlx_worker.data.sources import DataEndedError, length_of
 from mlx_worker.errors import NotFiniteError, RefusedError
 from mlx_worker.extras.extras import Extras, plan_batches
 from mlx_worker.memory import gradient_checkpointing
@@ -276,7 +276,14 @@ class Trainer:
             step = progress.step + 1 if launched is None else launched.step + 1
             if self.stop.requested or step > self.plan.steps:
                 break
-            before, launched = launched, self._launch(gradients, step)
+            before = launched
+            try:
+                launched = self._launch(gradients, step)
+            except DataEndedError:
+                if before is not None:
+                    self._finish(before)
+                self._save(waiting=True)  # with other data, training continues from here
+                raise
             if before is not None:
                 self._finish(before)
         if launched is not None:
