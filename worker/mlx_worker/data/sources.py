@@ -113,9 +113,9 @@ class ShuffledSource:
 class SequentialSource:
     """A dataset without a length, in its own order, epoch after epoch.
 
-    With `[index]` and without `iter`: indexes 0, 1, 2, … until IndexError. Otherwise a stream: `iter(dataset)`, once per
-    epoch. `dataset.set_epoch(epoch)` is called before each epoch if the dataset has it. Nothing is taken ahead of `next`, so
-    between updates the dataset's own position is that of the last update's last sample.
+    With `[index]` and without `iter`: indexes 0, 1, 2, … until IndexError. Otherwise a stream: `iter(dataset)`, once
+    per epoch. `dataset.set_epoch(epoch)` is called before each epoch if the dataset has it. Nothing is taken ahead of
+    `next`, so between updates the dataset's own position is that of the last update's last sample.
 
     `position`: from a checkpoint, as `state` returned it, to resume there. `load_position` restores the dataset's own
     position; without it, the samples taken in this epoch are skipped, and `progress()` is called while they are.
