@@ -139,14 +139,14 @@ def test_measured_sizes_need_more_memory_the_larger_they_are(tmp_path: Path) -> 
 
 
 @pytest.mark.long
-def test_the_size_that_is_named_runs_and_the_next_trips(tmp_path: Path) -> None:
+def test_the_size_that_is_named_runs_and_a_quarter_more_trips(tmp_path: Path) -> None:
     args = {"vocabulary": 4096, "length": 256, "samples": 64}
     memory = {"limit": "420 MiB"}
     report, done = check(wide(tmp_path, args=args, batch={"size": 2}, memory=memory), "--measure")
     assert done.returncode == 0, done.stderr
     largest = report["measured"]["largest"]
     assert 2 < largest < 64
-    for size in (largest, largest + 1):
+    for size in (largest, largest * 5 // 4 + 1):  # a size more needs 2 % more here: within the reserve
         folder = tmp_path / str(size)
         folder.mkdir()
         summary = harness.run(wide(folder, args=args, batch={"size": size}, memory=memory), trains=True).summary()
