@@ -93,7 +93,9 @@ ENDS = {
         ready target=3              -> running
         steps 3                     -> running
         phase checkpoint the disk of /c to save step 3 -> running
+            | Waiting for the disk of /c to save step 3.
         stop                        -> draining: ask stop
+            | Stop requested; the worker tries to save once more and exits.
         bye stopped lost=three_steps -> draining
         exit 75                     -> stopped: close requested, save, finish stopped
             | Stopped at step 3: stop requested; three_steps.

@@ -103,6 +103,15 @@ def test_adapters_that_cannot_be_saved_on_the_way_do_not_end_the_run(llama_dir, 
     assert "cannot save the adapters of iteration 1" in capsys.readouterr().err
     assert (tmp_path / "adapters-full_disk" / "0000002_adapters.safetensors").exists()
 
+    def fill(_source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(task.shutil, "copyfile", fill)
+    run_worker(llama_dir, write(tmp_path, "half", iters=2, save_every=1), tmp_path / "half_run")
+    names = sorted(path.name for path in (tmp_path / "adapters-half").glob("*.safetensors"))
+    assert names == ["adapters.safetensors"], "half a copy takes room that the result needs"
+
 
 def test_training_can_start_from_other_adapters(llama_dir, tmp_path):
     run_worker(llama_dir, write(tmp_path, "first", iters=4), tmp_path / "first")

@@ -120,6 +120,22 @@ def test_weighted_metrics_follow_the_weights(tmp_path, monkeypatch):
     assert weights / 2 <= link.steps[0].metrics["weight"] <= weights, "the mean of a and b, weighted by a and b"
 
 
+def test_numbers_of_numpy_are_numbers(tmp_path, monkeypatch):
+    """As metrics of an evaluation and in the task's state, where a careless mean makes them after the first update."""
+    seen, loaded = {"best": None}, {}
+
+    def changes(task):
+        task.evaluate = lambda model, context: (np.float32(1.5), {"a": np.float32(0.1), "b": np.int64(3), "c": True})
+        task.after_update = lambda update: seen.update(best=np.mean(np.float32([0.1, 0.2])), count=np.int64(2))
+        task.state, task.load_state = lambda: seen, loaded.update
+
+    args = {"evaluate_every": 1}
+    first = harness.run(tmp_path / "r", monkeypatch, steps=1, args=args, changes=changes)
+    assert first.validations[-1].metrics == {"a": pytest.approx(0.1), "b": 3.0, "c": 1.0}
+    harness.run(tmp_path / "r", monkeypatch, steps=2, generation=2, args=args, changes=changes)
+    assert loaded == {"best": float(np.mean(np.float32([0.1, 0.2]))), "count": 2}
+
+
 def test_after_update_sees_the_model_of_its_update(tmp_path, monkeypatch):
     """The reference saves a checkpoint after every update, with nothing in flight."""
     seen, reported = {}, []

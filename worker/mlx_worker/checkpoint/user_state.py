@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_worker.checkpoint import exact_json
 from mlx_worker.errors import RefusedError
@@ -13,7 +14,7 @@ from mlx_worker.errors import RefusedError
 JSON_LIMIT_BYTES = 1024 * 1024
 ARRAYS_LIMIT_BYTES = 2**30
 ARRAYS_LIMIT = 4096
-ALLOWED = "None, bool, int, float, str, bytes, lists, tuples, dicts with text keys, and mx.array"
+ALLOWED = "None, bool, int, float, str, bytes, lists, tuples, dicts with text keys, numpy scalars, and mx.array"
 _ARRAY, _BYTES = "$array", "$bytes"
 _DEPTH_LIMIT = 32
 
@@ -32,7 +33,8 @@ class MoreState:
 
 
 def encode(value: Any, where: str) -> tuple[Any, dict[str, mx.array]]:
-    """The value ready for JSON, and its arrays by number. `where`: "Task.state". Tuples become lists.
+    """The value ready for JSON, and its arrays by number. `where`: "Task.state". Tuples become lists,
+    numpy's scalars Python's.
 
     Raises RefusedError that names the item of another type, or the limit that the value exceeds.
     """
@@ -65,6 +67,8 @@ def decode(plain: Any, arrays: Mapping[str, mx.array]) -> Any:
 def _plain(value: Any, where: str, arrays: dict[str, mx.array], depth: int) -> Any:
     if depth > _DEPTH_LIMIT:
         raise RefusedError(f"{where[:200]}: nested deeper than {_DEPTH_LIMIT} levels")
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, mx.array):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import mlx.core as mx
@@ -21,10 +22,11 @@ def arrays_of(found: Any, where: str, *, added: int = 0) -> dict[str, mx.array]:
     _check_names(found, where, added)
     metrics: dict[str, mx.array] = {}
     for name, value in found.items():
-        if not isinstance(value, mx.array | int | float) or (isinstance(value, mx.array) and value.size != 1):
+        if not isinstance(value, mx.array | Real) or (isinstance(value, mx.array) and value.size != 1):
             shown = f"an array of shape {tuple(value.shape)}" if isinstance(value, mx.array) else type(value).__name__
             raise RefusedError(f"{where}: metric {name!r} must be a number or a scalar mx.array, found {shown}")
-        metrics[name] = mx.array(value).astype(mx.float32).squeeze()
+        array = value if isinstance(value, mx.array) else mx.array(float(value))
+        metrics[name] = array.astype(mx.float32).squeeze()
     return metrics
 
 

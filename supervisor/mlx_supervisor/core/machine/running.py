@@ -33,7 +33,8 @@ def on_command_running(run: Run, event: ev.Command) -> None:
     if event.kind is CommandKind.KILL:
         _kill(run, event, _requested(event))
     elif event.kind is not CommandKind.START:
-        run.say(event.kind.value, sentence(f"{_request_text(event)}; the worker saves a checkpoint and exits"))
+        does = "tries to save once more" if run.waiting_for else "saves a checkpoint"
+        run.say(event.kind.value, sentence(f"{_request_text(event)}; the worker {does} and exits"))
         run.drain(event.at_s, _requested(event))
 
 
