@@ -24,7 +24,8 @@ class Failing(list):
 
 
 FIELDS = {
-    "dataset": ({"dataset": 5}, r"Task.dataset must be .*an iterable, found int"),
+    "dataset": ({"dataset": 5}, r"Task.dataset must be .*an iterable with a fixed order, found int"),
+    "no order": ({"dataset": {1, 2}}, r"Task.dataset must be .*an iterable with a fixed order, found set"),
     "norm": ({"max_grad_norm": 0}, r"Task.max_grad_norm must be a number above 0, or None, found 0"),
     "norm's type": ({"max_grad_norm": True}, r"Task.max_grad_norm must be .* found True"),
     "decay": ({"ema_decay": 1.0}, r"Task.ema_decay must be a number above 0 and below 1, or None, found 1.0"),

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from mlx_worker.data.batches import EffectiveBatches
 from mlx_worker.errors import RefusedError
 
-ALLOWED = "a dataset with len() and [index], with [index] alone, or an iterable"
+ALLOWED = "a dataset with len() and [index], with [index] alone, or an iterable with a fixed order"
 PROGRESS_EVERY_S = 5.0
 """Interval of the reports while samples are skipped."""
 
@@ -63,8 +63,10 @@ def head_of(dataset: Any, count: int) -> list[Any]:
 
 
 def is_usable(dataset: Any) -> bool:
-    """Whether it is one of the allowed kinds."""
-    return hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
+    """Whether it is one of the allowed kinds. The order of a set may differ at the next start."""
+    return not isinstance(dataset, set | frozenset) and (
+        hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
+    )
 
 
 def keeps_own_position(dataset: Any) -> bool:
