@@ -43,7 +43,6 @@ TRANSIENT_ERRORS = frozenset(
 SILENCE_S = 5.0
 """After this long without a sample, the sampler may have failed: each further second counts as a missing sample."""
 ACTION_TEXTS = {
-    "spawn": "Starting the worker",
     "SaveHistory": "Saving the run's history to the journal",
     "CloseGeneration": "Recording the worker's end in the journal",
     "Finish": "Writing summary.json",
@@ -182,7 +181,8 @@ class SupervisedRun:
         name = _action_name(action)
         log.error("action_failed", run=self.name, action=name, error=str(error))
         now_s = time.monotonic()
-        if now_s - self._failure_notice_s.get(name, -math.inf) >= FAILURE_NOTICE_INTERVAL_S:
+        reported = isinstance(action, act.Spawn)  # with what follows, by the machine
+        if not reported and now_s - self._failure_notice_s.get(name, -math.inf) >= FAILURE_NOTICE_INTERVAL_S:
             self._failure_notice_s[name] = now_s
             text = f"{ACTION_TEXTS.get(name, name)} failed: {error}"
             notice = act.Notice("action_failed", text, act.Severity.ERROR)

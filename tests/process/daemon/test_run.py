@@ -79,6 +79,16 @@ def test_a_completed_run_continues_when_more_steps_are_requested(tmp_path: Path)
     assert [record["first_step"] for record in summary["generations"]] == [1, 21]
 
 
+def test_a_worker_that_cannot_be_started_is_reported_once_per_attempt(tmp_path: Path) -> None:
+    harness.run(harness.write_settings(tmp_path, args={}))
+    job = tmp_path / "state/runs/run/job.json"
+    job.unlink()
+    (job / "in the way").mkdir(parents=True)
+    done = harness.run(harness.write_settings(tmp_path, args={}, steps=30, restart={"max_without_progress": 1}))
+    assert done.process.returncode == 1
+    assert done.stderr.count("Is a directory") == 1
+
+
 def test_fresh_starts_over_and_keeps_the_old_folder(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={})
     harness.run(settings)
