@@ -50,6 +50,36 @@ def spoiled(seed: int, at: int, spoil: str = "nan", flush_s: float = 0.0, **args
     return task
 
 
+def masked(seed: int, at: int, **args: Any) -> Task:
+    """The `at`th update of this worker has no token to learn: its mean is NaN, its weight 0."""
+    task = build_toy(seed, weighted=True, **args)
+    plain_loss, plain_collate, calls = task.loss, task.collate, itertools.count(1)
+
+    def collate(ids: list[int]) -> tuple[mx.array, ...]:
+        return *plain_collate(ids), mx.array(0.0 if next(calls) == at else 1.0)
+
+    def loss(model: Any, x: mx.array, y: mx.array, w: mx.array, kept: mx.array) -> Any:
+        mean, tokens = plain_loss(model, x, y, w)
+        return mean * kept / kept, tokens * kept
+
+    task.collate, task.loss = collate, loss
+    return task
+
+
+def failing_later(seed: int, at: int) -> Task:
+    """Raises at its `at`th batch."""
+    task = build_toy(seed)
+    plain, calls = task.collate, itertools.count(1)
+
+    def collate(ids: list[int]) -> tuple[mx.array, ...]:
+        if next(calls) == at:
+            raise ValueError("no more")
+        return plain(ids)
+
+    task.collate = collate
+    return task
+
+
 class OddError(Exception):
     """An error of a task's own."""
 

@@ -86,7 +86,9 @@ def _report(error: BaseException, link: Link) -> int:
     """Send the error in the bye, print it, and return the exit status that it has."""
     errors = errors_of(error)
     refused, not_finite = isinstance(error, RefusedError), isinstance(error, NotFiniteError)
-    reason = errors[0].message if refused or not_finite else f"{type(error).__name__}: {errors[0].message}"
+    reason = (
+        " ".join(errors[0].message.split()) if refused or not_finite else f"{type(error).__name__}: {errors[0].message}"
+    )
     outcome = "refused" if refused else "failed"
     link.send(wire.Bye, outcome=outcome, reason=reason, step=link.last_step, loss=link.last_loss, errors=errors)
     if refused:

@@ -57,6 +57,7 @@ class EvaluationContext:
 class Update:
     """One completed optimizer update. `total_tokens` counts from the start of the run.
 
+    `loss`: NaN also for an update without a token to learn (`tokens` is 0 then), which never ends the run.
     `metrics`: the loss's own figures, and `grad_norm` if the gradients are clipped; None: not a finite number.
     """
 

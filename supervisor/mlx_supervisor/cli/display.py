@@ -105,7 +105,7 @@ class LiveDisplay(Display):
 
     async def _refresh(self) -> None:
         while True:
-            if self._run is not None:
+            if self._run is not None and self._run.state not in AT_REST:
                 self._live.update(self._block(self._run), refresh=True)
             await asyncio.sleep(REFRESH_INTERVAL_S)
 

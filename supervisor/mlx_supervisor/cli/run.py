@@ -50,6 +50,7 @@ def run(request: RunRequest, *, as_json: bool, fresh: bool) -> int:
         state.close()
     folder = state.path / "runs" / chosen
     stream.settle()
+    stream.flush()  # a refusal is the last line, and no summary follows that would wait for it
     if not was_refused(summary):
         print_summary(console, summary, folder, request.command())
     if as_json:

@@ -110,10 +110,13 @@ class Ready(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepReport(WorkerEvent):
-    """One optimizer update. Memory in bytes, as MLX counts it. `metrics`: the task's own; None: not a finite number."""
+    """One optimizer update. Memory in bytes, as MLX counts it.
+
+    `loss`: None if the update has no token to learn. `metrics`: the task's own; None: not a finite number.
+    """
 
     step: int
-    loss: float
+    loss: float | None
     tokens: int
     samples: int
     learning_rate: float

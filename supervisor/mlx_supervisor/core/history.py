@@ -8,6 +8,8 @@ from typing import Any
 
 from mlx_supervisor.core.events import Recovered, StepReport
 
+SHORTEST_TIMED_S = 1.0
+"""Reports of updates in less time may arrive together, and say nothing about the speed."""
 LOSS_BETA = 0.98
 """Of the smoothed loss: an exponential mean over about the last 50 updates."""
 DEFAULT_MTBF_S = 4 * 3600.0
@@ -98,7 +100,7 @@ class RunHistory:
         self.train_s += report.seconds
         self.generation_steps += 1
         self.generation_train_s += report.seconds
-        self.loss = report.loss
+        self.loss = self.loss if report.loss is None else report.loss
         self.proven_limit_bytes = min(self.proven_limit_bytes or self.limit_bytes, self.limit_bytes)
         self.metrics = dict(report.metrics)
         if report.step <= self.highest_step:
@@ -106,7 +108,7 @@ class RunHistory:
         else:
             self.highest_step = report.step
             self.useful_s += report.seconds
-            if isfinite(report.loss):
+            if report.loss is not None and isfinite(report.loss):
                 self.loss_sum = LOSS_BETA * self.loss_sum + (1 - LOSS_BETA) * report.loss
                 self.loss_weight = LOSS_BETA * self.loss_weight + (1 - LOSS_BETA)
 
@@ -163,8 +165,11 @@ class RunHistory:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Average over wall time between updates, with evaluations and checkpoints, without loading and restarts."""
-        return self.timed_tokens / self.timed_s if self.timed_s > 0 and self.timed_tokens else None
+        """Average over wall time between updates, with evaluations and checkpoints, without loading and restarts.
+
+        None without tokens, or with less than a second of updates.
+        """
+        return self.timed_tokens / self.timed_s if self.timed_s >= SHORTEST_TIMED_S and self.timed_tokens else None
 
     @property
     def restarts(self) -> int:

@@ -21,6 +21,8 @@ from mlx_supervisor.logs.run_log import RunLog
 RECORDS_KEPT = 1000
 JOURNAL_SAMPLE_INTERVAL_S = 1.0
 STEP_LINE_INTERVAL_S = 1.0
+PRINTED_BY_WORKER = frozenset({"checkpoint_skipped", "note", "validation"})
+"""Kinds of notices whose text a worker prints into the same log."""
 
 log = structlog.get_logger()
 
@@ -52,7 +54,8 @@ class Recorder:
         write = {act.Severity.ERROR: log.error, act.Severity.WARNING: log.warning}.get(notice.severity, log.info)
         write(notice.kind, run=self._run, generation=notice.generation, text=notice.text, **notice.fields)
         self._journal.event(self._run, notice, time.time())
-        self._log.line(f"{time.strftime('%H:%M:%S')} [supervisor] {notice.text}")
+        if notice.kind not in PRINTED_BY_WORKER:
+            self._log.line(f"{time.strftime('%H:%M:%S')} [supervisor] {notice.text}")
 
     def sample(self, sample: ev.Sample) -> None:
         """To the journal, about one a second."""

@@ -5,11 +5,15 @@ import time
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.words import figures, growth_rate, mebibytes
-from mlx_supervisor.host.time_left import time_left
+from mlx_supervisor.core.words import figures, growth_rate, loss_text, mebibytes, remaining
+from mlx_supervisor.host.time_left import done_at
 
+WIDTH_CHARS = 120
+"""A longer line leaves out what is in `LEAST_NEEDED`, one by one."""
+LEAST_NEEDED = ("lr", "done")
 LEAK_SHOWN_BYTES = 0.05 * MIB
 """Less would read 0.0 MiB/step."""
+GIBIBYTES_FROM_BYTES = 10 * 1024 * MIB
 
 
 def step_line(machine: Run, step: ev.StepReport) -> str:
@@ -17,22 +21,32 @@ def step_line(machine: Run, step: ev.StepReport) -> str:
     history, sample = machine.history, machine.last_sample
     leak, smoothed = machine.breaker.growth.bytes_per_step, history.smoothed_loss
     speed = machine.rate.speed(history.target_steps)
-    parts = [
-        f"{time.strftime('%H:%M:%S')} step {step.step}/{history.target_steps} loss={step.loss:.4f}",
-        "" if smoothed is None else f"smoothed={smoothed:.4f}",
-        f"lr={step.learning_rate:.3g}",
-        *figures(step.metrics),
-        f"{speed.unit}/s={speed.per_s:,.0f}" if speed else "",
-        f"batch={step.batch_size}x{step.accumulation}",
-        f"memory={_memory(None if sample is None else sample.footprint_bytes, machine.policy.memory.limit_bytes)} MiB",
-        f"leak={growth_rate(leak)}" if leak is not None and leak >= LEAK_SHOWN_BYTES else "",
-        f"restarts={history.restarts}" if history.restarts else "",
-    ]
-    left = time_left(speed.left_s) if speed else ""
-    return ", ".join(filter(None, (" ".join(filter(None, parts)), left)))
+    parts = {
+        "step": f"{time.strftime('%H:%M:%S')} step {step.step}/{history.target_steps}",
+        "loss": "no tokens" if step.loss is None else f"loss={loss_text(step.loss)}",
+        "smoothed": "" if smoothed is None else f"smoothed={loss_text(smoothed)}",
+        "lr": f"lr={step.learning_rate:.3g}",
+        "metrics": " ".join(figures(step.metrics)),
+        "speed": f"{speed.unit}/s={speed.per_s:,.0f}" if speed else "",
+        "batch": f"batch={step.batch_size}x{step.accumulation}",
+        "memory": _memory(None if sample is None else sample.footprint_bytes, machine.policy.memory.limit_bytes),
+        "leak": f"leak={growth_rate(leak)}" if leak is not None and leak >= LEAK_SHOWN_BYTES else "",
+        "restarts": f"restarts={history.restarts}" if history.restarts else "",
+        "left": f"left={remaining(speed.left_s)}" if speed and speed.left_s else "",
+        "done": f"({done_at(speed.left_s)})" if speed and speed.left_s else "",
+    }
+    for name in LEAST_NEEDED:
+        if len(_joined(parts)) > WIDTH_CHARS:
+            del parts[name]
+    return _joined(parts)
+
+
+def _joined(parts: dict[str, str]) -> str:
+    return " ".join(filter(None, parts.values()))
 
 
 def _memory(used_bytes: int | None, limit_bytes: int) -> str:
-    if used_bytes is None:
-        return f"?/{mebibytes(limit_bytes)[0]}"
-    return "/".join(mebibytes(used_bytes, limit_bytes))
+    if used_bytes is not None and limit_bytes >= GIBIBYTES_FROM_BYTES and used_bytes >= 1024 * MIB:
+        return f"memory={used_bytes / MIB / 1024:.1f}/{limit_bytes / MIB / 1024:.1f} GiB"
+    shown = ["?", *mebibytes(limit_bytes)] if used_bytes is None else mebibytes(used_bytes, limit_bytes)
+    return f"memory={'/'.join(shown)} MiB"

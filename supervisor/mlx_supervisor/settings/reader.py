@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -103,7 +104,15 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: 5,000 digits, deep nesting
-        raise SettingsError([f"invalid TOML: {error!s:.200}"], path) from None
+        raise SettingsError([f"invalid TOML: {error!s:.200}{_looks_like_yaml(path, text)}"], path) from None
+
+
+def _looks_like_yaml(path: Path, text: str) -> str:
+    """A hint for a configuration file of mlx_lm.lora under another name."""
+    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    if path.suffix == ".toml" and not re.match(r"\s*([\w-]+:\s|\{|---)", first):
+        return ""
+    return "; a settings file is TOML, and the name of a configuration file of mlx_lm.lora must end in .yaml or .yml"
 
 
 def _read_runs(table: object, base: Path, problems: validation.Problems) -> dict[str, RunSettings]:

@@ -16,8 +16,8 @@ def limit_bytes(run: RunSettings, machine_bytes: int, where: str = "") -> int:
     limit = bytes_of(run.memory.limit, machine_bytes)
     if SMALLEST_LIMIT_BYTES <= limit <= machine_bytes:
         return limit
-    allowed = "at least 64 MiB" if limit < machine_bytes else f"at most this machine's memory, {_amount(machine_bytes)}"
     key = validation.join_dotted(where, "memory.limit")
+    allowed = "at least 64 MiB" if limit < machine_bytes else f"at most this machine's memory, {_amount(machine_bytes)}"
     raise SettingsError([f"{key}: found {_amount(limit)}; allowed: {allowed}"])
 
 

@@ -51,11 +51,12 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
 class Step(Message, frozen=True, kw_only=True, tag="step"):
     """One optimizer update; memory in bytes by MLX's counters. `dropped`: frames that this worker could not send.
 
-    `metrics`: the task's own, and `grad_norm` if the gradients are clipped.
+    `loss`: None if the update has no token to learn. `metrics`: the task's own, and `grad_norm` if the gradients are
+    clipped.
     """
 
     step: Count
-    loss: float
+    loss: float | None
     tokens: Count
     samples: Count
     learning_rate: float

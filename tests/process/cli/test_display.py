@@ -2,6 +2,7 @@
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,25 @@ def test_speed_and_time_left_are_shown_once_they_are_known_and_only_while_the_wo
     timeline.play("steps 149 seconds=0.5 -> running")
     assert progress_text(run) == "step 150/1000, 200 tokens/s, 7 min left, done about 20:54"
     line = step_line(run, run.last_step)
-    assert line.endswith(" lr=0.001 tokens/s=200 batch=8x1 memory=500/2,200 MiB, 7 min left, done about 20:54")
+    assert line.endswith(" lr=0.001 tokens/s=200 batch=8x1 memory=500/2,200 MiB left=7 min (20:54)")
     timeline.play("stop -> draining: ask stop")
     assert progress_text(run) == "step 150/1000"
+
+
+@pytest.mark.usefixtures("at_2047")
+def test_a_long_step_line_leaves_out_what_is_least_needed_and_one_without_tokens_says_so() -> None:
+    timeline = MachineTimeline()
+    run = timeline.machine
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 150 seconds=0.5 -> running")
+    assert run.last_step is not None
+    smoothed = run.history.smoothed_loss
+    step = replace(run.last_step, loss=None, metrics={"grad_norm": 1.25})
+    run.history.add_step(replace(step, step=151), step)
+    line = step_line(run, replace(step, step=151))
+    assert "step 151/1000 no tokens smoothed=" in line
+    assert (line.endswith(" memory=500/2,200 MiB left=7 min"), " lr=" in line, len(line) <= 120) == (True, False, True)
+    assert run.history.smoothed_loss == smoothed, "an update without tokens has no loss"
+    assert run.history.loss == run.last_step.loss
 
 
 def summary(outcome: str, generations: int) -> dict[str, object]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tests.training.bad_inputs.cases import CASES, Case, make
 
+from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.core.actions import Spawn
-from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.settings.schema import SettingsError
 from mlx_supervisor.settings.to_job import job_of
 from mlx_worker.errors import RefusedError
@@ -42,15 +42,17 @@ def project(tmp_path, llama_dir, monkeypatch):
 
 def refusal_of(folder: Path) -> str:
     """What the supervisor refuses, else what the worker does; in one process, without training."""
+    from mlx_worker.tasks import mistakes
     from mlx_worker.training import inputs, loop
 
     try:
-        settings = read_settings(folder / "settings.toml", folder / "state")
+        settings, _ = RunRequest(folder / "settings.toml", "run").read()
         run = settings.runs["run"]
         size = run.batch.size
         spawn = Spawn(1, size, None if size is None else size * run.batch.accumulation)
         job = job_of(settings, "run", folder / "run", None, spawn, None)
-        loop.plan_of(job, loop.build_task(job, inputs.read(job)))
+        with mistakes.refused(job, lambda: 0):
+            loop.prepare(job, inputs.read(job))
     except (SettingsError, RefusedError) as error:
         return " ".join(str(error).split())
     raise AssertionError("accepted")

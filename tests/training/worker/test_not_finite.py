@@ -59,3 +59,12 @@ def test_without_stop_on_not_finite_the_run_continues(supervisor):
     assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
     assert [message.step for message in worker.steps if not math.isfinite(message.loss)] == [7]
     assert worker.saved_steps == [6, 9, 12]
+
+
+def test_an_update_without_a_token_to_learn_has_no_loss_and_ends_nothing(supervisor):
+    worker = supervisor.run(supervisor.job(entry="odd_tasks:masked", args={"at": 7}, checkpoint=EVERY_3))
+    assert worker.process.returncode == wire.EXIT_COMPLETED, worker.stderr
+    assert [message.step for message in worker.steps if message.loss is None] == [7]
+    assert all(message.loss is None or math.isfinite(message.loss) for message in worker.steps)
+    last = supervisor.run(supervisor.job(name="last", entry="odd_tasks:masked", args={"at": 12}, checkpoint=EVERY_3))
+    assert last.bye.loss == last.steps[-2].loss, "the newest known"

@@ -69,10 +69,17 @@ def test_a_loss_that_reads_values_cannot_be_compiled(supervisor):
     assert other.process.returncode == wire.EXIT_COMPLETED
 
 
-def test_user_code_that_exits_is_a_failure(supervisor):
+def test_user_code_that_exits_is_refused_whatever_its_status(supervisor):
     worker = supervisor.run(supervisor.job(entry="toy_task:leaves"))
+    assert worker.process.returncode == wire.EXIT_REFUSED
+    assert ".task.entry: toy_task:leaves: SystemExit: 0 (" in worker.bye.reason
+
+
+def test_the_same_error_after_an_update_is_a_crash(supervisor):
+    """What worked before may work again."""
+    worker = supervisor.run(supervisor.job(entry="odd_tasks:failing_later", args={"at": 3}))
     assert worker.process.returncode == wire.EXIT_FAILED
-    assert worker.bye.reason == "SystemExit: 0"
+    assert worker.bye.reason == "ValueError: no more"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"run": "x"}', b'{"v": 2}'])

@@ -9,6 +9,7 @@ from mlx_supervisor.wire.check import CheckReport, MeasureReport
 from mlx_worker.errors import RefusedError
 from mlx_worker.supervision.raised import errors_of
 from mlx_worker.supervision.stop import StopFlag
+from mlx_worker.tasks import mistakes
 from mlx_worker.training import determinism, inputs
 
 
@@ -21,7 +22,8 @@ def run(job: wire.Job, file: Path, stop: StopFlag, *, measures: bool, checkpoint
         found = inputs.read(job)
         from mlx_worker.check import facts, measure  # importing MLX takes seconds
 
-        report = measure.measure(job, stop, found) if measures else facts.examine(job, found, checkpoints)
+        with mistakes.refused(job, lambda: 0):
+            report = measure.measure(job, stop, found) if measures else facts.examine(job, found, checkpoints)
     except BaseException as error:  # the user's code may raise anything, SystemExit included
         problem = str(error) if isinstance(error, RefusedError) else errors_of(error)[0].message
         if not isinstance(error, RefusedError):

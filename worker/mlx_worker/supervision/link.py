@@ -60,7 +60,8 @@ class Link:
     def send(self, kind: type[wire.Message], **fields: Any) -> None:
         """Send, or drop and count. Texts are shortened to the wire's limits."""
         if kind is wire.Step:
-            self.last_step, self.last_loss = fields["step"], fields["loss"]
+            self.last_step = fields["step"]
+            self.last_loss = self.last_loss if fields["loss"] is None else fields["loss"]
         if self._socket is None:
             self._print(kind, fields)
             return
@@ -79,7 +80,8 @@ class Link:
         if kind is wire.Step and now_s - self._printed_s >= PRINT_INTERVAL_S:
             self._printed_s = now_s
             mib = fields["resident_bytes"] / 2**20
-            print(f"step {fields['step']} loss={fields['loss']:.4f} resident={mib:,.0f} MiB", flush=True)
+            loss = "no tokens" if fields["loss"] is None else f"loss={fields['loss']:.4f}"
+            print(f"step {fields['step']} {loss} resident={mib:,.0f} MiB", flush=True)
 
     def receive(self) -> list[wire.SupervisorMessage]:
         """The commands received for this run and generation; at most as many as the queue holds."""

@@ -15,15 +15,15 @@ from mlx.utils import tree_flatten
 from mlx_supervisor import wire
 from mlx_worker.data import sources
 from mlx_worker.errors import RefusedError
-from mlx_worker.supervision.raised import errors_of
 from mlx_worker.task import Task
 from mlx_worker.tasks import fingerprint
 from mlx_worker.tasks.find_entry import check_entry
+from mlx_worker.tasks.mistakes import MISTAKES, described
 from mlx_worker.tasks.settings_key import settings_key
 from mlx_worker.tasks.suggest import did_you_mean
 
-_MISTAKES = (ImportError, SyntaxError, NameError, AttributeError, LookupError, TypeError, ValueError)
-"""Errors that importing a module raises every time; others, such as a full device, may pass."""
+SIGNATURE_SHOWN = 200
+"""Characters."""
 
 
 def build(job: wire.Job) -> Task:
@@ -77,11 +77,8 @@ def _find(job: wire.Job, key: str) -> Callable[..., Any]:
     sys.path.insert(0, base_dir)
     try:
         found: Any = importlib.import_module(module_name)
-    except _MISTAKES as error:
-        raised = errors_of(error)[0]
-        place = f" ({raised.file}:{raised.line})" if raised.file and not raised.file.startswith("<") else ""
-        text = f"{type(error).__name__}: {raised.message}{place}"
-        raise RefusedError(f"{key}: cannot import {module_name} from {base_dir}: {text}") from error
+    except MISTAKES as error:
+        raise RefusedError(f"{key}: cannot import {module_name} from {base_dir}: {described(error)}") from error
     for name in path.split("."):
         if not hasattr(found, name):
             functions = [each for each in dir(found) if not each.startswith("_") and callable(getattr(found, each))]
@@ -110,7 +107,7 @@ def _arguments(function: Callable[..., Any], job: wire.Job) -> dict[str, Any]:
         signature.bind(**arguments)
     except TypeError as error:
         raise RefusedError(
-            f"{settings_key(job, 'task.args')}: do not fit {job.task.entry}{signature}: {error}"
+            f"{settings_key(job, 'task.args')}: do not fit {job.task.entry}{signature!s:.{SIGNATURE_SHOWN}}: {error}"
         ) from None
     return arguments
 

@@ -26,6 +26,7 @@ from mlx_worker.supervision.hang_watchdog import HangWatchdog
 from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task, Update
+from mlx_worker.tasks import mistakes
 from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
 from mlx_worker.tasks.output_claim import claimed
 from mlx_worker.tasks.settings_key import settings_key
@@ -82,9 +83,10 @@ def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = N
     commands = Commands(link, stop, memory)
     drills = Drills(job.drill, job.generation)
     drills.slow_start(stop)
-    job, task, plan = prepare(job, inputs)
-    with claimed(task.export_dir, job, "adapter_path" if job.task.kind == "mlx_lm" else "Task.export_dir"):
-        return Trainer(job, task, plan, memory, commands, drills).run()
+    with mistakes.refused(job, lambda: link.last_step):
+        job, task, plan = prepare(job, inputs)
+        with claimed(task.export_dir, job, "adapter_path" if job.task.kind == "mlx_lm" else "Task.export_dir"):
+            return Trainer(job, task, plan, memory, commands, drills).run()
 
 
 def prepare(job: wire.Job, inputs: LoraInputs | None = None, *, connects: bool = True) -> Prepared:
@@ -334,17 +336,18 @@ class Trainer:
         progress.cursor = launched.cursor
         progress.samples += len(launched.ids)
         progress.tokens += tokens
-        progress.loss = loss
+        has_loss = weight != 0  # without a token to learn the mean is NaN, and the weights are as before
+        progress.loss = loss if has_loss else loss_before
         self.watchdog.note_update(seconds)
         self.saver.note_update(seconds)
         self.sample_log.write(progress.step, launched.epoch, launched.ids)
         metrics = numbers_of(launched.applied.metrics)
-        self._report(launched, tokens, rate, seconds, metrics)
-        update = Update(progress.step, loss, rate, tokens, progress.tokens, seconds, metrics)
+        self._report(launched, loss if has_loss else None, tokens, rate, seconds, metrics)
+        update = Update(progress.step, loss if has_loss else math.nan, rate, tokens, progress.tokens, seconds, metrics)
         for notify in (self.task.report_update, self.task.after_update):
             if notify is not None:
                 notify(update)
-        if self.job.stop_on_not_finite and weight != 0 and not math.isfinite(loss):  # without weight nothing changed
+        if self.job.stop_on_not_finite and has_loss and not math.isfinite(loss):
             found = "NaN" if math.isnan(loss) else "infinite"
             before = "no previous step" if loss_before is None else f"previous loss {loss_before:.6g}"
             raise NotFiniteError(f"loss became {found} at step {progress.step} ({before}; learning rate {rate:.6g})")
@@ -392,7 +395,13 @@ class Trainer:
         self.facts["free"] |= {"batch.size": size, "batch.effective": resize.effective_batch}
 
     def _report(
-        self, launched: _Launched, tokens: int, rate: float, seconds: float, metrics: dict[str, float | None]
+        self,
+        launched: _Launched,
+        loss: float | None,
+        tokens: int,
+        rate: float,
+        seconds: float,
+        metrics: dict[str, float | None],
     ) -> None:
         """Report an update. In 15 of 16 reports `active_bytes` includes a part of the next update (measured: 6 MiB).
 
@@ -401,7 +410,7 @@ class Trainer:
         counters = self.memory.note_update()
         self.link.send(
             wire.Step,
-            step=self.progress.step, loss=self.progress.loss, tokens=tokens, samples=len(launched.ids),
+            step=self.progress.step, loss=loss, tokens=tokens, samples=len(launched.ids),
             learning_rate=rate, seconds=seconds,
             batch_size=launched.size, accumulation=launched.accumulation,
             active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes, peak_bytes=counters.peak_bytes,

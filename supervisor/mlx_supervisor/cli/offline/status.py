@@ -62,7 +62,7 @@ def report_of(run: KnownRun) -> dict[str, Any]:
     }  # fmt: skip
     if past is not None:
         report |= {name: getattr(past, name, None) for name in _KEPT}
-        report["restarts"] = max(past.generation - 1, 0)
+        report["restarts"] = past.restarts
         report |= {"step": past.highest_step, "checkpoint_step": past.durable_step, "outcome": past.outcome}
         report |= {"limit_bytes": past.limit_bytes or None, "gradient_checkpointing": past.gradient_checkpointing}
         report["batch_size"] = past.batch_size
@@ -112,7 +112,7 @@ def _speed(run: KnownRun, steps: Sequence[Record]) -> dict[str, Any]:
 def _report(row: Record) -> StepReport:
     names = ("generation", "step", "tokens", "samples", "learning_rate", "seconds", "batch_size", "accumulation")
     values: dict[str, Any] = {name: row[name] or 0 for name in names}
-    return StepReport(at_s=row["wall_s"], loss=row["loss"] or 0.0, active_bytes=0, cache_bytes=0, **values)
+    return StepReport(at_s=row["wall_s"], loss=row["loss"], active_bytes=0, cache_bytes=0, **values)
 
 
 def lines_of(run: KnownRun, report: dict[str, Any], width: int) -> list[str]:

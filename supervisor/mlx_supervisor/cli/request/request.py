@@ -8,10 +8,12 @@ from typing import Any
 
 import msgspec
 
+from mlx_supervisor.host.memory import machine_bytes
 from mlx_supervisor.settings.configuration import SUFFIXES, is_configuration, option
 from mlx_supervisor.settings.reader import read_settings, settings_without_file
 from mlx_supervisor.settings.schema import RunSettings, Settings, SettingsError
 from mlx_supervisor.settings.sizes import parse_limit
+from mlx_supervisor.settings.to_policy import limit_bytes
 
 SHOWN = 3
 _PATHS = frozenset({"adapter_path", "resume_adapter_file"})
@@ -45,7 +47,9 @@ class RunRequest:
             settings = read_settings(self.file, self.state_dir)
             name = choose(settings, self.name)
             settings = _with_options(settings, name, options)
-        return self._with_accumulation(self._with_limit(settings, name), name), name
+        settings = self._with_accumulation(self._with_limit(settings, name), name)
+        self._check_limit(settings, name)
+        return settings, name
 
     def command(self, verb: str = "run") -> str:
         """The command line for this run, quoted for a shell."""
@@ -78,6 +82,17 @@ class RunRequest:
             raise SettingsError([f'--memory-limit: found "{text}"; allowed: {error}']) from None
         memory = msgspec.structs.replace(run.memory, limit=limit)
         return _replaced(settings, name, msgspec.structs.replace(run, memory=memory))
+
+    def _check_limit(self, settings: Settings, name: str) -> None:
+        """This machine has the memory of the limit."""
+        key = f"runs.{name}"
+        try:
+            limit_bytes(settings.runs[name], machine_bytes(), key)
+        except SettingsError as error:
+            if self.memory_limit is None:
+                raise SettingsError(error.problems, settings.path) from None
+            problems = [each.replace(f"{key}.memory.limit", "--memory-limit") for each in error.problems]
+            raise SettingsError(problems) from None
 
     def _with_accumulation(self, settings: Settings, name: str) -> Settings:
         run = settings.runs[name]

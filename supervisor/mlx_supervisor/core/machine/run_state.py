@@ -28,6 +28,7 @@ ACTIVITIES = {
     S.DRAINING: "saving a checkpoint to stop",
     S.TERMINATING: "stopping the worker",
     S.KILLING: "killing the worker",
+    S.FATAL: "failed",
 }
 """What a run does in a state, for people; while it runs, its worker's phase says more."""
 PHASES = {ev.Phase.EVAL: "evaluating", ev.Phase.CHECKPOINT: "saving a checkpoint"}

@@ -19,6 +19,8 @@ _AT_LEAST = {
     "num_layers": -1, "batch_size": 1, "iters": 1, "val_batches": -1, "steps_per_report": 0, "steps_per_eval": 1,
     "save_every": 0, "test_batches": -1, "max_seq_length": 2, "grad_accumulation_steps": 1, "seed": 0,
 }  # fmt: skip
+LARGEST = 2**32 - 1
+"""Of a whole number: numpy takes no larger seed."""
 _BOOLEANS = {"train", "test", "mask_prompt", "grad_checkpoint", "trust_remote_code"}
 FEATURES = {"prompt_feature", "completion_feature", "chat_feature", "text_feature"}
 """Keys that choose what of the data is trained on."""
@@ -138,8 +140,9 @@ def _check_key(config: LoraConfig, key: str, value: Any, defaults: Mapping[str, 
     elif key == "hf_dataset":
         _check_hub(config, value)
     elif key in _AT_LEAST:
-        if not isinstance(value, int) or isinstance(value, bool) or value < _AT_LEAST[key]:
-            text = f"expected a whole number of at least {_AT_LEAST[key]}, found {value!r:.80}"
+        if not isinstance(value, int) or isinstance(value, bool) or not _AT_LEAST[key] <= value <= LARGEST:
+            most = f" and at most {LARGEST}" if isinstance(value, int) and value > LARGEST else ""
+            text = f"expected a whole number of at least {_AT_LEAST[key]}{most}, found {value!r:.80}"
             raise config.refuse(key, text + _quoted(value))
     elif key in _NUMBERS:
         if not is_number(value) or value < 0:

@@ -64,8 +64,12 @@ def read_subsets(config: LoraConfig) -> dict[str, Lines] | None:
 
 def read_lines(path: Path, config: LoraConfig) -> Lines | None:
     """The lines of a file; None if there is none. Raises RefusedError that names file and line."""
+    if path.is_symlink() and not path.exists():
+        raise config.refuse("data", f"{path} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
         return None
+    if not path.is_file():
+        raise config.refuse("data", f"expected the file {path}, found a folder")
     rows, digest = _parse(path)
     check = Format(path, config)
     for number, row in enumerate(rows, 1):
@@ -204,6 +208,11 @@ class Format:
             raise RefusedError(f"{where}: expected a list of messages under {self._chat!r}, found {found}")
         if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages):
             raise RefusedError(f"{where}: every message under {self._chat!r} must be an object with a role")
+        if self._mask_prompt and len(messages) < 2:
+            raise RefusedError(
+                f"{where}: mask_prompt needs a message before the answer under {self._chat!r}, found "
+                f"{len(messages)} message; remove the line, or set mask_prompt: false"
+            )
         for message in messages:
             content = message.get("content")
             if not isinstance(content, str | list | None):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import secrets
 import string
@@ -51,12 +52,13 @@ class Reports:
         if update.step % self._every and update.step != self._last_step:
             return
         updates, self._since_report = self._since_report, []
+        losses = [one.loss for one in updates if one.tokens]  # without a token to learn it is NaN
         import mlx.core as mx
 
         seconds = max(sum(one.seconds for one in updates), 1e-9)
         info = {
             "iteration": update.step * self._accumulation,
-            "train_loss": sum(one.loss for one in updates) / len(updates),
+            "train_loss": sum(losses) / len(losses) if losses else math.nan,
             "learning_rate": update.learning_rate,
             "iterations_per_second": len(updates) * self._accumulation / seconds,
             "tokens_per_second": sum(one.tokens for one in updates) / seconds,

@@ -38,6 +38,8 @@ OPTIMIZER_CLASSES: dict[str, Any] = {
 }  # fmt: skip
 EXPORT_HEADER_BYTES = 1024 * 1024
 """Room for the names of the arrays and for `adapter_config.json`."""
+MESSAGE_SHOWN = 400
+"""Characters of an error of mlx_lm's: it lists every parameter that a model lacks."""
 NEVER_BYTES = 2**62
 """A threshold that no cache reaches: by default mlx_lm clears the cache after every batch of an evaluation."""
 assert set(OPTIMIZER_CLASSES) == set(OPTIMIZERS)
@@ -176,12 +178,13 @@ def _load_model(config: LoraConfig, source: str) -> tuple[Any, Any]:
     except MemoryError:
         raise
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
+        message = " ".join(str(error).split())[:MESSAGE_SHOWN]
+        text = f"{type(error).__name__}: {message}"
         functions = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
         if "load_tokenizer" in functions:
             raise config.refuse("model", f"cannot load the tokenizer of {source}: {text}") from error
         if isinstance(error, ValueError) and "load_weights" in functions:
-            raise config.refuse("model", f"the weights in {source} do not fit its config.json: {error}") from error
+            raise config.refuse("model", f"the weights in {source} do not fit its config.json: {message}") from error
         if isinstance(error, ValueError | TypeError | KeyError | FileNotFoundError) or "safetensors" in str(error):
             raise config.refuse("model", f"cannot load {source}: {text}") from error
         raise  # for example, the device is out of memory
@@ -220,8 +223,10 @@ def _load_adapters(config: LoraConfig, model: Any) -> None:
     path = config.resolve(config.values.resume_adapter_file)
     try:
         arrays: Any = mx.load(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise config.refuse("resume_adapter_file", f"cannot read {path}: {error}") from error
+    if not isinstance(arrays, dict):
+        raise config.refuse("resume_adapter_file", f"expected a file such as adapters.safetensors, found {path}")
     own = dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
     if not own.keys() & arrays.keys():
         text = f"none of the {len(arrays)} arrays in {path} belongs to this model with this fine_tune_type"
@@ -335,5 +340,5 @@ def _notes(config: LoraConfig, job: wire.Job, validates: bool) -> list[str]:
     if values.fine_tune_type != "full" and "alpha" in values.lora_parameters:
         notes.append(f"{config.path.name}: lora_parameters.alpha is ignored, as in mlx_lm.lora, which uses scale")
     if not validates:
-        notes.append("no validation: there are no validation samples (valid.jsonl)")
+        notes.append("No validation: there are no validation samples (valid.jsonl).")
     return notes
