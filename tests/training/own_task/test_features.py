@@ -136,6 +136,22 @@ def test_numbers_of_numpy_are_numbers(tmp_path, monkeypatch):
     assert loaded == {"best": float(np.mean(np.float32([0.1, 0.2]))), "count": 2}
 
 
+def test_state_that_an_update_makes_unstorable_is_refused_at_once(tmp_path, monkeypatch):
+    seen, collated = {"mean": None}, []
+
+    def changes(task):
+        def collate(ids, plain=task.collate):
+            collated.append(ids)
+            seen["mean"] = np.zeros(3)
+            return plain(ids)
+
+        task.collate, task.state, task.load_state = collate, lambda: seen, seen.update
+
+    with pytest.raises(RefusedError, match=r"Task\.state\['mean'\]: found numpy\.ndarray, allowed: "):
+        harness.run(tmp_path / "r", monkeypatch, steps=50, changes=changes)
+    assert len(collated) == 1, "not after 50 updates"
+
+
 def test_after_update_sees_the_model_of_its_update(tmp_path, monkeypatch):
     """The reference saves a checkpoint after every update, with nothing in flight."""
     seen, reported = {}, []

@@ -206,6 +206,7 @@ class Trainer:
         self.evaluation = Evaluation(job, task, commands, memory, self.watchdog, self.saver, self.average)
         self.sample_log = SampleLog(job)
         self._finished_s = float("-inf")
+        self._first_step = self.progress.step + 1
 
     def _restore(self, newest: LoadedCheckpoint | None) -> tuple[training_state.Progress, list[str]]:
         if newest is None:
@@ -225,7 +226,7 @@ class Trainer:
         )  # fmt: skip
         for note in [*self.skipped, *self.notes]:
             print(f"note: {note}")
-        first_step, started_s = self.progress.step, time.perf_counter()
+        started_s = time.perf_counter()
         self.link.phase("train")
         try:
             self._train()
@@ -251,7 +252,7 @@ class Trainer:
             reason,
             self.progress,
             digest,
-            self.progress.step - first_step,
+            self.progress.step + 1 - self._first_step,
             seconds,
             lost,
             self.finishing.exported,
@@ -297,6 +298,8 @@ class Trainer:
         """Whether something needs the exact state after this update, before the next one begins."""
         if self.task.after_update is not None:
             return True  # it may read the model
+        if self.task.state is not None and step == self._first_step:
+            return True
         waits = self.memory.waits or self.drills.within_updates or self.commands.autopsy.is_due(step)
         evaluates = self.evaluation.is_due(step, self.plan.steps)
         return waits or evaluates or self.saver.is_due(step) or self._milestone_is_due(step)
@@ -355,6 +358,8 @@ class Trainer:
     def _between_updates(self) -> None:
         """The work that needs the state of the last update, before the next begins."""
         self._run_autopsy()
+        if self.progress.step == self._first_step:
+            self.extras.state()  # the task's code may now return what cannot be stored
         if self.evaluation.is_due(self.progress.step, self.plan.steps) and not self.stop.requested:
             self.evaluation.validate(self.progress.step, self.plan.size)
         if self.task.milestone is not None and self._milestone_is_due(self.progress.step) and not self.stop.requested:
