@@ -7,6 +7,7 @@ import pytest
 from mlx_supervisor.cli.check.measuring import Measured, measure_sizes
 from mlx_supervisor.cli.check.prediction import RUN_OVER_PROBE, Bound, Point, Prediction, shown_sizes
 from mlx_supervisor.cli.check.probe import Probe
+from mlx_supervisor.cli.check.text import figure
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.wire.check import MeasureReport
 
@@ -95,6 +96,13 @@ def test_a_devices_own_memory_bounds_the_batch_too() -> None:
     bound = Bound(10_000 * MIB, 0.97, device_limit_bytes=64 * MIB)
     points = [Point(size, 0, size * 8 * MIB, 0.1) for size in (1, 2, 4)]
     assert Prediction(points).largest(bound, 100) == 8
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0.1254, "0.125"), (1.0, "1"), (99.97, "100"), (1520.4, "1,520"), (1e6, "1,000,000")]
+)
+def test_a_figure_is_readable_at_any_size(number: float, text: str) -> None:
+    assert figure(number) == text
 
 
 def test_the_table_ends_after_the_first_size_that_does_not_fit() -> None:

@@ -41,7 +41,7 @@ def _of_report(report: CheckReport) -> list[tuple[str, str]]:
     samples = 0 if not report.data or report.data[0].stream else report.data[0].samples
     epochs = report.steps * report.effective_batch / samples if samples else None
     micro = f"{report.batch_size} × {-(-report.effective_batch // report.batch_size)}"
-    passes = "" if epochs is None else f" = {epochs:,.3g} epoch" + ("" if f"{epochs:.3g}" == "1" else "s")
+    passes = "" if epochs is None else f" = {figure(epochs)} epoch" + ("" if figure(epochs) == "1" else "s")
     batch = f"{micro} (micro-batch × accumulation), {counted(report.steps, 'step')}{passes}, "
     found.append(("batch", f"{batch}{report.optimizer}; at most {', '.join(report.shapes)}"))
     if report.evaluate_every_steps:
@@ -53,6 +53,11 @@ def _of_report(report: CheckReport) -> list[tuple[str, str]]:
     if report.output is not None:
         found.append(("output", f"{report.output}, {size(report.output_bytes)}; can be written"))
     return found
+
+
+def figure(number: float) -> str:
+    """Three digits, or all of a whole number: `0.125`, `12.5`, `12,500`."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _percent(share: float) -> str:
@@ -116,7 +121,7 @@ def _row(point: Point, found: Measured) -> tuple[str, ...]:
     fits = "" if point.size <= found.largest else ", does not fit"
     rate = point.size * found.accumulation / point.update_s if point.update_s else 0.0
     update = duration(point.update_s)
-    return (f"{point.size:,}", f"{point.peak_bytes / MIB:,.0f}", share, update, f"{rate:,.3g}", mark + fits)
+    return (f"{point.size:,}", f"{point.peak_bytes / MIB:,.0f}", share, update, figure(rate), mark + fits)
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
