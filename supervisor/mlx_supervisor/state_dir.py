@@ -19,6 +19,8 @@ MARKS = ("supervisor.lock", "journal.db", "supervisor.log", "supervisor.sock", T
 OWNER = "owner.json"
 """In a run's folder: the settings file that the run belongs to, also when the journal is lost."""
 PREVIOUS_AT_MOST = 9
+REPLACEABLE = frozenset({OWNER, "logs", "job.json", "summary.json", "fingerprints.json", "reports.json"})
+"""What a run's folder has before the first checkpoint: never worth the loss of a run that was set aside."""
 
 
 class StateDirError(Exception):
@@ -123,14 +125,15 @@ def owner_of(folder: Path) -> str:
 def left_behind(state: Path, run: str, file: Path) -> tuple[str, Path] | None:
     """A run of this name whose settings file was probably moved to `file`: its old path and its state folder.
 
-    Only among the state folders of `PROJECTS`: the old file no longer exists, and had the same name and the same folder
-    name (the project was moved) or the same grandparent (it was renamed).
+    Only among the state folders of `PROJECTS`: the old file no longer exists, and was in the same folder (it was
+    renamed), or had the same name and the same folder name (the project was moved) or grandparent (that was renamed).
     """
     if state.parent.name != PROJECTS:
         return None
     for owner in sorted(state.parent.glob(f"*/runs/{run}/{OWNER}")):
         old = Path(owner_of(owner.parent))
-        alike = old.name == file.name and (old.parent.name == file.parent.name or old.parents[1:2] == file.parents[1:2])
+        project = old.parent.name == file.parent.name or old.parents[1:2] == file.parents[1:2]
+        alike = old.parent == file.parent or (old.name == file.name and project)
         if alike and old != file and not old.exists():
             return str(old), owner.parents[2]
     return None
@@ -149,12 +152,17 @@ def record_owner(folder: Path, run: str, file: str) -> None:
 
 
 def set_aside(folder: Path, taken: Collection[str]) -> Path | None:
-    """Rename a run's folder to `NAME.previous`, replacing an older one of the same owner; None if it holds nothing.
+    """Rename a run's folder to `NAME.previous`, replacing an older one of the same owner.
+
+    None if it holds no checkpoint and nothing else to keep: its owner is then forgotten, and the next run uses it.
 
     A folder of another or of an unknown owner is kept: the next free of `NAME.previous.2` to `.9` is used. `taken`:
     names of runs. Raises StateDirError when all are in use, and OSError.
     """
-    if not folder.is_dir() or all(each.name in (OWNER, "logs") for each in folder.iterdir()):
+    if not folder.is_dir():
+        return None
+    if not any(_is_kept(entry) for entry in folder.iterdir()):
+        (folder / OWNER).unlink(missing_ok=True)
         return None
     owner = owner_of(folder)
     numbers = ["", *(f".{number}" for number in range(2, PREVIOUS_AT_MOST + 1))]
@@ -168,3 +176,9 @@ def set_aside(folder: Path, taken: Collection[str]) -> Path | None:
         return path
     held = f"{folder.with_name(names[0])} to {names[-1]} hold runs of other settings files"
     raise StateDirError(f"--fresh: {held}; delete those that are not needed")
+
+
+def _is_kept(entry: Path) -> bool:
+    if entry.name == "checkpoints" and entry.is_dir():
+        return any(entry.glob("step-*"))
+    return entry.name not in REPLACEABLE

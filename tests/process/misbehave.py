@@ -101,6 +101,8 @@ class Worker:
         self.send(wire.Hello, pid=os.getpid(), token=os.environ[wire.TOKEN_VARIABLE])
         if self.mode == "ramp_loading":
             self.ramp()
+        if self.mode == "refuse" and "at_step" not in self.args:
+            self.misbehave()
         size = self.job.batch.size or 1
         self.send(
             wire.Ready,

@@ -82,6 +82,8 @@ async def _foreground(
     service = Service(alone, state, [display])
     await service.open(forget=[name] if fresh else [])
     run = service.daemon.runs[name]
+    if (kept := service.daemon.set_aside.get(name)) is not None:
+        console.print(f"The former run is kept in {kept}; `mlx-supervisor export {kept.name}` writes its result.")
 
     def stop(name: str) -> None:
         if not received:

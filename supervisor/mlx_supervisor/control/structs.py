@@ -43,7 +43,7 @@ def description(info: ProcessInfo, now_s: float) -> str:
         return info.detail or f'unknown error (try "tail {info.name}")'
     if info.state in (ProcessState.STOPPED, ProcessState.EXITED):
         if not info.started_at_s:
-            return "Not started"
+            return "Completed" if info.state is ProcessState.EXITED else "Not started"  # by an earlier daemon
         return time.strftime("%b %d %I:%M %p", time.localtime(clip_int(info.stopped_at_s)))
     return info.detail
 

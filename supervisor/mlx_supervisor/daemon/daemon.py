@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.machine.starting import AUTOSTART
 from mlx_supervisor.daemon.recorder import load_history
 from mlx_supervisor.daemon.run import SupervisedRun
 from mlx_supervisor.daemon.shared import Observer, Shared
@@ -40,6 +42,8 @@ class Daemon:
         self.settings = settings
         self.state = state
         self.runs: dict[str, SupervisedRun] = {}
+        self.set_aside: dict[str, Path] = {}
+        """Where the folders of runs that were started over are now."""
         self.shutdown_requested = asyncio.Event()
         self.restart_requested = False
         self._observers = observers
@@ -99,7 +103,7 @@ class Daemon:
             fresh = history.generation == 0 and autostart
             unfinished = history.unfinished or (autostart and history.outcome == "")
             if run.at_rest and (fresh or unfinished):
-                run.command(ev.CommandKind.START, "autostart")
+                run.command(ev.CommandKind.START, AUTOSTART)
 
     async def recovered(self) -> None:
         """Wait until no orphan of a dead supervisor is running."""
@@ -116,7 +120,8 @@ class Daemon:
             owner = load_history(self.shared.journal, name).settings_file
             if owner and not owner_of(folder):
                 record_owner(folder, name, owner)
-            set_aside(folder, self.settings.runs)
+            if (kept := set_aside(folder, self.settings.runs)) is not None:
+                self.set_aside[name] = kept
             self.shared.journal.forget_run(name)
 
     def kill_all(self, reason: str) -> None:

@@ -61,6 +61,7 @@ def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> N
     shown = printed(capsys)
     assert f"State folder: {finished.parent.resolve()}/state (settings: {finished})" in shown
     assert "run  completed    step 20/20, loss " in shown
+    assert shown.endswith(", 1 restart\n  all steps done\n"), "not the error of the first generation"
 
     assert history([], None, as_csv=False, as_json=True) == 0
     (found,) = json.loads(printed(capsys))

@@ -1,5 +1,6 @@
 """What a command line means: the run, its options, the command that resumes it, and the settings file of `init`."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -156,6 +157,25 @@ def test_the_file_that_init_writes_is_the_same_run(project: Path, line: str) -> 
     assert jobs[0].task.mlx_lm_compatible == jobs[1].task.mlx_lm_compatible == ("--mlx-lm-compatible" in line)
     assert written.runs[name].memory == settings.runs[name].memory
     assert Path(jobs[0].task.config or "") == Path(jobs[1].task.config or "")
+
+
+def test_init_keeps_the_adapters_that_a_finished_run_delivered(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = project / "state/runs/lora/summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"exported_to": str(project / "adapters")}))
+    assert "adapter_path" not in read_settings(written("none.toml")).runs["lora"].task.options
+    for folder in ("adapters", "adapters-2"):
+        (project / folder).mkdir()
+    (project / "adapters/adapters.safetensors").write_text("finished")
+    assert read_settings(written("one.toml")).runs["lora"].task.options == {"adapter_path": "adapters-3"}
+    assert "Its own go to adapters-3." in capsys.readouterr().out
+
+
+def written(name: str) -> Path:
+    assert write_settings(RunRequest(Path("lora.yaml")), Path(name)) == 0
+    return Path(name)
 
 
 def test_every_line_that_is_off_in_a_written_file_is_valid(project: Path) -> None:

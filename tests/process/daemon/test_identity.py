@@ -213,6 +213,43 @@ def test_fresh_never_replaces_the_set_aside_run_of_another_project(folder: Path,
     assert json.loads((state / "runs/run.previous/owner.json").read_text())["settings_file"] == str(first.resolve())
 
 
+def test_fresh_after_a_start_without_a_checkpoint_keeps_the_finished_run(folder: Path, state: Path) -> None:
+    first = project(folder / "a")
+    harness.run(first)
+    text = first.read_text()
+    first.write_text(text.replace("[runs.run.task.args]", '[runs.run.task.args]\nmode = "refuse"'))
+    refused = harness.run(first, "--fresh")
+    assert refused.process.returncode == 2
+    assert (
+        f"The former run is kept in {state}/runs/run.previous; `mlx-supervisor export run.previous`" in refused.stderr
+    )
+    first.write_text(text)
+    again = harness.run(first, "--fresh")
+    assert (again.process.returncode, "The former run is kept" in again.stderr) == (0, False)
+    assert (state / "runs/run.previous/saved").read_text() == "20"
+
+
+def test_a_refused_change_is_no_restart_and_leaves_the_run_complete(folder: Path, home: Path) -> None:
+    first = project(folder / "a")
+    harness.run(first)
+    text = first.read_text()
+    changed = text.replace("steps = 20", "steps = 21")
+    first.write_text(changed.replace("[runs.run.task.args]", '[runs.run.task.args]\nmode = "refuse"'))
+    assert harness.run(first).process.returncode == 2
+    first.write_text(text)
+    again = harness.run(first).summary()
+    assert (again["outcome"], again["reason"]) == ("completed", "already complete; nothing was trained")
+    assert again["restarts"] == 0
+
+
+def test_a_renamed_settings_file_is_a_new_run_that_names_the_old_one(folder: Path, home: Path) -> None:
+    first = project(folder / "a")
+    harness.run(first)
+    renamed = first.rename(first.with_name("night.toml"))
+    done = harness.run(renamed)
+    assert f"its settings file {first.resolve()} no longer exists. If you moved it, move it back" in done.stderr
+
+
 def test_fresh_without_anything_to_set_aside_keeps_the_older_one(folder: Path, state: Path) -> None:
     first = project(folder / "a")
     harness.run(first)

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 from tests.training import jobs
 
+from mlx_supervisor import wire
 from mlx_supervisor.cli.request.options import MLX_LM
 from mlx_worker.errors import RefusedError
 from mlx_worker.tasks.mlx_lm.config import load_config
@@ -32,9 +33,45 @@ def output(tmp_path):
 def test_another_run_is_refused_with_both_named(tmp_path, output):
     for other in (job(tmp_path, "b.yaml"), job(tmp_path, run="other")):
         assert f"{output} holds the results of run 'run' of {tmp_path / 'a.yaml'}" in check_output(output, other)
-        with pytest.raises(RefusedError, match=rf"adapter_path: {output} holds .* or delete {output / OWNER_FILE}"):
+        with pytest.raises(
+            RefusedError, match=rf"adapter_path: {output} holds .* to overwrite them, delete {output / OWNER_FILE}"
+        ):
             claimed(output, other, "adapter_path").__enter__()
     assert (output / "adapters.safetensors").read_text() == "finished"
+
+
+def test_the_refusal_says_what_to_type(tmp_path, output):
+    (tmp_path / "adapters-2").mkdir()
+    assert "to keep them, add --adapter-path adapters-3; to overwrite" in refusal(output, "b.yaml", {})
+    toml = f"in {tmp_path / 'b.toml'}; to overwrite"
+    assert f'add options = {{ adapter_path = "adapters-3" }} to [runs.run.task] {toml}' in refusal(output, "b.toml", {})
+    given = {"iters": "b.toml: runs.run.task.options.iters"}
+    assert f'set adapter_path = "adapters-3" in the options of [runs.run.task] {toml}' in refusal(
+        output, "b.toml", given
+    )
+    python = jobs.job(run="run", settings_file=str(tmp_path / "b.toml"))
+    assert "to keep them, set Task.export_dir to another folder; to" in check_output(output, python)
+
+
+def refusal(output, file, options_from):
+    task = wire.TaskJob(kind="mlx_lm", base_dir="/", config=None, entry=None, args={}, options_from=options_from)
+    return check_output(output, jobs.job(run="run", settings_file=str(output.parent / file), task=task))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
+def test_another_users_adapters_in_a_shared_folder_are_not_overwritten(tmp_path, output):
+    output.chmod(0o777)
+    for folder in (output, *output.parents):
+        if folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o755)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setuid(65534)
+            os._exit("holds the results of run 'run'" not in check_output(output, job(tmp_path, "b.yaml")))
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_the_run_itself_may_write_again_and_keeps_its_claim(tmp_path, output):

@@ -2,7 +2,10 @@
 
 import contextlib
 import fcntl
+import itertools
+import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,13 +31,12 @@ class Owner(msgspec.Struct, frozen=True):
 
 def check_output(folder: Path, job: wire.Job) -> str:
     """Why the job's run may not write to the folder; empty if it may. Leaves no traces, and the run may be running."""
-    try:
-        descriptor = os.open(folder / OWNER_FILE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    descriptor = _open(folder / OWNER_FILE, 0)
+    if descriptor is None:
         return ""
     with os.fdopen(descriptor):
         owner = _owner(job)
-        return "" if _recorded(descriptor) == owner else _conflict(descriptor, folder, owner)
+        return "" if _recorded(descriptor) == owner else _conflict(descriptor, folder, owner, job)
 
 
 @contextlib.contextmanager
@@ -43,13 +45,13 @@ def claimed(folder: Path | None, job: wire.Job, key: str) -> Iterator[None]:
 
     `key`: what names the folder. One that cannot be written is not held: the check before the first update reports it.
     """
-    descriptor = None if folder is None or not job.settings_file else _open(folder)
+    descriptor = None if folder is None or not job.settings_file else _made(folder)
     if folder is None or descriptor is None:
         yield
         return
     with os.fdopen(descriptor):  # the lock is held until it is closed
         owner = _owner(job)
-        if conflict := _conflict(descriptor, folder, owner):
+        if conflict := _conflict(descriptor, folder, owner, job):
             raise RefusedError(f"{key}: {conflict}")
         if _recorded(descriptor) != owner:
             with contextlib.suppress(OSError):  # a full disk: reported with the results, which need more room
@@ -58,10 +60,17 @@ def claimed(folder: Path | None, job: wire.Job, key: str) -> Iterator[None]:
         yield
 
 
-def _open(folder: Path) -> int | None:
+def _made(folder: Path) -> int | None:
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        return os.open(folder / OWNER_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    return _open(folder / OWNER_FILE, os.O_CREAT)
+
+
+def _open(path: Path, flags: int) -> int | None:
+    """The owner file; read-only if another user made it, who may share the folder."""
+    for mode in (os.O_RDWR | flags, os.O_RDONLY):
+        with contextlib.suppress(OSError):
+            return os.open(path, mode | os.O_CLOEXEC, 0o644)
     return None
 
 
@@ -69,23 +78,37 @@ def _owner(job: wire.Job) -> Owner:
     return Owner(job.run, job.settings_file)
 
 
-def _conflict(descriptor: int, folder: Path, owner: Owner) -> str:
+def _conflict(descriptor: int, folder: Path, owner: Owner, job: wire.Job) -> str:
     """Lock the owner file; why the folder is not for this owner, or nothing."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         recorded = _recorded(descriptor)
         by = "another process" if recorded is None else str(recorded)
-        return f"{folder} is in use by {by}, which is running; choose another folder"
+        return f"{folder} is in use by {by}, which is running; {_remedy(folder, job)}"
     except OSError:
         pass  # a file system without locks: the record must suffice
     recorded = _recorded(descriptor)
     if recorded in (None, owner) or _moved(recorded, owner) or not _has_results(descriptor, folder):
         return ""
-    return (
-        f"{folder} holds the results of {recorded}; choose another folder, or delete {folder / OWNER_FILE} to let this "
-        "run overwrite them"
+    keep, overwrite = _remedy(folder, job), f"to overwrite them, delete {folder / OWNER_FILE}"
+    return f"{folder} holds the results of {recorded}; to keep them, {keep}; {overwrite}"
+
+
+def _remedy(folder: Path, job: wire.Job) -> str:
+    """How to give this run another folder."""
+    if job.task.kind != "mlx_lm":
+        return "set Task.export_dir to another folder"
+    other = next(
+        name for number in itertools.count(2) if not folder.with_name(name := f"{folder.name}-{number}").exists()
     )
+    if not job.settings_file.endswith(".toml"):
+        return f"add --adapter-path {shlex.quote(other)}"
+    table = f"[runs.{json.dumps(job.run) if '.' in job.run else job.run}.task]"
+    pair = f"adapter_path = {json.dumps(other)}"
+    if any(not origin.startswith("--") for origin in job.task.options_from.values()):
+        return f"set {pair} in the options of {table} in {job.settings_file}"
+    return f"add options = {{ {pair} }} to {table} in {job.settings_file}"
 
 
 def _recorded(descriptor: int) -> Owner | None:

@@ -98,12 +98,15 @@ def _from_folder(folder: Path) -> Side:
     return Side(str(folder), settings_of(folder), _figures(summary, {}, None), {}, {})
 
 
+_OF_HISTORY = ("loss", "trips", "restarts", "outcome", "replayed_steps", "goodput")
+
+
 def _from_run(run: KnownRun) -> Side:
     past = run.history
     figures = dict(run.summary or {})
     records = list(figures.get("generations") or [])
     if past is not None:
-        figures |= {key: getattr(past, key) for key in ("loss", "trips", "outcome", "replayed_steps", "goodput")}
+        figures |= {key: getattr(past, key) for key in _OF_HISTORY}
         figures |= {"step": past.highest_step, "target_steps": past.target_steps}
         names = ("validation_loss", "best_validation_loss", "weights_sha256")
         figures |= {name: getattr(past, name, None) for name in names}
@@ -143,7 +146,7 @@ def _figures(figures: Mapping[str, Any], totals: Mapping[int, Mapping[str, Any]]
         **{name: figures.get(name) for name in names},
         "tokens_per_second": round(tokens / lasted_s, 1) if tokens and lasted_s > 0 else None,
         "seconds": round(seconds, 1) if records else None,
-        "restarts": max(len(records) - 1, 0),
+        "restarts": figures.get("restarts"),
         "peak_footprint_mib": max((record.get("peak_footprint_mib") or 0.0 for record in records), default=None),
     }
 

@@ -126,7 +126,8 @@ def lines_of(run: KnownRun, report: dict[str, Any], width: int) -> list[str]:
     lines = ["  ".join([*head, ", ".join(details)]).rstrip()]
     if run.state == "interrupted":
         lines.append("  its supervisor ended without finishing it; start it again to resume from the last checkpoint")
-    reason = report.get("error") or report.get("reason")
+    failed = run.state not in ("completed", "stopped")  # else the error is that of an earlier generation
+    reason = (failed and report.get("error")) or report.get("reason")
     if not live and reason:
         lines.append(f"  {reason}")
     if live and report.get("notice"):

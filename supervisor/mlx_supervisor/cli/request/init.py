@@ -1,9 +1,12 @@
 """`mlx-supervisor init`: writes a settings file to start from."""
 
+import contextlib
+import itertools
 import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,7 @@ def write_settings(request: RunRequest, output: Path) -> int:
     """Write the settings file and print what to do next. Returns the exit status: 2 when nothing was written."""
     output = output.expanduser()
     try:
+        request, folder = _with_own_adapters(request, output)
         text = settings_text(request, output)
         _write_new(output, text)
     except SettingsError as error:
@@ -70,7 +74,8 @@ def write_settings(request: RunRequest, output: Path) -> int:
         return EXIT_USAGE
     print(f"Wrote {output}. Run it with: {RunRequest(output).command()}")
     if request.file is not None:
-        print(f"That is a new run: it does not continue a run of {request.file}, and does not overwrite its adapters.")
+        text = f"That is a new run: it does not continue a run of {request.file}, and does not overwrite its adapters."
+        print(text + (f" Its own go to {folder}." if folder else ""))
     return 0
 
 
@@ -99,16 +104,36 @@ def settings_text(request: RunRequest, output: Path) -> str:
 
 
 def _task(task: TaskSettings, output: Path) -> str:
-    lines = ['kind = "mlx_lm"']
+    lines, options = ['kind = "mlx_lm"'], dict(task.options)
+    beside = task.config is None or Path(task.config).parent == output.absolute().parent
+    if "adapter_path" in options and beside:  # else it may be read as a folder beside the configuration file
+        options["adapter_path"] = _relative(Path(options["adapter_path"]), output)
     if task.config is not None:
         lines.append(f"config = {_toml(_relative(Path(task.config), output))}")
-    active = "" if task.options else "# "
-    lines.append(
-        f"{active}options = {_toml(task.options or {'iters': 200})}  # keys of mlx_lm.lora; they override the file"
-    )
+    active = "" if options else "# "
+    lines.append(f"{active}options = {_toml(options or {'iters': 200})}  # keys of mlx_lm.lora; they override the file")
     if task.mlx_lm_compatible:
         lines.append("mlx_lm_compatible = true")
     return "\n".join(lines) + "\n"
+
+
+def _with_own_adapters(request: RunRequest, output: Path) -> tuple[RunRequest, str]:
+    """The request with a new folder for the adapters, and that folder, if the run that it names has delivered some."""
+    if request.file is None or not is_configuration(request.file):
+        return request, ""
+    settings, name = request.read()
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        summary = json.loads((settings.state_dir / "runs" / name / "summary.json").read_bytes())
+        taken = Path(summary["exported_to"])
+        if any(taken.iterdir()):
+            free = next(path for number in itertools.count(2) if not (path := _numbered(taken, number)).exists())
+            options = {**request.options, "adapter_path": str(free)}
+            return replace(request, name=name, options=options), _relative(free, output)
+    return request, ""
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}-{number}")
 
 
 def _relative(path: Path, output: Path) -> str:

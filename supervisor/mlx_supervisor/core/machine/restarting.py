@@ -39,6 +39,7 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     if run.bye is not None:
         past.weights_sha256 = run.bye.weights_sha256
     past.failures += _lost_work(run, cause)
+    run.was_complete &= current.first_step is None
     run.need_bytes = current.peak_footprint_bytes or run.need_bytes
     saved = past.durable_step > current.durable_before
     progress = saved and cause is not Cause.BLIND

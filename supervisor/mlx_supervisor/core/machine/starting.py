@@ -12,6 +12,8 @@ from mlx_supervisor.core.rate import Rate
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
 from mlx_supervisor.core.words import duration, sentence, size
 
+AUTOSTART = "autostart"
+"""The reason of a start that no person requested."""
 LITTLE_ROOM_SHARE = 0.85
 """Share of the limit that a loaded worker may hold without a warning."""
 
@@ -28,9 +30,13 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             run.reason = ALREADY_COMPLETE
             run.save()
             return
-        run.was_complete = run.state is S.COMPLETED
+        past = run.history
+        run.was_complete = run.state is S.COMPLETED or (
+            run.state is S.FATAL and 0 < past.target_steps <= past.durable_step  # a changed setting was refused
+        )
         if not run.history.unfinished:
             run.budget.reset()
+        if not run.history.unfinished or event.reason != AUTOSTART:
             run.history.starts += 1
         run.say("start", "Starting.", batch_size=run.batch.size)
         _cool_down(run, event.at_s)
