@@ -8,7 +8,7 @@ from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import figures, growth_rate, loss_text, mebibytes, remaining
 from mlx_supervisor.host.time_left import done_at
 
-WIDTH_CHARS = 120
+WIDTH_CHARS = 125
 """A longer line leaves out what is in `LEAST_NEEDED`, one by one."""
 LEAST_NEEDED = ("lr", "done")
 LEAK_SHOWN_BYTES = 0.05 * MIB

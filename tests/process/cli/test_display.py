@@ -16,7 +16,7 @@ from mlx_supervisor.cli.summary_text import print_summary
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.memory.growth import Growth
-from mlx_supervisor.daemon.step_line import step_line
+from mlx_supervisor.daemon.step_line import WIDTH_CHARS, step_line
 from mlx_supervisor.host.time_left import time_left
 
 MIB = 2**20
@@ -90,7 +90,11 @@ def test_a_long_step_line_leaves_out_what_is_least_needed_and_one_without_tokens
     run.history.add_step(replace(step, step=151), step)
     line = step_line(run, replace(step, step=151))
     assert "step 151/1000 no tokens smoothed=" in line
-    assert (line.endswith(" memory=500/2,200 MiB left=7 min"), " lr=" in line, len(line) <= 120) == (True, False, True)
+    assert line.endswith(" memory=500/2,200 MiB left=7 min (20:54)")
+    assert " lr=" not in line
+    longer = step_line(run, replace(step, step=151, metrics={"grad_norm": 1.25, "accuracy": 0.5}))
+    assert longer.endswith(" memory=500/2,200 MiB left=7 min")
+    assert len(line) <= WIDTH_CHARS
     assert run.history.smoothed_loss == smoothed, "an update without tokens has no loss"
     assert run.history.loss == run.last_step.loss
 

@@ -38,6 +38,8 @@ OPTIMIZER_CLASSES: dict[str, Any] = {
 }  # fmt: skip
 EXPORT_HEADER_BYTES = 1024 * 1024
 """Room for the names of the arrays and for `adapter_config.json`."""
+NETWORK = frozenset({"httpcore", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"})
+"""Packages whose errors mean that the hub did not answer as it should."""
 MESSAGE_SHOWN = 400
 """Characters of an error of mlx_lm's: it lists every parameter that a model lacks."""
 NEVER_BYTES = 2**62
@@ -168,16 +170,21 @@ def _load_model(config: LoraConfig, source: str) -> tuple[Any, Any]:
 
     trust = {"trust_remote_code": config.values.trust_remote_code}
     try:
-        model, tokenizer = load(source, tokenizer_config=trust, **trust)[:2]
+        try:
+            return load(source, tokenizer_config=trust, **trust)[:2]
+        except Exception as error:
+            if not _is_of_network(error) or (folder := _downloaded(source)) is None:
+                raise
+            return load(folder, tokenizer_config=trust, **trust)[:2]
     except (RepositoryNotFoundError, HFValidationError) as error:
         text = f"{source} is neither a folder (there is no {config.resolve(source)}) nor a model on the hub: {error}"
-        raise config.refuse("model", text) from error
-    except LocalEntryNotFoundError as error:
-        text = f"there is no folder {config.resolve(source)}, and the hub cannot be reached for {source}: {error}"
         raise config.refuse("model", text) from error
     except MemoryError:
         raise
     except Exception as error:
+        if isinstance(error, LocalEntryNotFoundError) or _is_of_network(error):
+            text = f"there is no folder {config.resolve(source)}, and the hub cannot be reached for {source}: {error}"
+            raise config.refuse("model", text) from error
         message = " ".join(str(error).split())[:MESSAGE_SHOWN]
         text = f"{type(error).__name__}: {message}"
         functions = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
@@ -188,7 +195,18 @@ def _load_model(config: LoraConfig, source: str) -> tuple[Any, Any]:
         if isinstance(error, ValueError | TypeError | KeyError | FileNotFoundError) or "safetensors" in str(error):
             raise config.refuse("model", f"cannot load {source}: {text}") from error
         raise  # for example, the device is out of memory
-    return model, tokenizer
+
+
+def _is_of_network(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in NETWORK or isinstance(error, ConnectionError | TimeoutError)
+
+
+def _downloaded(source: str) -> str | None:
+    """The folder of a model that was downloaded before; None without one."""
+    try:
+        return str(hf_repo_to_path(source))
+    except Exception:  # not in the cache, or no cache
+        return None
 
 
 def _prepare_layers(config: LoraConfig, model: Any) -> None:
