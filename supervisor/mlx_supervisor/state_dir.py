@@ -77,8 +77,8 @@ class StateDir:
             owner = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(lock)
             raise StateDirError(
-                f"state_dir {self.path} is in use by a running supervisor (process {owner}); "
-                f"control it with `supervisorctl`, or choose another --state-dir"
+                f"state_dir {self.path} is in use by a running supervisor (process {owner}): `mlx-supervisor status` "
+                f"shows its runs, `supervisorctl -c FILE` controls it; to train beside it, add --state-dir FOLDER"
             ) from None
         except OSError as error:
             os.close(lock)

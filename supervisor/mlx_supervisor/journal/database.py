@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import sqlite3
 import stat
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from mlx_supervisor.journal import tables
 
 SCHEMA_VERSION = 1
+FULL_BYTES = 256 * 1024
+"""With less, a journal cannot be opened."""
 DAMAGED_KEPT = 3
 RUNS_KEPT = 256
 """Runs whose rows are kept; those not used for the longest time are deleted first."""
@@ -54,7 +57,14 @@ def connect(path: Path) -> tuple[sqlite3.Connection, Path | None]:
             _make_private(path)
             return _open(path), damaged
     except (OSError, sqlite3.Error, _DamagedError) as error:
-        raise JournalError(f"{path}: cannot be opened: {error}") from error
+        raise JournalError(f"{path}: cannot be opened: {error}{_if_full(path)}") from error
+
+
+def _if_full(path: Path) -> str:
+    """What SQLite reports as an I/O error on a full disk."""
+    with contextlib.suppress(OSError):
+        return "; its disk is full" if shutil.disk_usage(path.parent).free < FULL_BYTES else ""
+    return ""
 
 
 def _make_private(path: Path) -> None:

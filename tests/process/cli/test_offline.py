@@ -88,6 +88,15 @@ def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert table[-1].endswith("completed (exit code 0)")
 
 
+def test_steps_that_no_supervisor_saw_count_once_the_run_has_ended(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(finished.parent / "state/journal.db")) as connection, connection:
+        connection.execute("DELETE FROM steps WHERE step > 12")
+    assert status([], None, as_json=False) == 0
+    assert "run  completed    step 20/20, loss " in printed(capsys)
+
+
 def test_without_its_settings_file(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished.unlink()
     assert status([], None, as_json=False) == 1, "nothing leads to the folder"

@@ -86,6 +86,8 @@ def _live(run: KnownRun) -> dict[str, Any]:
     if steps:
         last = steps[-1]
         figures |= {key: last[key] for key in ("step", "loss", "batch_size", "accumulation", "learning_rate")}
+        if run.worker is None and run.history is not None and run.history.highest_step > last["step"]:
+            del figures["step"], figures["loss"]  # the last worker trained on after its supervisor's death
         figures |= {"step_at": iso(last["wall_s"]), **_speed(run, steps)}
     if sample is not None and run.worker is not None and sample["generation"] == run.worker.generation:
         figures["footprint_bytes"] = sample["footprint_bytes"]
