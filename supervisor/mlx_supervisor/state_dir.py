@@ -16,6 +16,8 @@ MARKS = ("supervisor.lock", "journal.db", "supervisor.log", "supervisor.sock", T
 """Any of these makes a folder a state folder."""
 
 
+COMMAND_LINE = "command-line"
+"""The run's settings path without any file is this name in the current folder: it identifies the run."""
 OWNER = "owner.json"
 """In a run's folder: the settings file that the run belongs to, also when the journal is lost."""
 PREVIOUS_AT_MOST = 9
@@ -122,6 +124,11 @@ def owner_of(folder: Path) -> str:
     return file if isinstance(file, str) else ""
 
 
+def is_present(file: Path) -> bool:
+    """Whether a settings file exists, or the folder in which a run without one was started."""
+    return (file.parent if file.name == COMMAND_LINE else file).exists()
+
+
 def left_behind(state: Path, run: str, file: Path) -> tuple[str, Path] | None:
     """A run of this name whose settings file was probably moved to `file`: its old path and its state folder.
 
@@ -133,8 +140,8 @@ def left_behind(state: Path, run: str, file: Path) -> tuple[str, Path] | None:
     for owner in sorted(state.parent.glob(f"*/runs/{run}/{OWNER}")):
         old = Path(owner_of(owner.parent))
         project = old.parent.name == file.parent.name or old.parents[1:2] == file.parents[1:2]
-        alike = old.parent == file.parent or (old.name == file.name and project)
-        if alike and old != file and not old.exists():
+        renamed = old.parent == file.parent and old.suffix == file.suffix
+        if (renamed or (old.name == file.name and project)) and old != file and not is_present(old):
             return str(old), owner.parents[2]
     return None
 

@@ -32,7 +32,7 @@ from mlx_supervisor.sampling.host_poller import HostPoller
 from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.settings.to_job import Past
 from mlx_supervisor.settings.to_policy import policy_of
-from mlx_supervisor.state_dir import StateDirError, left_behind, owner_of, record_owner
+from mlx_supervisor.state_dir import StateDirError, is_present, left_behind, owner_of, record_owner
 
 FAILURE_NOTICE_INTERVAL_S = 60.0
 """At most one notice in this time for failures of the same action."""
@@ -291,7 +291,9 @@ def _claim(history: RunHistory, name: str, settings: Settings, shared: Shared) -
     of_journal = history.settings_file if history.generation > 0 else ""
     recorded = next((each for each in (of_journal, owner_of(folder)) if each not in ("", file)), None)
     if recorded is not None:
-        moved, restore = ("", "") if Path(recorded).exists() else (", which no longer exists", ", move the file back")
+        moved, restore = (
+            ("", "") if is_present(Path(recorded)) else (", which no longer exists", ", move the file back")
+        )
         text = (
             f"runs.{name}: the state folder {shared.state.path} already holds a run named {name!r} of {recorded}"
             f"{moved}; this is {file}. Rename this run, choose another --state-dir{restore}, "

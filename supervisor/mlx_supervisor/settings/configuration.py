@@ -15,8 +15,6 @@ from mlx_supervisor.settings.schema import RunSettings, TaskSettings
 SUFFIXES = frozenset({".yaml", ".yml"})
 UNNAMED = "run"
 """The run's name where no file gives one."""
-COMMAND_LINE = "command-line"
-"""The run's settings path without any file is this name in the current folder: it identifies the run."""
 
 
 def is_configuration(path: Path) -> bool:

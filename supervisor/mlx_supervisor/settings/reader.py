@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mlx_supervisor.settings import validation
-from mlx_supervisor.settings.configuration import COMMAND_LINE, SUFFIXES, is_configuration, name_of, run_of
+from mlx_supervisor.settings.configuration import SUFFIXES, is_configuration, name_of, run_of
 from mlx_supervisor.settings.default_state_dir import default_state_dir
 from mlx_supervisor.settings.paths import resolve
 from mlx_supervisor.settings.rules import check_name, check_outputs, check_run
 from mlx_supervisor.settings.schema import RunSettings, Settings, SettingsError
+from mlx_supervisor.state_dir import COMMAND_LINE
 
 FILE_LIMIT_BYTES = 1024 * 1024
 RUNS_LIMIT = 64

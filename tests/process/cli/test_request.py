@@ -170,7 +170,7 @@ def test_init_keeps_the_adapters_that_a_finished_run_delivered(
         (project / folder).mkdir()
     (project / "adapters/adapters.safetensors").write_text("finished")
     assert read_settings(written("one.toml")).runs["lora"].task.options == {"adapter_path": "adapters-3"}
-    assert "Its own go to adapters-3." in capsys.readouterr().out
+    assert "Its own adapters go to adapters-3." in capsys.readouterr().out
 
 
 def written(name: str) -> Path:

@@ -15,6 +15,7 @@ from tests.process.conftest import SUPERVISORCTL, run_client
 from tests.process.daemon.test_serve import serving
 
 from mlx_supervisor.settings.reader import read_settings
+from mlx_supervisor.state_dir import COMMAND_LINE, StateDir, left_behind, record_owner
 
 
 @pytest.fixture
@@ -248,6 +249,17 @@ def test_a_renamed_settings_file_is_a_new_run_that_names_the_old_one(folder: Pat
     renamed = first.rename(first.with_name("night.toml"))
     done = harness.run(renamed)
     assert f"its settings file {first.resolve()} no longer exists. If you moved it, move it back" in done.stderr
+
+
+def test_a_run_without_a_settings_file_was_not_moved_while_its_folder_exists(folder: Path) -> None:
+    state = folder / "projects"
+    typed = folder / "a" / COMMAND_LINE
+    typed.parent.mkdir()
+    record_owner(StateDir(state / "a-1").run_dir("run"), "run", str(typed))
+    for other in (folder / "b" / COMMAND_LINE, folder / "a/settings.toml", folder / "b/a" / COMMAND_LINE):
+        assert left_behind(state / "b-1", "run", other) is None
+    typed.parent.rmdir()
+    assert left_behind(state / "b-1", "run", folder / "b" / COMMAND_LINE) == (str(typed), state / "a-1")
 
 
 def test_fresh_without_anything_to_set_aside_keeps_the_older_one(folder: Path, state: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import platformdirs
 
-from mlx_supervisor.settings.configuration import COMMAND_LINE, is_configuration
+from mlx_supervisor.settings.configuration import is_configuration
 from mlx_supervisor.settings.default_state_dir import default_state_dir
 from mlx_supervisor.settings.paths import DEFAULT_FILE, resolve
 from mlx_supervisor.settings.reader import STATE_DIR_VARIABLE, read_settings
 from mlx_supervisor.settings.schema import SettingsError
-from mlx_supervisor.state_dir import PROJECTS
+from mlx_supervisor.state_dir import COMMAND_LINE, PROJECTS
 
 SETTINGS_SUFFIX = ".toml"
 PREFERRED = "settings.toml"

@@ -74,8 +74,9 @@ def write_settings(request: RunRequest, output: Path) -> int:
         return EXIT_USAGE
     print(f"Wrote {output}. Run it with: {RunRequest(output).command()}")
     if request.file is not None:
-        text = f"That is a new run: it does not continue a run of {request.file}, and does not overwrite its adapters."
-        print(text + (f" Its own go to {folder}." if folder else ""))
+        print(f"That is a new run: it does not continue a run of {request.file}, and does not overwrite its adapters.")
+    if folder:
+        print(f"Its own adapters go to {folder}.")
     return 0
 
 
@@ -119,7 +120,7 @@ def _task(task: TaskSettings, output: Path) -> str:
 
 def _with_own_adapters(request: RunRequest, output: Path) -> tuple[RunRequest, str]:
     """The request with a new folder for the adapters, and that folder, if the run that it names has delivered some."""
-    if request.file is None or not is_configuration(request.file):
+    if not (request.options if request.file is None else is_configuration(request.file)):
         return request, ""
     settings, name = request.read()
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
