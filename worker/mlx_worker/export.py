@@ -31,6 +31,8 @@ from mlx_worker.errors import RefusedError
 
 AVERAGED = "ema.safetensors"
 """Averaged weights, which a run exports in place of the last ones."""
+ATTEMPTS = 8
+"""A run that trains deletes old checkpoints: then the newest is read."""
 TRAINED_KEYS = frozenset({"fine_tune_type", "lora_parameters", "num_layers", "mask_prompt", "max_seq_length"})
 """Keys of adapter_config.json that a checkpoint knows and that describe its adapters."""
 
@@ -55,19 +57,17 @@ def main() -> None:
 
 def export(run_dir: Path, step: int | None, output: Path | None, *, force: bool) -> Path:
     """Write the export of a verified checkpoint; returns the folder. Raises RefusedError, CheckpointError, OSError."""
-    checkpoint, step = _verified(run_dir, step)
-    name = load_manifest((checkpoint / MANIFEST).read_bytes()).run
+    name, step, trained, arrays = _read(run_dir, step)
     folder = (output or Path(f"{name}-step-{step}")).expanduser().absolute()
     _require_free(folder, force=force)
     job = _read_job(run_dir)
-    arrays = _arrays(checkpoint)
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if job is not None and job.task.kind == "python":
             _export_own(job, arrays, folder)
         else:
-            _export_adapters(job, checkpoint, arrays, folder)
+            _export_adapters(job, trained, arrays, folder)
     except BaseException:
         if not existed:
             with contextlib.suppress(OSError):
@@ -75,6 +75,25 @@ def export(run_dir: Path, step: int | None, output: Path | None, *, force: bool)
         raise
     print(f"Exported step {step} of {name} to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return folder
+
+
+def _read(run_dir: Path, step: int | None) -> tuple[str, int, dict[str, Any], dict[str, Any]]:
+    """The run's name, the step, the fixed facts and the arrays of a checkpoint, which the run may delete meanwhile."""
+    import mlx.core as mx
+
+    for attempt in range(1, ATTEMPTS + 1):
+        checkpoint, found = _verified(run_dir, step)
+        try:
+            name = load_manifest((checkpoint / MANIFEST).read_bytes()).run
+            trained = exact_json.loads((checkpoint / TRAINER).read_bytes())["recipe"]["fixed"]
+            arrays = _arrays(checkpoint)
+            mx.eval(arrays)
+        except (OSError, RuntimeError) as error:
+            if checkpoint.exists() or attempt == ATTEMPTS:
+                raise OSError(f"{checkpoint}: {error}") from error
+        else:
+            return name, found, trained, arrays
+    raise AssertionError
 
 
 def _verified(run_dir: Path, step: int | None) -> tuple[Path, int]:
@@ -88,6 +107,8 @@ def _verified(run_dir: Path, step: int | None) -> tuple[Path, int]:
         raise RefusedError(f"{checkpoints}: no checkpoint of step {step}; there are: {listed}")
     for candidate in sorted(found, reverse=True) if step is None else [step]:
         path = found[candidate]
+        if not path.exists():
+            continue  # the run deleted it since
         try:
             run = load_manifest((path / MANIFEST).read_bytes()).run
             verify(path, run, candidate)
@@ -97,6 +118,8 @@ def _verified(run_dir: Path, step: int | None) -> tuple[Path, int]:
             print(f"Skipped {path.name}: {reason}", file=sys.stderr)
         else:
             return path, candidate
+    if not any(path.exists() for path in found.values()):
+        raise RefusedError(f"{checkpoints}: the run deleted the checkpoints of steps {listed} meanwhile; try again")
     raise RefusedError(f"{checkpoints}: no intact checkpoint; found the steps {listed}")
 
 
@@ -128,18 +151,16 @@ def _arrays(checkpoint: Path) -> dict[str, Any]:
         averaged: Any = mx.load(str(checkpoint / AVERAGED))
         arrays |= {name: value.astype(arrays[name].dtype) for name, value in averaged.items()}
         print("The weights are the run's moving average (ema_decay), as at its end.")
-    mx.eval(arrays)  # the run may delete the checkpoint while this is used
     return dict(arrays)
 
 
-def _export_adapters(job: wire.Job | None, checkpoint: Path, arrays: dict[str, Any], folder: Path) -> None:
+def _export_adapters(job: wire.Job | None, trained: dict[str, Any], arrays: dict[str, Any], folder: Path) -> None:
     from mlx.utils import tree_unflatten
 
     from mlx_worker.tasks.mlx_lm import task
 
-    trainer = exact_json.loads((checkpoint / TRAINER).read_bytes())
     model = SimpleNamespace(trainable_parameters=lambda: tree_unflatten(list(arrays.items())))
-    task.export(folder, model, _values(job, trainer["recipe"]["fixed"]))
+    task.export(folder, model, _values(job, trained))
 
 
 def _values(job: wire.Job | None, trained: dict[str, Any]) -> SimpleNamespace:

@@ -11,6 +11,7 @@ from tests.training import jobs
 from tests.training.mlx_lm.mlx_lm_runs import adapters, run_worker, write
 
 from mlx_supervisor import wire
+from mlx_worker import export as checkpoint_export
 from mlx_worker.errors import RefusedError
 from mlx_worker.export import export
 
@@ -56,6 +57,20 @@ def test_every_checkpoint_is_exported_as_it_was_then(llama_dir, tmp_path, kind, 
 
     loaded, trained = dict(tree_flatten(model.parameters())), mx.load(str(tmp_path / "e2" / "adapters.safetensors"))
     assert all(mx.array_equal(loaded[name], trained[name]).item() for name in trained)
+
+
+def test_a_checkpoint_that_the_run_deletes_meanwhile_is_replaced_by_another(llama_dir, tmp_path, monkeypatch):
+    run_dir = train(llama_dir, tmp_path)
+    verify = checkpoint_export.verify
+
+    def deleting(path, run, step):
+        verify(path, run, step)
+        if step == 6:
+            path.rename(path.with_name(f".tmp-{path.name}"))
+
+    monkeypatch.setattr(checkpoint_export, "verify", deleting)
+    folder = export(run_dir, None, tmp_path / "newest", force=False)
+    assert same(folder, tmp_path / "adapters-worker" / "0000004_adapters.safetensors")
 
 
 def test_what_was_trained_is_the_checkpoints_whatever_the_file_says_now(llama_dir, tmp_path, capsys):
