@@ -29,7 +29,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
             console.print(f"{figures[0].upper()}{figures[1:]}.")
     generations = summary["generations"]
     if generations:
-        console.print(_table(generations[-GENERATIONS_SHOWN:]), width=max(console.width, TABLE_WIDTH))
+        wide = console if console.is_terminal else Console(file=console.file, width=max(console.width, TABLE_WIDTH))
+        wide.print(_table(generations[-GENERATIONS_SHOWN:]))
     if len(generations) > GENERATIONS_SHOWN:
         console.print(f"({len(generations) - GENERATIONS_SHOWN} earlier generations are in summary.json)")
     if summary.get("exported_to") and outcome == "completed":

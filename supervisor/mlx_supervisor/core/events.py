@@ -263,13 +263,15 @@ class Exited(WorkerEvent):
 
     Exactly one of `exit_code` and `signal` is set; neither if the process was not the supervisor's child.
     `stderr_tail`: the end of its stderr, bounded by the adapter. `oom_killed`: whether the kernel counted an
-    out-of-memory kill during this generation; None where it is unknown.
+    out-of-memory kill during this generation; None where it is unknown. `durable_step`: of the newest checkpoint on
+    disk, which a killed worker may not have reported; 0 if there is none.
     """
 
     exit_code: int | None
     signal: int | None
     stderr_tail: str = ""
     oom_killed: bool | None = None
+    durable_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)

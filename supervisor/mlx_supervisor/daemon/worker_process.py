@@ -1,6 +1,7 @@
 """The worker process of one run: started, sent requests and signals, and waited for."""
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -124,9 +125,18 @@ class WorkerProcess:
         self.stopped_wall_s = time.time()
         self.exit_status = -1 if status.exit_code is None else status.exit_code
         tail = self.log.tail_since(self._stderr_offset, wire.STDERR_TAIL_LIMIT_BYTES)
-        self.post(
-            ev.Exited(time.monotonic(), generation, status.exit_code, status.signal, tail, oom_killed=status.oom_killed)
-        )
+        found = newest_checkpoint(self.shared.state.path / "runs" / self.run / "checkpoints")
+        now_s, oom_killed = time.monotonic(), status.oom_killed
+        self.post(ev.Exited(now_s, generation, status.exit_code, status.signal, tail, oom_killed, found))
+
+
+def newest_checkpoint(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without one. A folder gets its name once all of it is durable."""
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return 0
+    return max((int(name[5:]) for name in names if re.fullmatch(r"step-[0-9]{9,18}", name)), default=0)
 
 
 def drill_text(drill: wire.DrillJob) -> str:

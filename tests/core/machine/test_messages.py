@@ -200,3 +200,18 @@ def test_an_autopsy_is_not_a_hang() -> None:
         tick after=0                -> terminating: dump, term
     """)
     assert "30 s" in line.texts("hang")[0]
+
+
+def test_a_checkpoint_that_a_killed_worker_did_not_report_counts() -> None:
+    line = MachineTimeline().play("""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 9                     -> running
+    """)
+    run, at_s = line.machine, line.at_s + 1
+    said = [
+        each.text for each in apply(run, ev.Exited(at_s, 1, None, 9, durable_step=8)) if isinstance(each, ac.Notice)
+    ]
+    assert any("1 step lost" in text for text in said), said
+    assert run.history.durable_step == 8
+    assert run.history.tighter_steps is None, "it saved something"

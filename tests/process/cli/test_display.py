@@ -297,3 +297,10 @@ def test_a_start_by_a_person_is_no_restart() -> None:
     timeline.play("exit signal=9 -> backoff: close killed externally, save")
     timeline.play("tick -> starting: save, spawn 3 batch 8 of 8 save 1")
     assert timeline.machine.history.restarts == 1
+
+
+def test_in_a_pipe_no_cell_of_the_table_is_wrapped() -> None:
+    stream, values = io.StringIO(), summary("stopped", 1)
+    values["generations"][0] |= {"cause": "the loss is not a finite number", "ended": "exit code 65"}  # type: ignore[index]
+    print_summary(Console(file=stream, width=80), values, Path("state/runs/night"), "resume it")
+    assert "the loss is not a finite number (exit code 65)" in stream.getvalue()

@@ -14,6 +14,7 @@ from tests.process import harness
 from tests.process.conftest import SUPERVISORCTL, run_client
 from tests.process.daemon.test_serve import serving
 
+from mlx_supervisor.daemon.worker_process import newest_checkpoint
 from mlx_supervisor.settings.reader import read_settings
 from mlx_supervisor.state_dir import COMMAND_LINE, StateDir, left_behind, record_owner
 
@@ -297,3 +298,10 @@ def test_a_run_whose_yaml_decides_its_steps_is_complete_until_that_or_the_settin
     assert generations() == 3, "the memory limit trains nothing"
     settings.write_text(head + "limit = '2 GiB'\n[runs.run]\nseed = 8\n")
     assert generations() == 4, "only the worker can tell"
+
+
+def test_the_newest_checkpoint_is_the_last_complete_one(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "none") == 0
+    for name in ("step-000000004", "step-000000012", ".step-000000016.tmp", "step-000000020.damaged", "notes"):
+        (tmp_path / name).mkdir()
+    assert newest_checkpoint(tmp_path) == 12

@@ -13,8 +13,10 @@ import pytest
 from tests.training.mlx_lm.mlx_lm_runs import adapters, run_worker, write
 
 from mlx_worker.errors import RefusedError
+from mlx_worker.tasks.mlx_lm import task
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "mlx-lm.md"
+Disconnected = type("RemoteProtocolError", (Exception,), {"__module__": "httpx"})
 SGD = {"optimizer": "sgd", "learning_rate": 0.03}
 
 
@@ -390,3 +392,33 @@ def test_without_the_package_the_hub_is_refused_with_what_to_install(llama_dir, 
         run_worker(llama_dir, write(tmp_path, "named", data="some/words"), tmp_path / "run")
     with pytest.raises(RefusedError, match="hf_dataset: hub datasets need the package datasets"):
         run_worker(llama_dir, write(tmp_path, "custom", hf_dataset={"path": "x"}), tmp_path / "run")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every load of a name fails as without a network."""
+    load = task.load
+
+    def failing(source, **options):
+        if source == "org/name":
+            raise Disconnected("Server disconnected\nwithout a response.")
+        return load(source, **options)
+
+    monkeypatch.setattr(task, "load", failing)
+
+
+def of_the_hub(llama_dir, tmp_path):
+    return write(tmp_path, "lora", model="org/name", data=str(llama_dir / "chat"))
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_a_downloaded_copy_the_job_is_refused(llama_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(task, "hf_repo_to_path", lambda _: 1 / 0)
+    with pytest.raises(RefusedError, match=r"lora\.yaml: model: there is no folder .*, and the hub cannot be reached"):
+        run_worker(llama_dir, of_the_hub(llama_dir, tmp_path), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_the_downloaded_copy_is_used(llama_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(task, "hf_repo_to_path", lambda _: llama_dir / "model")
+    assert len(run_worker(llama_dir, of_the_hub(llama_dir, tmp_path), tmp_path / "run").losses) == 6
