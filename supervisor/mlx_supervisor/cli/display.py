@@ -191,14 +191,14 @@ def growth_text(growth: Growth) -> str:
 
 
 def batch_text(run: Run) -> str:
-    """`4 × 2 = 8 samples per update`, then trips and a breaker that is not closed."""
+    """`4 × 2`, what becomes of it, then trips and a breaker that is not closed; "" while nothing is known."""
     step, history = run.last_step, run.history
     if step is None:
         size, effective = run.batch.size, run.batch.effective
         accumulation = None if size is None or effective is None else -(-effective // size)
     else:
         size, accumulation = step.batch_size, step.accumulation
-    parts = ["?" if size is None or accumulation is None else f"{size} × {accumulation}", growth_due_text(run, size)]
+    parts = ["" if size is None or accumulation is None else f"{size} × {accumulation}", growth_due_text(run, size)]
     if run.checkpoints_gradients:
         parts.append("gradient checkpointing")
     if history.trips:
