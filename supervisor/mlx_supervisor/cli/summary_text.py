@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_supervisor.core.diagnosis.causes import Cause
-from mlx_supervisor.core.words import counted, duration, validation_text
+from mlx_supervisor.core.words import counted, duration, loss_text, validation_text
 
 GENERATIONS_SHOWN = 12
 TABLE_WIDTH = 110
@@ -75,7 +75,7 @@ def _losses(summary: Mapping[str, Any]) -> str:
     loss, smoothed, validation = (summary.get(key) for key in ("loss", "smoothed_loss", "validation_loss"))
     figures = []
     if loss is not None:
-        figures.append(f"loss {loss:.4f}" + ("" if smoothed is None else f" (smoothed {smoothed:.4f})"))
+        figures.append(f"loss {loss_text(loss)}" + ("" if smoothed is None else f" (smoothed {loss_text(smoothed)})"))
     if validation is not None:
         best, best_step = summary.get("best_validation_loss"), summary.get("best_validation_step") or 0
         figures.append(f"validation {validation_text(validation, summary['validation_step'], best, best_step)}")

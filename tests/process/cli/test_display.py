@@ -140,7 +140,7 @@ def test_the_command_that_resumes_can_be_pasted_into_a_shell() -> None:
 
 def test_a_stopped_run_shows_its_generations_and_how_to_resume() -> None:
     lines = printed("stopped", 14)
-    assert lines[1:3] == ["night: stopped at step 9 of 20: SIGINT.", "Loss 2.5000."]
+    assert lines[1:3] == ["night: stopped at step 9 of 20: SIGINT.", "Loss 2.5."]
     assert lines[3] == "1 memory trip."
     assert lines[4].split() == ["generation", "batch", "steps", "time", "peak", "MiB", "ended"]
     assert [line.split()[0] for line in lines[5:17]] == [str(number) for number in range(3, 15)]
@@ -252,7 +252,7 @@ def test_the_summary_names_the_best_validation_and_the_speed() -> None:
     figures |= {"best_validation_loss": 2.28, "best_validation_step": 30}
     assert printed("completed", 1, reason="all steps done", step=20, **figures)[1:3] == [
         "night: completed at step 20 of 20.",
-        "Loss 2.5000 (smoothed 2.6250), validation 2.31 at step 40 (best 2.28 at step 30), 2,985 tokens/s.",
+        "Loss 2.5 (smoothed 2.625), validation 2.31 at step 40 (best 2.28 at step 30), 2,985 tokens/s.",
     ]
 
 
