@@ -8,7 +8,7 @@ from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import figures, growth_rate, loss_text, mebibytes, remaining
 from mlx_supervisor.host.time_left import done_at
 
-WIDTH_CHARS = 125
+WIDTH_CHARS = 135
 """A longer line leaves out what is in `LEAST_NEEDED`, one by one."""
 LEAST_NEEDED = ("lr", "done")
 LEAK_SHOWN_BYTES = 0.05 * MIB
@@ -32,8 +32,8 @@ def step_line(machine: Run, step: ev.StepReport) -> str:
         "memory": _memory(None if sample is None else sample.footprint_bytes, machine.policy.memory.limit_bytes),
         "leak": f"leak={growth_rate(leak)}" if leak is not None and leak >= LEAK_SHOWN_BYTES else "",
         "restarts": f"restarts={history.restarts}" if history.restarts else "",
-        "left": f"left={remaining(speed.left_s)}" if speed and speed.left_s else "",
-        "done": f"({done_at(speed.left_s)})" if speed and speed.left_s else "",
+        "left": f"{remaining(speed.left_s)} left" if speed and speed.left_s else "",
+        "done": f"done about {done_at(speed.left_s)}" if speed and speed.left_s else "",
     }
     for name in LEAST_NEEDED:
         if len(_joined(parts)) > WIDTH_CHARS:
@@ -42,7 +42,9 @@ def step_line(machine: Run, step: ev.StepReport) -> str:
 
 
 def _joined(parts: dict[str, str]) -> str:
-    return " ".join(filter(None, parts.values()))
+    until = [parts[name] for name in ("left", "done") if parts.get(name)]
+    figures_shown = " ".join(text for name, text in parts.items() if text and name not in ("left", "done"))
+    return ", ".join([figures_shown, *until])
 
 
 def _memory(used_bytes: int | None, limit_bytes: int) -> str:

@@ -74,7 +74,7 @@ def test_speed_and_time_left_are_shown_once_they_are_known_and_only_while_the_wo
     timeline.play("steps 149 seconds=0.5 -> running")
     assert progress_text(run) == "step 150/1000, 200 tokens/s, 7 min left, done about 20:54"
     line = step_line(run, run.last_step)
-    assert line.endswith(" lr=0.001 tokens/s=200 batch=8x1 memory=500/2,200 MiB left=7 min (20:54)")
+    assert line.endswith(" lr=0.001 tokens/s=200 batch=8x1 memory=500/2,200 MiB, 7 min left, done about 20:54")
     timeline.play("stop -> draining: ask stop")
     assert progress_text(run) == "step 150/1000"
 
@@ -90,10 +90,10 @@ def test_a_long_step_line_leaves_out_what_is_least_needed_and_one_without_tokens
     run.history.add_step(replace(step, step=151), step)
     line = step_line(run, replace(step, step=151))
     assert "step 151/1000 no tokens smoothed=" in line
-    assert line.endswith(" memory=500/2,200 MiB left=7 min (20:54)")
+    assert line.endswith(" memory=500/2,200 MiB, 7 min left, done about 20:54")
     assert " lr=" not in line
-    longer = step_line(run, replace(step, step=151, metrics={"grad_norm": 1.25, "accuracy": 0.5}))
-    assert longer.endswith(" memory=500/2,200 MiB left=7 min")
+    longer = step_line(run, replace(step, step=151, metrics={"grad_norm": 1.25, "accuracy": 0.5, "recall": 0.25}))
+    assert longer.endswith(" memory=500/2,200 MiB, 7 min left")
     assert len(line) <= WIDTH_CHARS
     assert run.history.smoothed_loss == smoothed, "an update without tokens has no loss"
     assert run.history.loss == run.last_step.loss
