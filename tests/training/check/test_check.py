@@ -100,6 +100,20 @@ def test_a_start_that_would_resume_is_announced_with_what_changed(tmp_path: Path
     assert tree(tmp_path / "state" / "runs") == before
 
 
+def test_arrays_that_no_longer_fit_the_checkpoint_are_refused_as_a_start_refuses_them(tmp_path: Path) -> None:
+    assert harness.run(wide(tmp_path, args={"vocabulary": 512}), trains=True).process.returncode == 0
+    settings = wide(tmp_path, args={"vocabulary": 256})
+    report, done = check(settings)
+    assert done.returncode == 2
+    assert report["warnings"] == []
+    assert "the task's trained arrays differ from the checkpoint's" in report["problems"][0]
+    assert "[512, " in report["problems"][0]
+    command = [sys.executable, "-m", "mlx_supervisor", "check", str(settings)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    assert "from the checkpoint of step" not in shown
+    assert harness.run(settings, trains=True).process.returncode == 2
+
+
 def test_an_error_of_a_python_task_is_named(tmp_path: Path) -> None:
     report, done = check(wide(tmp_path, args={"vocabulary": 0}))
     assert done.returncode == 2

@@ -6,6 +6,7 @@ from typing import Any
 
 from mlx_worker.checkpoint import changes, exact_json, training_state
 from mlx_worker.checkpoint.manifest import TRAINER, CheckpointError, UnusableError, examine, step_of
+from mlx_worker.data import order
 from mlx_worker.errors import RefusedError
 from mlx_worker.training import loop
 
@@ -31,10 +32,13 @@ def read(folder: Path, prepared: loop.Prepared) -> Resume:
             continue  # a start skips it too, and says why
         facts = training_state.recipe(job, task, plan.steps, plan.size, plan.effective)
         try:
-            return Resume(step, changes.compare(old, facts, step))
+            applied = changes.compare(old, facts, step)
+            order.keep(old.get("order"), facts["order"], str(path))
+            training_state.require_same_arrays(task, path)
+            return Resume(step, applied)
         except RefusedError as error:
             return Resume(step, refused=[str(error)])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RuntimeError):
             continue
     return Resume()
 

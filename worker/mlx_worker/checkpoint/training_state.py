@@ -1,6 +1,7 @@
 """The training state in a checkpoint: capturing and restoring it."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_supervisor import wire
 from mlx_worker.checkpoint import changes, rng_state
+from mlx_worker.checkpoint.manifest import MODEL, OPTIMIZER
 from mlx_worker.checkpoint.store import LoadedCheckpoint
 from mlx_worker.data import order
 from mlx_worker.data.sources import length_of
@@ -129,14 +131,27 @@ def restore(
     return progress, notes
 
 
+def require_same_arrays(task: Task, path: Path) -> None:
+    """Compare names, types and shapes of the arrays in the checkpoint at `path`; reads only the files' headers.
+
+    Raises RefusedError as `restore` does, and errors of MLX for files that it can't read.
+    """
+    for what, have, name in (
+        ("trained arrays", trained_arrays(task), MODEL),
+        ("optimizer state", optimizer_arrays(task), OPTIMIZER),
+    ):
+        saved: Any = mx.load(str(path / name))  # lazy: the arrays are read when evaluated
+        _require_same(what, have, saved, path)
+
+
 def _restore_weights(checkpoint: LoadedCheckpoint, task: Task) -> None:
-    _require_same("trained arrays", trained_arrays(task), checkpoint.trained, checkpoint)
+    _require_same("trained arrays", trained_arrays(task), checkpoint.trained, checkpoint.path)
     task.model.update(tree_unflatten(list(checkpoint.trained.items())))
     mx.eval(task.model.state)
 
 
 def _restore_optimizer(checkpoint: LoadedCheckpoint, task: Task, *, keep_rates: bool) -> None:
-    _require_same("optimizer state", optimizer_arrays(task), checkpoint.optimizer, checkpoint)
+    _require_same("optimizer state", optimizer_arrays(task), checkpoint.optimizer, checkpoint.path)
     saved = {
         name: value
         for name, value in checkpoint.optimizer.items()
@@ -156,16 +171,14 @@ def _assign(tree: Any, prefix: str, saved: dict[str, mx.array]) -> None:
             tree[key] = saved[name]
 
 
-def _require_same(
-    what: str, have: dict[str, mx.array], saved: dict[str, mx.array], checkpoint: LoadedCheckpoint
-) -> None:
+def _require_same(what: str, have: dict[str, mx.array], saved: dict[str, mx.array], path: Path) -> None:
     new, old = _shapes(have), _shapes(saved)
     if new == old:
         return
     names = sorted(name for name in {*new, *old} if new.get(name) != old.get(name))
     parts = [f"{name}: {old.get(name, 'absent')} → {new.get(name, 'absent')}" for name in names[:_LIST_SHOWN]]
     more = f" and {len(names) - _LIST_SHOWN} more" if len(names) > _LIST_SHOWN else ""
-    text = f"the task's {what} differ from the checkpoint's ({checkpoint.path}): {'; '.join(parts)}{more}"
+    text = f"the task's {what} differ from the checkpoint's ({path}): {'; '.join(parts)}{more}"
     raise RefusedError(f"{text}. Undo the change, or begin anew with --fresh.")
 
 

@@ -46,13 +46,19 @@ def _of_report(report: CheckReport) -> list[tuple[str, str]]:
     found.append(("batch", f"{batch}{report.optimizer}; at most {', '.join(report.shapes)}"))
     if report.evaluate_every_steps:
         found.append(("evaluation", f"every {counted(report.evaluate_every_steps, 'step')}"))
-    if report.resumes_at >= report.steps:
-        found.append(("resume", f"the run is complete at step {report.resumes_at}: a start trains nothing"))
-    elif report.resumes_at:
-        found.append(("resume", f"from the checkpoint of step {report.resumes_at}"))
+    found += _resume(report)
     if report.output is not None:
         found.append(("output", f"{report.output}, {size(report.output_bytes)}; can be written"))
     return found
+
+
+def _resume(report: CheckReport) -> list[tuple[str, str]]:
+    """Where a start would resume; nothing where a start is refused."""
+    if report.problems or not report.resumes_at:
+        return []
+    if report.resumes_at >= report.steps:
+        return [("resume", f"the run is complete at step {report.resumes_at}: a start trains nothing")]
+    return [("resume", f"from the checkpoint of step {report.resumes_at}")]
 
 
 def figure(number: float) -> str:
