@@ -165,6 +165,7 @@ _EVENTS: dict[type[wire.Message], type[ev.WorkerEvent]] = {
     wire.Checkpoint: ev.CheckpointReport,
     wire.PhaseChange: ev.PhaseChange,
     wire.Validation: ev.ValidationReport,
+    wire.Tested: ev.Tested,
     wire.Cleared: ev.Cleared,
     wire.AutopsyReport: ev.Autopsied,
     wire.Bye: ev.Bye,

@@ -93,7 +93,8 @@ class Task:
     to write files. `after_update(update)` is called after every update and sees the model of that update: the next one
     waits for it. `report_update(update)` does not make it wait, so the model may be ahead: use it only to report.
     `after_evaluation(step, loss, seconds)` is called after every evaluation. A restart may repeat a step.
-    `test(model, context)` returns a sentence to print; called once at completion, like an evaluation.
+    `test(model, context)` returns a sentence to report, or `(sentence, loss)`; called once at completion, like an
+    evaluation.
     `compile`: False for a loss that cannot be traced by `mx.compile` (it reads values, or changes Python state).
     `max_grad_norm`: clip the gradients of every update to this global norm. `ema_decay`: keep an exponential moving
     average of the weights, which evaluations, `test`, `milestone` and `export` see in the model. The settings' keys of
@@ -128,7 +129,7 @@ class Task:
     after_update: Callable[[Update], None] | None = None
     report_update: Callable[[Update], None] | None = None
     after_evaluation: Callable[[int, float, float], None] | None = None
-    test: Callable[[Any, EvaluationContext], str] | None = None
+    test: Callable[[Any, EvaluationContext], str | tuple[str, float]] | None = None
     compile: bool = True
     max_grad_norm: float | None = None
     ema_decay: float | None = None

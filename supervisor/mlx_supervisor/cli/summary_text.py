@@ -79,6 +79,8 @@ def _losses(summary: Mapping[str, Any]) -> str:
     if validation is not None:
         best, best_step = summary.get("best_validation_loss"), summary.get("best_validation_step") or 0
         figures.append(f"validation {validation_text(validation, summary['validation_step'], best, best_step)}")
+    if summary.get("test_loss") is not None:
+        figures.append(f"test {loss_text(summary['test_loss'])}")
     if summary.get("tokens_per_second"):
         figures.append(f"{summary['tokens_per_second']:,.0f} tokens/s")
     return ", ".join(figures)

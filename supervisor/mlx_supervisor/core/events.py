@@ -151,6 +151,14 @@ class ValidationReport(WorkerEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class Tested(WorkerEvent):
+    """The result of the test after the last update, as a sentence. `loss`: where the test gives a number."""
+
+    text: str
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointReport(WorkerEvent):
     """A checkpoint is durable (`ok`), or failed, and training continues without it.
 

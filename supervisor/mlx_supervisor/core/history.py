@@ -74,6 +74,7 @@ class RunHistory:
     validation_step: int = 0
     best_validation_loss: float | None = None
     best_validation_step: int = 0
+    test_loss: float | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     validation_metrics: dict[str, float | None] = field(default_factory=dict)
     weights_sha256: str | None = None
@@ -107,6 +108,7 @@ class RunHistory:
             self.replayed_steps += 1
         else:
             self.highest_step = report.step
+            self.test_loss = None  # that of the model before
             self.useful_s += report.seconds
             if report.loss is not None and isfinite(report.loss):
                 self.loss_sum = LOSS_BETA * self.loss_sum + (1 - LOSS_BETA) * report.loss

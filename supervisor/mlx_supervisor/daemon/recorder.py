@@ -21,7 +21,7 @@ from mlx_supervisor.logs.run_log import RunLog
 RECORDS_KEPT = 1000
 JOURNAL_SAMPLE_INTERVAL_S = 1.0
 STEP_LINE_INTERVAL_S = 1.0
-PRINTED_BY_WORKER = frozenset({"checkpoint_skipped", "note", "validation"})
+PRINTED_BY_WORKER = frozenset({"checkpoint_skipped", "note", "test", "validation"})
 """Kinds of notices whose text a worker prints into the same log."""
 
 log = structlog.get_logger()

@@ -30,6 +30,7 @@ from mlx_supervisor.wire.messages import (
     Step,
     Stop,
     SupervisorMessage,
+    Tested,
     Validation,
     WorkerMessage,
 )

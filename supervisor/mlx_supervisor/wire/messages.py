@@ -106,6 +106,13 @@ class Validation(Message, frozen=True, kw_only=True, tag="validation"):
     metrics: Metrics = {}
 
 
+class Tested(Message, frozen=True, kw_only=True, tag="tested"):
+    """The result of the test at completion, as a sentence. `loss`: where the test gives a number."""
+
+    text: Text
+    loss: float | None = None
+
+
 class Cleared(Message, frozen=True, kw_only=True, tag="cleared"):
     """Answer to `clear_cache`, with the counters after it."""
 
@@ -163,7 +170,7 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     exported: Text = ""
 
 
-WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Validation | Cleared | AutopsyReport | Bye
+WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Validation | Tested | Cleared | AutopsyReport | Bye
 
 
 class ClearCache(Message, frozen=True, kw_only=True, tag="clear_cache"):

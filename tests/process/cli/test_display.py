@@ -17,6 +17,7 @@ from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.daemon.step_line import WIDTH_CHARS, step_line
+from mlx_supervisor.daemon.summary import summary_of
 from mlx_supervisor.host.time_left import time_left
 
 MIB = 2**20
@@ -254,6 +255,19 @@ def test_the_summary_names_the_best_validation_and_the_speed() -> None:
         "night: completed at step 20 of 20.",
         "Loss 2.5 (smoothed 2.625), validation 2.31 at step 40 (best 2.28 at step 30), 2,985 tokens/s.",
     ]
+
+
+def test_the_result_of_the_test_is_a_notice_and_in_the_summary() -> None:
+    timeline = MachineTimeline()
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running")
+    (notice, _) = timeline.feed(ev.Tested(timeline.at_s, 1, "Test loss 1.152, Test ppl 3.165.", 1.152))
+    assert isinstance(notice, act.Notice)
+    assert notice.text == "Test loss 1.152, Test ppl 3.165."
+    found = summary_of("night", timeline.machine.history, [])
+    assert found["test_loss"] == 1.152
+    assert printed("completed", 1, test_loss=found["test_loss"])[2] == "Loss 2.5, test 1.152."
+    timeline.play("steps 1 -> running")
+    assert summary_of("night", timeline.machine.history, [])["test_loss"] is None, "it was that of another model"
 
 
 def test_notices_for_the_log_alone_stay_off_the_screen() -> None:

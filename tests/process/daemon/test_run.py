@@ -20,6 +20,7 @@ SUMMARY_KEYS = [
     "validation_step",
     "best_validation_loss",
     "best_validation_step",
+    "test_loss",
     "tokens_per_second",
     "restarts",
     "metrics",

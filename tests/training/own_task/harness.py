@@ -15,16 +15,18 @@ from mlx_worker.training import loop
 
 
 class Link(RecordingLink):
-    """Also records validations."""
+    """Also records validations and tests."""
 
     def __init__(self):
         super().__init__()
-        self.validations = []
+        self.validations, self.tests = [], []
 
     def send(self, kind, **fields):
         kind(run="r", generation=1, seq=0, **fields)  # as the wire has it
         if kind is wire.Validation:
             self.validations.append(types.SimpleNamespace(**fields))
+        if kind is wire.Tested:
+            self.tests.append(types.SimpleNamespace(**fields))
         super().send(kind, **fields)
 
 

@@ -120,6 +120,17 @@ def test_weighted_metrics_follow_the_weights(tmp_path, monkeypatch):
     assert weights / 2 <= link.steps[0].metrics["weight"] <= weights, "the mean of a and b, weighted by a and b"
 
 
+@pytest.mark.parametrize(
+    ("result", "loss"), [("fine", None), (("Test loss 2.", 2.0), 2.0), (("Test loss nan.", math.nan), math.nan)]
+)
+def test_the_result_of_the_test_is_reported(tmp_path, monkeypatch, result, loss):
+    def tested(task):
+        task.test = lambda model, context: result
+
+    (report,) = harness.run(tmp_path, monkeypatch, steps=1, changes=tested).tests
+    assert (report.text, str(report.loss)) == (result if loss is None else result[0], str(loss))
+
+
 def test_numbers_of_numpy_are_numbers(tmp_path, monkeypatch):
     """As metrics of an evaluation and in the task's state, where a careless mean makes them after the first update."""
     seen, loaded = {"best": None}, {}

@@ -14,6 +14,9 @@ from mlx_worker.task import EvaluationContext, Task
 from mlx_worker.training.commands import Commands
 from mlx_worker.training.metrics import loss_and_metrics, text_of
 
+TEXT_LIMIT = 4096
+"""Characters of a test's sentence that are reported."""
+
 
 class _StopEvaluationError(Exception):
     """Raised inside an evaluation when a stop was requested."""
@@ -67,8 +70,15 @@ class Evaluation:
 
     def test(self, step: int, batch_size: int) -> None:
         """Run the task's test, if it has one, after the last update."""
-        if self._task.test is not None:
-            print(self._evaluate(self._task.test, step, batch_size) or "test interrupted by a stop")
+        if self._task.test is None:
+            return
+        found = self._evaluate(self._task.test, step, batch_size)
+        if not found:
+            print("test interrupted by a stop" if self._stop.requested else "the test gave no result")
+            return
+        text, loss = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+        print(text)
+        self._link.send(wire.Tested, text=str(text)[:TEXT_LIMIT], loss=None if loss is None else float(loss))
 
     def _evaluate(self, evaluate: Callable[[Any, EvaluationContext], Any], step: int, batch_size: int) -> Any:
         """What `evaluate` returns; None after a stop. The random generators are restored."""

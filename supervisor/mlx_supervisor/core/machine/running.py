@@ -159,6 +159,13 @@ def on_validation(run: Run, event: ev.ValidationReport) -> None:
     run.save(wait=False)
 
 
+def on_tested(run: Run, event: ev.Tested) -> None:
+    loss = event.loss if event.loss is not None and isfinite(event.loss) else None
+    run.history.test_loss = loss
+    run.say("test", event.text, loss=loss)
+    run.save(wait=False)
+
+
 def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
     run.history.stall_s += event.stall_s
     if run.state is S.RUNNING:

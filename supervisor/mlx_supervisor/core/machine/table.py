@@ -21,6 +21,7 @@ _OBSERVE: dict[type[ev.Event], Rule] = _POLL | {
     ev.CheckpointReport: (running.on_checkpoint, ()),
     ev.PhaseChange: (running.on_phase, ()),
     ev.ValidationReport: (running.on_validation, ()),
+    ev.Tested: (running.on_tested, ()),
     ev.Autopsied: (running.on_autopsied, ()),
     ev.Exited: (stopping.on_exited, AFTER_EXIT),
 }

@@ -283,15 +283,17 @@ def _evaluation(
     return run
 
 
-def _test(config: LoraConfig, samples: TokenizedSamples | None) -> Callable[[Any, EvaluationContext], str] | None:
+def _test(
+    config: LoraConfig, samples: TokenizedSamples | None
+) -> Callable[[Any, EvaluationContext], tuple[str, float]] | None:
     loss_of = _evaluation(config, samples, config.values.test_batches)
     if loss_of is None:
         return None
 
-    def run(model: Any, context: EvaluationContext) -> str:
+    def run(model: Any, context: EvaluationContext) -> tuple[str, float]:
         loss = loss_of(model, context)
         perplexity = math.exp(loss) if loss < 700 else math.inf  # exp overflows above
-        return f"Test loss {loss:.3f}, Test ppl {perplexity:.3f}."  # as mlx_lm words it
+        return f"Test loss {loss:.3f}, Test ppl {perplexity:.3f}.", loss  # as mlx_lm words it
 
     return run
 
