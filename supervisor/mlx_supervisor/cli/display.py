@@ -55,6 +55,7 @@ class PlainDisplay(Display):
     def __init__(self, console: Console, name: str) -> None:
         super().__init__(console, name)
         self._last_s = 0.0
+        self._left_out: set[str] = set()
         self._activity_since_s = 0.0
         self._activity_due_s = QUIET_ACTIVITY_S
 
@@ -65,7 +66,7 @@ class PlainDisplay(Display):
             return
         if event.at_s - self._last_s >= PLAIN_INTERVAL_S or event.step >= run.history.target_steps:
             self._last_s = event.at_s
-            self.console.print(step_line(run, event))
+            self.console.print(step_line(run, event, self._left_out))
 
     def _show_activity(self, run: Run, at_s: float) -> None:
         """`Loading the model … 10 s`. The samples of a worker, or of the machine, are the clock."""

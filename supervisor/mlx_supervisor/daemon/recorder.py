@@ -39,6 +39,7 @@ class Recorder:
         self._saving: asyncio.Future[None] | None = None
         self._sample_journaled_s = 0.0
         self._step_line_s = 0.0
+        self._left_out: set[str] = set()
 
     def generations(self) -> list[Mapping[str, object]]:
         """The records of all ended generations, oldest first: from the journal, else from memory."""
@@ -70,7 +71,7 @@ class Recorder:
         last = step.step >= machine.history.target_steps
         if last or step.at_s - self._step_line_s >= STEP_LINE_INTERVAL_S:
             self._step_line_s = step.at_s
-            self._log.line(step_line(machine, step))
+            self._log.line(step_line(machine, step, self._left_out))
 
     def save_history(self, action: act.SaveHistory) -> None:
         """Save in a thread unless the action asks to wait: a disk that hangs must not block the event loop."""

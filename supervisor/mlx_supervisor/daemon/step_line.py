@@ -9,15 +9,18 @@ from mlx_supervisor.core.words import figures, growth_rate, loss_text, mebibytes
 from mlx_supervisor.host.time_left import done_at
 
 WIDTH_CHARS = 135
-"""A longer line leaves out what is in `LEAST_NEEDED`, one by one."""
-LEAST_NEEDED = ("lr", "done")
+"""A longer line leaves out the time of day at the end, and so do all lines after it."""
 LEAK_SHOWN_BYTES = 0.05 * MIB
 """Less would read 0.0 MiB/step."""
 GIBIBYTES_FROM_BYTES = 10 * 1024 * MIB
 
 
-def step_line(machine: Run, step: ev.StepReport) -> str:
-    """One update in one line, with what is known of speed, memory, leak rate, restarts and time left."""
+def step_line(machine: Run, step: ev.StepReport, left_out: set[str] | None = None) -> str:
+    """One update in one line, with what is known of speed, memory, leak rate, restarts and time left.
+
+    `left_out`: names of the fields that earlier lines left out; so does this one, and adds its own.
+    """
+    left_out = set() if left_out is None else left_out
     history, sample = machine.history, machine.last_sample
     leak, smoothed = machine.breaker.growth.bytes_per_step, history.smoothed_loss
     speed = machine.rate.speed(history.target_steps)
@@ -35,10 +38,9 @@ def step_line(machine: Run, step: ev.StepReport) -> str:
         "left": f"{remaining(speed.left_s)} left" if speed and speed.left_s else "",
         "done": f"done about {done_at(speed.left_s)}" if speed and speed.left_s else "",
     }
-    for name in LEAST_NEEDED:
-        if len(_joined(parts)) > WIDTH_CHARS:
-            del parts[name]
-    return _joined(parts)
+    if len(_joined(parts)) > WIDTH_CHARS:
+        left_out.add("done")
+    return _joined({name: text for name, text in parts.items() if name not in left_out})
 
 
 def _joined(parts: dict[str, str]) -> str:

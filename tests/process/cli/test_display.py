@@ -91,13 +91,29 @@ def test_a_long_step_line_leaves_out_what_is_least_needed_and_one_without_tokens
     run.history.add_step(replace(step, step=151), step)
     line = step_line(run, replace(step, step=151))
     assert "step 151/1000 no tokens smoothed=" in line
-    assert line.endswith(" memory=500/2,200 MiB, 7 min left, done about 20:54")
-    assert " lr=" not in line
-    longer = step_line(run, replace(step, step=151, metrics={"grad_norm": 1.25, "accuracy": 0.5, "recall": 0.25}))
-    assert longer.endswith(" memory=500/2,200 MiB, 7 min left")
+    assert " lr=0.001 " in line
+    assert line.endswith(" memory=500/2,200 MiB, 7 min left")
     assert len(line) <= WIDTH_CHARS
     assert run.history.smoothed_loss == smoothed, "an update without tokens has no loss"
     assert run.history.loss == run.last_step.loss
+
+
+def fields_of(line: str) -> list[str]:
+    return [word.partition("=")[0] for word in line.split() if "=" in word or word in ("left,", "left", "done")]
+
+
+@pytest.mark.usefixtures("at_2047")
+def test_a_field_that_was_left_out_does_not_come_back() -> None:
+    timeline = MachineTimeline()
+    run, left_out = timeline.machine, set[str]()
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 150 seconds=0.5 -> running")
+    assert run.last_step is not None
+    step = replace(run.last_step, metrics={"grad_norm": 1.25})
+    short, long = step, replace(step, metrics={"grad_norm": 1.23456e-05, "accuracy": 0.123})
+    assert "done" in fields_of(step_line(run, replace(step, metrics={}), left_out))
+    lines = [step_line(run, each, left_out) for each in (long, short, long, replace(step, metrics={}))]
+    assert ["lr" in fields_of(line) for line in lines] == [True] * 4
+    assert ["done" in fields_of(line) for line in lines] == [False] * 4
 
 
 def summary(outcome: str, generations: int) -> dict[str, object]:
