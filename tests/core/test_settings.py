@@ -317,6 +317,8 @@ def test_each_settings_file_has_a_state_folder_of_its_own_that_fits_its_sockets(
     [
         (GIB, GIB),
         ("18 GiB", 18 * GIB),
+        ("12G", 12 * GIB),
+        ("900m", 900 * 2**20),
         ("2200 MiB", 2200 * MIB),
         ("2200MiB", 2200 * MIB),
         ("2 GB", 2_000_000_000),

@@ -36,6 +36,9 @@ def serve(arguments: list[str]) -> int:
         state = StateDir(settings.state_dir)
     except (SettingsError, StateDirError) as error:
         print(error, file=sys.stderr)
+        if options.configuration == DEFAULT_FILE.expanduser() and not options.configuration.exists():
+            hint = "`mlx-supervisor serve -c FILE` serves another file; to write one: `mlx-supervisor init -o"
+            print(f"{hint} {DEFAULT_FILE}`", file=sys.stderr)
         return 2
     daemon_log.configure(state.log, console=True, level=options.log_level)
     try:

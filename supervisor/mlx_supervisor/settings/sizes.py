@@ -9,6 +9,7 @@ LIMIT_ALLOWED = f'{BYTES_ALLOWED}, or a share: "80%", or a number above 0 up to 
 
 _UNITS = {
     "b": 1,
+    **{letter: 1024**power for power, letter in enumerate("kmgt", start=1)},
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", start=1)},
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", start=1)},
 }
@@ -41,7 +42,9 @@ def _parse(value: object, allowed: str) -> int | float:
             return float(match.group(1)) / 100
         if match and unit in _UNITS:
             return int(float(match.group(1)) * _UNITS[unit])
-        raise ValueError(f"{allowed}; units are B, KB, MB, GB, TB, KiB, MiB, GiB, TiB")
+        raise ValueError(
+            f"{allowed}; units are B, KB, MB, GB, TB (of 1,000), KiB, MiB, GiB, TiB or K, M, G, T (of 1,024)"
+        )
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise ValueError(allowed)
     return value

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from tests.process import harness
 
-from mlx_supervisor.cli.offline.compare import compare
+from mlx_supervisor.cli.offline.compare import compare, side_of
 from mlx_supervisor.cli.offline.history import history
 from mlx_supervisor.cli.offline.logs import logs
 from mlx_supervisor.cli.offline.places import UsageError
@@ -212,6 +212,16 @@ def test_several_runs_must_be_named(home: Path) -> None:
     settings.write_text(text + text[text.index("[runs.run]") :].replace("runs.run", "runs.other"))
     with pytest.raises(UsageError, match=r"several runs: run in .*; other in .*; name one"):
         logs([], None, follow=False, stderr=False, lines=1)
+
+
+def test_two_runs_of_a_file_are_named_in_the_form_that_compare_reads(template: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(template / "state", state, ignore=shutil.ignore_patterns("*.sock"))
+    shutil.copytree(state / "runs" / "run", state / "runs" / "other")
+    with pytest.raises(UsageError) as refused:
+        side_of(str(state), None)
+    assert f"has 2 runs; name one: {state}:run or {state}:other" in str(refused.value)
+    assert side_of(f"{state}:run", None).shown
 
 
 def test_a_settings_file_of_any_name_here_is_found(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -204,5 +204,22 @@ def test_init_keeps_a_file_that_exists(project: Path, capsys: pytest.CaptureFixt
     assert "settings.toml: allowed: a configuration file of mlx_lm.lora" in capsys.readouterr().err
 
 
+def test_init_makes_the_folder_of_its_file(project: Path) -> None:
+    assert write_settings(RunRequest(Path("lora.yaml")), Path("cfg/new/s.toml")) == 0
+    assert list(read_settings(project / "cfg" / "new" / "s.toml").runs)
+
+
+def test_serve_without_a_file_says_how_to_get_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(project))
+    command = [sys.executable, "-m", "mlx_supervisor", "serve"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "settings.toml: no such file" in done.stderr
+    assert "serve -c FILE" in done.stderr
+    assert "mlx-supervisor init -o ~/.config/mlx-supervisor/settings.toml" in done.stderr
+    other = subprocess.run([*command, "-c", "x.toml"], capture_output=True, text=True, check=False)
+    assert (other.returncode, "init" in other.stderr) == (2, False)
+
+
 def test_every_option_has_a_line_of_help() -> None:
     assert all(one.help.endswith(".") and len(one.help) < 100 for one in MLX_LM)

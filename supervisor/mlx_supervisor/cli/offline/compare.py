@@ -19,6 +19,8 @@ PARTS = 8
 """Parts of the common steps whose mean losses are compared: single steps are noisy."""
 VALIDATIONS_SHOWN = 12
 SHOWN_LIMIT = 60
+NAMED = 6
+"""Runs of a file that an error lists."""
 NOT_SETTINGS = frozenset(
     {"run", "run_dir", "v", "generation", "telemetry", "checkpoint.mean_time_between_failures_s"}
     | {"settings_file", "batch.requested_size", "batch.requested_effective", "batch.from_task"}
@@ -84,6 +86,10 @@ def side_of(word: str, state_dir: Path | None) -> Side:
     if colon and not path.exists() and Path(file).expanduser().exists():
         return _from_run(runs.one([places.place_of(Path(file), state_dir)], [name]))
     given = places.find([word], state_dir)
+    several = [] if given.names else runs.chosen(given.places, [])
+    if len(several) > 1:
+        forms = " or ".join(f"{word}:{run.name}" for run in several[:NAMED])
+        raise UsageError(f"{word} has {len(several)} runs; name one: {forms}")
     return _from_run(runs.one(given.places, given.names))
 
 

@@ -150,8 +150,9 @@ def _toml(value: Any) -> str:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that must not exist yet. Raises SettingsError."""
+    """Write a file that must not exist yet; its folder is made. Raises SettingsError."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
