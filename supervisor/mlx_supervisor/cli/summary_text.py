@@ -33,13 +33,24 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
         wide.print(_table(generations[-GENERATIONS_SHOWN:]))
     if len(generations) > GENERATIONS_SHOWN:
         console.print(f"({len(generations) - GENERATIONS_SHOWN} earlier generations are in summary.json)")
-    if summary.get("exported_to") and outcome == "completed":
-        console.print(_result(summary, folder))
+    if outcome == "completed":
+        for line in _results(summary, folder):
+            console.print(line)
     console.print(f"Summary, logs and checkpoints: {folder}")
     if outcome == "failed" and generations:
         console.print(f"The worker's errors: {folder / 'logs' / 'stderr.log'}")
     if outcome == "stopped":
         console.print(f"Resume with: {resume}")
+
+
+def _results(summary: Mapping[str, Any], folder: Path) -> list[str]:
+    """Where the weights are, or the command that writes them; the same for a checkpoint with a lower validation loss."""
+    export = shlex.join(["mlx-supervisor", "export", summary["run"], "--state-dir", str(folder.parents[1])])
+    lines = [_result(summary, folder) if summary.get("exported_to") else f"No export: `{export}` writes the weights."]
+    best = summary.get("best_validation_step")
+    if best and best < summary["step"] and (folder / "checkpoints" / f"step-{best:09d}").is_dir():
+        lines.append(f"The best validation was at step {best}: `{export} --step {best}` writes its weights.")
+    return lines
 
 
 def _result(summary: Mapping[str, Any], folder: Path) -> str:

@@ -187,6 +187,23 @@ def test_a_completed_run_names_its_result_and_how_to_write_a_deleted_one_again(t
     assert not any("Result" in line for line in printed("stopped", 1, exported_to=str(tmp_path)))
 
 
+def test_a_completed_run_names_the_command_for_weights_that_are_not_exported(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "night"
+    (folder / "checkpoints" / "step-000000007").mkdir(parents=True)
+    export = f"mlx-supervisor export night --state-dir {tmp_path}"
+
+    def shown(**changes: object) -> list[str]:
+        stream = io.StringIO()
+        print_summary(Console(file=stream, width=300), summary("completed", 1) | changes, folder, "")
+        return stream.getvalue().splitlines()
+
+    assert shown()[-2] == f"No export: `{export}` writes the weights."
+    best = f"The best validation was at step 7: `{export} --step 7` writes its weights."
+    assert shown(best_validation_step=7)[-2] == best
+    for step in (9, 6):  # the last step, and one whose checkpoint was deleted
+        assert shown(best_validation_step=step)[-2].startswith("No export")
+
+
 def test_the_figures_name_the_time_spent_training() -> None:
     assert printed("completed", 1, goodput=0.742, restarts=2)[3] == (
         "1 memory trip, 2 restarts, 0 steps replayed, 74 % of the time spent training."
