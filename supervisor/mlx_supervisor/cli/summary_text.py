@@ -44,7 +44,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
 
 
 def _results(summary: Mapping[str, Any], folder: Path) -> list[str]:
-    """Where the weights are, or the command that writes them; the same for a checkpoint with a lower validation loss."""
+    """Where the weights are, or the command that writes them; also for the best checkpoint if it is not the last."""
     export = shlex.join(["mlx-supervisor", "export", summary["run"], "--state-dir", str(folder.parents[1])])
     lines = [_result(summary, folder) if summary.get("exported_to") else f"No export: `{export}` writes the weights."]
     best = summary.get("best_validation_step")

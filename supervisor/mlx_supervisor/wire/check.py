@@ -27,6 +27,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `resumes_at`: the step of the run's newest checkpoint, 0 without one. `held_bytes`: this process before its first
     update. `checkpoint_bytes`: weights and optimizer state of one checkpoint. `shapes`: of one collated micro-batch.
+    `parameters`: with the `adapters` that mlx_lm adds.
     """
 
     problems: list[str]
@@ -34,6 +35,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     architecture: str = ""
     parameters: int = 0
+    adapters: int = 0
     trainable: int = 0
     optimizer: str = ""
     data: list[SubsetReport] = []

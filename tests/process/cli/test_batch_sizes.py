@@ -1,15 +1,17 @@
 """Which batch size `check --measure` names, from few measurements."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from mlx_supervisor.cli.check.findings import Findings
 from mlx_supervisor.cli.check.measuring import Measured, measure_sizes
 from mlx_supervisor.cli.check.prediction import RUN_OVER_PROBE, Bound, Point, Prediction, shown_sizes
 from mlx_supervisor.cli.check.probe import Probe
-from mlx_supervisor.cli.check.text import figure
+from mlx_supervisor.cli.check.text import figure, lines
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.wire.check import MeasureReport
+from mlx_supervisor.wire.check import CheckReport, MeasureReport
 
 BASE_MIB, SAMPLE_MIB = 100, 20
 
@@ -103,6 +105,20 @@ def test_a_devices_own_memory_bounds_the_batch_too() -> None:
 )
 def test_a_figure_is_readable_at_any_size(number: float, text: str) -> None:
     assert figure(number) == text
+
+
+def test_the_sentence_on_the_largest_size_agrees_with_the_shares_of_the_table() -> None:
+    machine = Machine(500)
+    found = machine.find()
+    report = CheckReport(problems=[], batch_size=4, effective_batch=4)
+    findings = Findings("night", Path("a.toml"), found.bound, report=report, measured=found)
+    sentence = next(line for line in lines(findings) if line.startswith("The largest"))
+    most = 97 / RUN_OVER_PROBE
+    assert f"its peak may be {most:.1f} % of 500 MiB" in sentence
+    prediction = found.prediction
+    assert prediction is not None
+    shares = [prediction.on_line(size).peak_bytes / MIB / 5 for size in (found.largest, found.largest + 1)]
+    assert shares[0] <= most < shares[1]
 
 
 def test_the_table_ends_after_the_first_size_that_does_not_fit() -> None:

@@ -52,7 +52,7 @@ def test_a_run_that_is_fine_is_described_and_left_untouched(tmp_path: Path, llam
     assert done.returncode == 0, done.stderr
     assert report["ok"]
     assert report["report"]["architecture"] == "llama"
-    assert 0 < report["report"]["trainable"] < report["report"]["parameters"]
+    assert 0 < report["report"]["trainable"] == report["report"]["adapters"] < report["report"]["parameters"]
     assert (report["report"]["batch_size"], report["report"]["steps"]) == (4, 12)
     train, valid = report["report"]["data"]
     assert (train["samples"], valid["samples"]) == (24, 24)

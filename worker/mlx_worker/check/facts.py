@@ -26,6 +26,9 @@ from mlx_worker.training import loop
 COUNT_AT_MOST = 200_000
 """Tokens of a larger set are not counted: every sample would have to be read."""
 
+ADAPTER_NAMES = {"lora_a", "lora_b", "m"}
+"""As mlx_lm's LoRA and DoRA layers name their own arrays."""
+
 
 def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) -> CheckReport:
     """Load the task as a run does, and describe it. `checkpoints`: the folder of the run's own.
@@ -51,6 +54,7 @@ def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) 
         model=str(task.fixed.get("model", "")),
         architecture=_architecture(task.model),
         parameters=_parameters(task.model),
+        adapters=_adapters(task.model) if job.task.kind == "mlx_lm" else 0,
         trainable=trainable,
         optimizer=type(task.optimizer).__name__,
         data=[
@@ -95,6 +99,12 @@ def _parameters(model: Any) -> int:
                 skipped = isinstance(bits, int) and name in ("scales", "biases")
                 total += 0 if skipped else int(value.size) * (32 // bits if packed and bits else 1)
     return total
+
+
+def _adapters(model: Any) -> int:
+    """Weights that mlx_lm adds to the base model's."""
+    named = dict(tree_flatten(model.trainable_parameters()))
+    return sum(int(array.size) for name, array in named.items() if name.rpartition(".")[2] in ADAPTER_NAMES)
 
 
 def _counted(name: str, samples: Any) -> SubsetReport:

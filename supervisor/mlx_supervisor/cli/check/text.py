@@ -6,7 +6,7 @@ import msgspec
 
 from mlx_supervisor.cli.check.findings import Findings
 from mlx_supervisor.cli.check.measuring import Measured
-from mlx_supervisor.cli.check.prediction import Point, Prediction, shown_sizes
+from mlx_supervisor.cli.check.prediction import RUN_OVER_PROBE, Point, Prediction, shown_sizes
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import counted, duration, size
 from mlx_supervisor.wire.check import CheckReport, SubsetReport
@@ -32,10 +32,12 @@ def lines(findings: Findings) -> list[str]:
 
 
 def _of_report(report: CheckReport) -> list[tuple[str, str]]:
-    share = report.trainable / report.parameters if report.parameters else 0.0
+    base = report.parameters - report.adapters  # mlx_lm's log counts these alone
+    share = report.trainable / base if base else 0.0
+    adapters = f" and {report.adapters:,} of adapters" if report.adapters else ""
     named = f"{report.model} ({report.architecture})" if report.model else report.architecture
     found = [
-        ("model", f"{named}, {report.parameters:,} parameters, {report.trainable:,} trained ({_percent(share)})"),
+        ("model", f"{named}, {base:,} parameters{adapters}, {report.trainable:,} trained ({_percent(share)})"),
         *(("data", _subset(each)) for each in report.data),
     ]
     samples = 0 if not report.data or report.data[0].stream else report.data[0].samples
@@ -106,7 +108,11 @@ def _measured_lines(found: Measured, findings: Findings) -> list[str]:
     if found.largest == found.at_most:
         shown.append(f"Every batch size up to {found.at_most}, as many samples as were read, fits {share} of {limit}.")
     elif found.largest:
-        shown.append(f"The largest batch size that fits is {found.largest}: it stays below {share} of {limit}.")
+        most = found.bound.share / RUN_OVER_PROBE
+        shown.append(
+            f"The largest batch size that fits is {found.largest}: its peak may be {100 * most:.1f} % of {limit}, "
+            f"since a run needs up to {100 * (RUN_OVER_PROBE - 1):.1f} % more and has to stay below {share}."
+        )
     shown.append("Measured with the longest samples, without MLX's cache, which takes only what is left.")
     return shown + [note for note in found.notes if note]
 
