@@ -80,7 +80,8 @@ class StateDir:
             os.close(lock)
             raise StateDirError(
                 f"state_dir {self.path} is in use by a running supervisor (process {owner}): `mlx-supervisor status` "
-                f"shows its runs, `supervisorctl -c FILE` controls it; to train beside it, add --state-dir FOLDER"
+                "shows its runs, `supervisorctl -c FILE status` (or stop, restart) controls them; "
+                "to train beside it, add --state-dir FOLDER"
             ) from None
         except OSError as error:
             os.close(lock)

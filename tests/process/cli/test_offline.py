@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -22,7 +23,7 @@ from mlx_supervisor.cli.offline.compare import compare, side_of
 from mlx_supervisor.cli.offline.history import history
 from mlx_supervisor.cli.offline.logs import logs
 from mlx_supervisor.cli.offline.places import UsageError
-from mlx_supervisor.cli.offline.status import status
+from mlx_supervisor.cli.offline.status import age_text, status
 
 
 @pytest.fixture
@@ -128,6 +129,20 @@ def test_a_journal_that_cannot_be_read(finished: Path, capsys: pytest.CaptureFix
     assert before == (journal.read_bytes() if journal.exists() else None), "reading must not repair"
 
 
+@pytest.mark.parametrize(
+    ("age_s", "usual_s", "text"),
+    [
+        (45.7, 0.5, "last update 45 s ago"),
+        (9.9, 0.5, ""),
+        (45.0, 5.0, ""),
+        (45.0, None, ""),
+        (130.0, 0.1, "last update 2m10s ago"),
+    ],
+)
+def test_an_update_that_is_late_shows_its_age(age_s: float, usual_s: float | None, text: str) -> None:
+    assert age_text(age_s, usual_s) == text
+
+
 def test_while_it_runs_and_after_its_supervisor_died(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = harness.write_settings(home, args={"delay_s": 0.05}, steps=10_000)
     with harness.Foreground(settings) as foreground:
@@ -138,6 +153,11 @@ def test_while_it_runs_and_after_its_supervisor_died(home: Path, capsys: pytest.
         assert (live["state"], live["generation"], live["target_steps"]) == ("running", 1, 10_000)
         assert live["step"] >= 3
         assert live["footprint_bytes"] > 0
+        assert 0.05 <= live["usual_step_s"] < 5
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(time, "time", lambda: datetime.fromisoformat(live["step_at"]).timestamp() + 100)
+            assert status([], None, as_json=False) == 0
+        assert ", last update 1m" in printed(capsys)
         assert status([], None, as_json=False) == 0
         assert f"generation 1, pid {live['pid']}, up " in printed(capsys)
         assert history([], None, as_csv=False, as_json=False) == 0

@@ -364,6 +364,7 @@ def test_two_supervisors_cannot_have_one_state_folder(tmp_path: Path) -> None:
         second = harness.run(other)
         assert second.process.returncode == 2
         assert f"is in use by a running supervisor (process {first.process.pid})" in second.stderr
+        assert "`supervisorctl -c FILE status`" in second.stderr
 
 
 @pytest.mark.parametrize(("state", "words"), [("a/file", "can't be used"), ("x" * 90, "at most 100 are allowed")])

@@ -1,6 +1,8 @@
 """`mlx-supervisor status`: where runs are, from the journal."""
 
+import itertools
 import json
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ STEPS_READ = 2_000
 """Newest reports that are read for the speed: fast updates make many in its window of 30 s."""
 
 
+LATE_S, LATE_STEPS = 10.0, 10
+"""The last update's age is shown from this many seconds on, and this many times the usual step."""
 _KEPT = (
     "generation", "target_steps", "loss", "smoothed_loss", "validation_loss", "validation_step",
     "best_validation_loss", "best_validation_step", "metrics", "validation_metrics", "trips",
@@ -89,6 +93,8 @@ def _live(run: KnownRun) -> dict[str, Any]:
         if run.worker is None and run.history is not None and run.history.highest_step > last["step"]:
             del figures["step"], figures["loss"]  # the last worker trained on after its supervisor's death
         figures |= {"step_at": iso(last["wall_s"]), **_speed(run, steps)}
+        if run.worker is not None and last["generation"] == run.worker.generation:
+            figures["usual_step_s"] = usual_step_s(steps)
     if sample is not None and run.worker is not None and sample["generation"] == run.worker.generation:
         figures["footprint_bytes"] = sample["footprint_bytes"]
     if notice is not None:
@@ -111,6 +117,19 @@ def _speed(run: KnownRun, steps: Sequence[Record]) -> dict[str, Any]:
     return {f"{speed.unit}_per_s": round(speed.per_s, 3), "eta_s": speed.left_s}
 
 
+def usual_step_s(steps: Sequence[Record]) -> float | None:
+    """The median time from one report to the next, of the newest generation; None with fewer than two reports."""
+    times = [row["wall_s"] for row in steps if row["generation"] == steps[-1]["generation"]]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    return round(statistics.median(gaps), 3) if gaps else None
+
+
+def age_text(age_s: float, usual_s: float | None) -> str:
+    """`last update 45 s ago`; "" where that is not unusual."""
+    late = usual_s is not None and age_s >= LATE_S and age_s > LATE_STEPS * usual_s
+    return f"last update {duration(float(int(age_s)))} ago" if late else ""
+
+
 def _report(row: Record) -> StepReport:
     names = ("generation", "step", "tokens", "samples", "learning_rate", "seconds", "batch_size", "accumulation")
     values: dict[str, Any] = {name: row[name] or 0 for name in names}
@@ -124,6 +143,9 @@ def lines_of(run: KnownRun, report: dict[str, Any], width: int) -> list[str]:
     if not live:
         extra |= {"eta_s": None, "footprint_bytes": None}
     details = [] if run.state == "not started" else details_of(extra) + _metrics(report)
+    if live and report.get("usual_step_s") is not None:
+        age = age_text(time.time() - _wall_s(report["step_at"]), report["usual_step_s"])
+        details += [age] if age else []
     head = [f"{run.name:<{width}}  {run.state:<11}", *([_worker(report)] if live else [])]
     lines = ["  ".join([*head, ", ".join(details)]).rstrip()]
     if run.state == "interrupted":
