@@ -1,9 +1,11 @@
 """`mlx-supervisor run --bare`: the same worker without a supervisor, under the same limit, set by rlimit."""
 
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from mlx_supervisor import wire
@@ -17,13 +19,14 @@ from mlx_supervisor.settings.schema import SettingsError
 from mlx_supervisor.settings.to_policy import limit_bytes
 
 
-def run_bare(request: RunRequest) -> int:
-    """Run in a temporary folder and print how it ended.
+def run_bare(request: RunRequest, *, fresh: bool = False) -> int:
+    """Run in a temporary folder and print how it ended. `fresh`: it may replace another run's results.
 
     Returns the worker's exit code (2 for a refusal), or 128 + its signal.
     """
     try:
         settings, chosen = request.read()
+        settings = replace(settings, bare=True, fresh=secrets.token_hex(8) if fresh else "")
         limit = limit_bytes(settings.runs[chosen], machine_bytes(), f"runs.{chosen}")
     except SettingsError as error:
         print(error, file=sys.stderr)

@@ -67,7 +67,8 @@ def _typer_app() -> None:
         request: RunRequest,
         json: Annotated[bool, typer.Option("--json", help="Print the summary as one line of JSON at the end.")] = False,
         fresh: Annotated[
-            bool, typer.Option("--fresh", help="Start over; keep the old folder as NAME.previous.")
+            bool,
+            typer.Option("--fresh", help="Start over; keep the old run as NAME.previous, old adapters in previous/."),
         ] = False,
         bare: Annotated[
             bool, typer.Option("--bare", help="Run without supervision, under the same memory limit.")
@@ -129,7 +130,7 @@ def _run(request: "RunRequest", *, as_json: bool, fresh: bool, bare: bool, dry_r
     if bare:
         from mlx_supervisor.cli.bare import run_bare
 
-        return run_bare(request)
+        return run_bare(request, fresh=fresh)
     from mlx_supervisor.cli.run import run
 
     return run(request, as_json=as_json, fresh=fresh)

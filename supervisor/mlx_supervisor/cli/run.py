@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import sys
 from dataclasses import replace
 from typing import Any, TextIO, cast
@@ -36,6 +37,8 @@ def run(request: RunRequest, *, as_json: bool, fresh: bool) -> int:
         if fresh and f"{chosen}.previous" in settings.runs:
             problem = f"runs: {chosen}.previous is the folder to which --fresh moves {chosen}; rename that run"
             raise SettingsError([problem], settings.path)
+        if fresh:
+            settings = replace(settings, fresh=secrets.token_hex(8))
         state = StateDir(settings.state_dir)
     except (SettingsError, StateDirError) as error:
         print(error, file=sys.stderr)

@@ -67,7 +67,8 @@ def _result(summary: Mapping[str, Any], folder: Path) -> str:
 def _ending(summary: Mapping[str, Any]) -> str:
     """`night: completed at step 20 of 20.`, with the reason where there is one to know."""
     step, target, reason = summary["step"], summary["target_steps"], str(summary["reason"]).rstrip(".")
-    at = "before the first step" if not step else f"at step {step}" + (f" of {target}" if target else "")
+    of = "" if not target else f" of {target}" if step <= target else f", past the target of {target}"
+    at = "before the first step" if not step else f"at step {step}{of}"
     why = "" if reason == ALL_DONE else f": {reason}"
     return f"{summary['run']}: {summary['outcome']} {at}{why}."
 

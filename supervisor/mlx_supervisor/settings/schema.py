@@ -121,7 +121,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Settings:
     """The whole file, read from `path`; relative paths in it start at `base_dir`, by default its folder.
 
-    `typed`: the keys of `task.options` that come from the command line.
+    `typed`: the keys of `task.options` that come from the command line. `fresh`: identifies a start with `--fresh`.
+    `bare`: the runs have no supervisor and no folder.
     """
 
     path: Path
@@ -129,6 +130,8 @@ class Settings:
     runs: dict[str, RunSettings]
     base: Path | None = None
     typed: frozenset[str] = frozenset()
+    fresh: str = ""
+    bare: bool = False
 
     @property
     def base_dir(self) -> Path:

@@ -10,6 +10,7 @@ from mlx_supervisor.settings.configuration import option
 from mlx_supervisor.settings.paths import resolve
 from mlx_supervisor.settings.schema import BatchSettings, CheckpointSettings, MemorySettings, Settings
 from mlx_supervisor.settings.validation import join
+from mlx_supervisor.wire.owner import BARE
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def job_of(
         telemetry=telemetry,
         seed=run.seed or 0,
         settings_file=str(settings.path.resolve()),
+        results_of=BARE if settings.bare else str((settings.state_dir / "runs" / name).resolve()),
+        fresh=settings.fresh,
         seed_from_task=run.seed is None and run.task.kind == "mlx_lm",
         steps=run.steps,
         task=_task_job(settings, name),

@@ -115,6 +115,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     `steps` None: the task's configuration decides. `seed_from_task`: so does the seed, and `seed` is 0; for kind
     `mlx_lm` only. `settings_file`: with `run` it identifies the run. `telemetry` None: a bare run, which reports to the
     terminal.
+    `results_of`: the run's folder in its state folder, also where `run_dir` is a temporary one; BARE for a bare run.
+    `fresh`: identifies the `--fresh` that began the run; it may replace the results of former runs.
     `grace_s`: the grace period in which the worker ends itself after its supervisor died.
     `deterministic`: on CUDA, use only kernels that give the same bits in every run.
     `max_grad_norm`, `ema_decay`: replace the task's own values; 0 switches them off, None leaves them.
@@ -129,6 +131,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     seed: Count
     seed_from_task: bool = False
     settings_file: str = ""
+    results_of: str = ""
+    fresh: str = ""
     steps: Positive | None
     task: TaskJob
     batch: BatchJob

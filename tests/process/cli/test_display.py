@@ -303,6 +303,11 @@ def test_the_result_of_the_test_is_a_notice_and_in_the_summary() -> None:
     assert summary_of("night", timeline.machine.history, [])["test_loss"] is None, "it was that of another model"
 
 
+def test_the_summary_of_a_lowered_target_says_so() -> None:
+    line = printed("completed", 1, reason="all steps done", step=20, target_steps=10)[1]
+    assert line == "night: completed at step 20, past the target of 10."
+
+
 def test_notices_for_the_log_alone_stay_off_the_screen() -> None:
     lines = plain_lines(
         MachineTimeline(),

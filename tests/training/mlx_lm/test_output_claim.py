@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -11,9 +12,10 @@ from tests.training import jobs
 
 from mlx_supervisor import wire
 from mlx_supervisor.cli.request.options import MLX_LM
+from mlx_supervisor.wire.owner import BARE, OWNER_FILE
 from mlx_worker.errors import RefusedError
 from mlx_worker.tasks.mlx_lm.config import load_config
-from mlx_worker.tasks.output_claim import OWNER_FILE, check_output, claimed
+from mlx_worker.tasks.output_claim import advice, check_output, claimed
 
 
 def job(folder, file="a.yaml", run="run"):
@@ -33,9 +35,7 @@ def output(tmp_path):
 def test_another_run_is_refused_with_both_named(tmp_path, output):
     for other in (job(tmp_path, "b.yaml"), job(tmp_path, run="other")):
         assert f"{output} holds the results of run 'run' of {tmp_path / 'a.yaml'}" in check_output(output, other)
-        with pytest.raises(
-            RefusedError, match=rf"adapter_path: {output} holds .* to overwrite them, delete {output / OWNER_FILE}"
-        ):
+        with pytest.raises(RefusedError, match=rf"adapter_path: {output} holds .* to overwrite them, add --fresh"):
             claimed(output, other, "adapter_path").__enter__()
     assert (output / "adapters.safetensors").read_text() == "finished"
 
@@ -43,7 +43,7 @@ def test_another_run_is_refused_with_both_named(tmp_path, output):
 def test_the_refusal_says_what_to_type(tmp_path, output):
     (tmp_path / "adapters-2").mkdir()
     assert "to keep them, add --adapter-path adapters-3; to overwrite" in refusal(output, "b.yaml", {})
-    toml = f"in {tmp_path / 'b.toml'}; to overwrite"
+    toml = f"in {tmp_path / 'b.toml'}, or "
     assert f'add options = {{ adapter_path = "adapters-3" }} to [runs.run.task] {toml}' in refusal(output, "b.toml", {})
     given = {"iters": "b.toml: runs.run.task.options.iters"}
     assert f'set adapter_path = "adapters-3" in the options of [runs.run.task] {toml}' in refusal(
@@ -54,7 +54,9 @@ def test_the_refusal_says_what_to_type(tmp_path, output):
 
 
 def refusal(output, file, options_from):
-    task = wire.TaskJob(kind="mlx_lm", base_dir="/", config=None, entry=None, args={}, options_from=options_from)
+    task = wire.TaskJob(
+        kind="mlx_lm", base_dir=str(output.parent), config=None, entry=None, args={}, options_from=options_from
+    )
     return check_output(output, jobs.job(run="run", settings_file=str(output.parent / file), task=task))
 
 
@@ -90,22 +92,78 @@ def test_a_deleted_owner_file_gives_the_folder_free(tmp_path, output):
 def test_a_run_that_delivered_nothing_holds_the_folder_only_while_it_runs(tmp_path):
     folder = tmp_path / "new" / "adapters"
     with claimed(folder, job(tmp_path), "adapter_path"):
-        assert f"in use by run 'run' of {tmp_path / 'a.yaml'}, which is running" in check_output(
-            folder, job(tmp_path, "b.yaml")
+        assert (
+            f"in use by run 'run' of {tmp_path / 'a.yaml'} (its folder: /nowhere/runs/run), which is running"
+            in check_output(folder, job(tmp_path, "b.yaml"))
         )
         with pytest.raises(RefusedError, match="in use by"):
             claimed(folder, job(tmp_path, "b.yaml"), "adapter_path").__enter__()
     assert check_output(folder, job(tmp_path, "b.yaml")) == ""
 
 
-def test_a_project_that_was_moved_keeps_its_adapters(tmp_path):
+def test_a_copied_or_moved_project_is_another_run(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     with claimed(old / "adapters", job(old), "adapter_path"):
         os.utime(old / "adapters" / OWNER_FILE, ns=(1, 1))
         (old / "adapters" / "adapters.safetensors").write_text("finished")
+    shutil.copytree(old, tmp_path / "copy")
+    assert f"of {old / 'a.yaml'} (its" in check_output(tmp_path / "copy" / "adapters", job(tmp_path / "copy"))
     old.rename(new)
-    assert check_output(new / "adapters", job(new)) == ""
-    assert check_output(new / "adapters", job(new, run="other")) != ""
+    assert f"of {old / 'a.yaml'}, which no longer exists (its" in check_output(new / "adapters", job(new))
+
+
+def test_a_run_in_another_state_folder_is_another_run(tmp_path, output):
+    for other in ("/elsewhere/runs/run", BARE):
+        refused = check_output(output, again(tmp_path, results_of=other))
+        assert f"run 'run' of {tmp_path / 'a.yaml'} (its folder: /nowhere/runs/run); to keep them" in refused
+        assert refused.endswith("to overwrite them, add --fresh")
+        assert check_output(output, again(tmp_path, results_of=other, fresh="1")) == ""
+
+
+def test_a_moved_state_folder_keeps_its_results(tmp_path, output):
+    (tmp_path / "state" / "runs" / "run" / "checkpoints" / "step-5").mkdir(parents=True)
+    moved = again(tmp_path, results_of=str(tmp_path / "state" / "runs" / "run"))
+    with claimed(output, moved, "adapter_path"):
+        pass
+    assert "state/runs/run); to keep them" in check_output(output, job(tmp_path))
+
+
+def test_fresh_is_refused_while_the_other_run_is_running(tmp_path, output):
+    with claimed(output, job(tmp_path), "adapter_path"):
+        assert "which is running" in check_output(output, again(tmp_path, results_of="/else", fresh="1"))
+
+
+def test_fresh_moves_the_former_adapters_once(tmp_path, output):
+    (output / "0000050_adapters.safetensors").write_text("finished")
+    (output / "notes.txt").write_text("the user's")
+    with claimed(output, again(tmp_path, fresh="1"), "adapter_path"):
+        assert (output / "adapters.safetensors").exists()  # a refusal before the first update changes nothing
+    with claimed(output, again(tmp_path, fresh="1"), "adapter_path") as begin:
+        assert begin() == [f"The former adapters in {output} were moved to {output / 'previous'}."]
+        assert sorted(path.name for path in output.iterdir()) == [OWNER_FILE, "notes.txt", "previous"]
+        (output / "adapters.safetensors").write_text("new")
+    with claimed(output, again(tmp_path, fresh="1"), "adapter_path") as begin:  # the next generation
+        assert begin() == []
+    with claimed(output, again(tmp_path), "adapter_path") as begin:
+        assert begin() == []
+    kept = [output / "adapters.safetensors"]
+    with claimed(output, again(tmp_path, fresh="2"), "adapter_path", kept) as begin:
+        assert begin() == [f"The former adapters in {output} were moved to {output / 'previous-2'}."]
+    found = [output / name / "adapters.safetensors" for name in ("previous", "previous-2", "")]
+    assert [path.read_text() for path in found] == ["finished", "new", "new"]
+
+
+def test_the_advice_says_what_fresh_overwrites(tmp_path, output):
+    text = advice(output, again(tmp_path))
+    assert f"--fresh overwrites the results in {output} (the adapters move to {output / 'previous'})" in text
+    assert text.endswith("to keep them, start another run: add --adapter-path adapters-2.")
+    assert advice(tmp_path / "none", again(tmp_path)) == ""
+
+
+def again(folder, **fields):
+    """The job of `run` of a.yaml, of kind mlx_lm."""
+    task = wire.TaskJob(kind="mlx_lm", base_dir=str(folder), config=None, entry=None, args={})
+    return jobs.job(run="run", settings_file=str(folder / "a.yaml"), task=task, **fields)
 
 
 def test_a_check_leaves_no_traces(tmp_path):

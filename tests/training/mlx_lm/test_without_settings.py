@@ -11,7 +11,7 @@ import time
 import pytest
 from tests.training.mlx_lm.mlx_lm_runs import run_worker, write
 
-from mlx_worker.tasks.output_claim import OWNER_FILE
+from mlx_supervisor.wire.owner import OWNER_FILE
 
 
 @pytest.fixture

@@ -183,7 +183,9 @@ def test_finished_run_completes_at_once(supervisor, undisturbed):
     assert more.steps == []
     assert (more.bye.outcome, more.bye.step) == ("completed", 3)
     assert more.bye.weights_sha256 == again.bye.weights_sha256
-    assert more.ready.notes == ["Already at step 3, past the new target of 2: nothing to train."]
+    assert more.ready.notes == [
+        "Already at step 3, past the new target of 2: nothing to train. A target above 3 trains more."
+    ]
     assert again.bye.weights_sha256 != undisturbed.bye.weights_sha256
 
 

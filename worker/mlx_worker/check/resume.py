@@ -8,6 +8,7 @@ from mlx_worker.checkpoint import changes, exact_json, training_state
 from mlx_worker.checkpoint.manifest import TRAINER, CheckpointError, UnusableError, examine, step_of
 from mlx_worker.data import order
 from mlx_worker.errors import RefusedError
+from mlx_worker.tasks.output_claim import advice
 from mlx_worker.training import loop
 
 
@@ -37,7 +38,7 @@ def read(folder: Path, prepared: loop.Prepared) -> Resume:
             training_state.require_same_arrays(task, path)
             return Resume(step, applied)
         except RefusedError as error:
-            return Resume(step, refused=[str(error)])
+            return Resume(step, refused=[f"{error} {advice(task.export_dir, job)}".rstrip()])
         except (KeyError, TypeError, ValueError, RuntimeError):
             continue
     return Resume()

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from mlx_supervisor import wire
-from mlx_worker.errors import RefusedError
+from mlx_worker.errors import ChangedError
 
 Facts = Mapping[str, Any]
 VALUE_LIMIT_CHARS = 80
@@ -30,7 +30,7 @@ def compare(old: Facts, new: Facts, step: int) -> list[str]:
     refused = [sentence for name, pair in _changed(old["fixed"], new["fixed"]) for sentence in _refused(name, *pair)]
     if refused:
         it = "it" if len(refused) == 1 and " differs " in refused[0] else "them"
-        raise RefusedError(f"{' '.join(refused)} Put {it} back, or begin anew with --fresh.")
+        raise ChangedError(f"{' '.join(refused)} Put {it} back, or begin anew with --fresh.")
     changed = dict(_changed(old["free"], new["free"]))
     if "lr_schedule" in changed:
         changed.pop("learning_rate", None)
@@ -116,7 +116,7 @@ def _adapter_file(old: Any, new: Any) -> list[str]:
 def _steps(old: int, new: int, step: int) -> list[str]:
     if step >= new:
         where = f"past the new target of {new}" if step > new else "the new target"
-        return [f"Already at step {step}, {where}: nothing to train."]
+        return [f"Already at step {step}, {where}: nothing to train. A target above {step} trains more."]
     return [f"Target {'raised' if new > old else 'lowered'}: {old} → {new} steps."]
 
 

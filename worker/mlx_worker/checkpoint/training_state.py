@@ -15,7 +15,7 @@ from mlx_worker.checkpoint.manifest import MODEL, OPTIMIZER
 from mlx_worker.checkpoint.store import LoadedCheckpoint
 from mlx_worker.data import order
 from mlx_worker.data.sources import length_of
-from mlx_worker.errors import RefusedError
+from mlx_worker.errors import ChangedError, RefusedError
 from mlx_worker.supervision.link import version_of
 from mlx_worker.task import Task
 
@@ -179,7 +179,7 @@ def _require_same(what: str, have: dict[str, mx.array], saved: dict[str, mx.arra
     parts = [f"{name}: {old.get(name, 'absent')} → {new.get(name, 'absent')}" for name in names[:_LIST_SHOWN]]
     more = f" and {len(names) - _LIST_SHOWN} more" if len(names) > _LIST_SHOWN else ""
     text = f"the task's {what} differ from the checkpoint's ({path}): {'; '.join(parts)}{more}"
-    raise RefusedError(f"{text}. Undo the change, or begin anew with --fresh.")
+    raise ChangedError(f"{text}. Undo the change, or begin anew with --fresh.")
 
 
 def _shapes(arrays: dict[str, mx.array]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
 from mlx_worker.checkpoint.store import CheckpointStore, LoadedCheckpoint, weights_sha256
 from mlx_worker.data.sample_log import SampleLog
 from mlx_worker.data.sources import DataEndedError, length_of
-from mlx_worker.errors import NotFiniteError, RefusedError
+from mlx_worker.errors import ChangedError, NotFiniteError, RefusedError
 from mlx_worker.extras.extras import Extras, plan_batches
 from mlx_worker.memory import gradient_checkpointing
 from mlx_worker.memory.cache_policy import CachePolicy
@@ -28,7 +28,7 @@ from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task, Update
 from mlx_worker.tasks import mistakes
 from mlx_worker.tasks.mlx_lm.inputs import LoraInputs, read_inputs
-from mlx_worker.tasks.output_claim import claimed
+from mlx_worker.tasks.output_claim import advice, claimed
 from mlx_worker.tasks.settings_key import settings_key
 from mlx_worker.training import groups
 from mlx_worker.training.batch_request import with_request
@@ -85,8 +85,23 @@ def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = N
     drills.slow_start(stop)
     with mistakes.refused(job, lambda: link.last_step):
         job, task, plan = prepare(job, inputs)
-        with claimed(task.export_dir, job, "adapter_path" if job.task.kind == "mlx_lm" else "Task.export_dir"):
-            return Trainer(job, task, plan, memory, commands, drills).run()
+        key = "adapter_path" if job.task.kind == "mlx_lm" else "Task.export_dir"
+        with claimed(task.export_dir, job, key, kept=_resumed_files(job, task)) as begin:
+            try:
+                trainer = Trainer(job, task, plan, memory, commands, drills)
+            except ChangedError as error:
+                raise RefusedError(f"{error} {advice(task.export_dir, job)}".rstrip()) from error
+            trainer.notes += begin()
+            return trainer.run()
+
+
+def _resumed_files(job: wire.Job, task: Task) -> list[Path]:
+    """Where the adapters may be that an mlx_lm task starts from: a restart reads them again."""
+    fact = task.fixed.get("resume_adapter_file") if job.task.kind == "mlx_lm" else None
+    if not isinstance(fact, dict):
+        return []
+    bases: list[str | Path] = [job.task.base_dir, *([] if job.task.config is None else [Path(job.task.config).parent])]
+    return [Path(base) / Path(fact["path"]).expanduser() for base in bases]
 
 
 def prepare(job: wire.Job, inputs: LoraInputs | None = None, *, connects: bool = True) -> Prepared:
