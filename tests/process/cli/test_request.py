@@ -173,6 +173,21 @@ def test_init_keeps_the_adapters_that_a_finished_run_delivered(
     assert "Its own adapters go to adapters-3." in capsys.readouterr().out
 
 
+def test_init_keeps_adapters_of_a_run_whose_state_is_elsewhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "adapters").mkdir()
+    (project / "adapters/adapters.safetensors").write_text("finished")
+    assert read_settings(written("one.toml")).runs["lora"].task.options == {"adapter_path": "adapters-2"}
+    (project / "named").mkdir()
+    (project / "named/adapters.safetensors").write_text("finished")
+    with Path("lora.yaml").open("a") as file:
+        file.write('\nadapter_path: "named"  # mine\n')
+    (project / "sub").mkdir()
+    monkeypatch.chdir(project / "sub")
+    assert write_settings(RunRequest(Path("../lora.yaml")), Path("two.toml")) == 0
+    found = read_settings(Path("two.toml")).runs["lora"].task.options["adapter_path"]
+    assert (Path(found).name, Path(found).exists()) == ("named-2", False)
+
+
 def written(name: str) -> Path:
     assert write_settings(RunRequest(Path("lora.yaml")), Path(name)) == 0
     return Path(name)

@@ -4,8 +4,9 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from mlx_supervisor.cli.request.options import EXIT_USAGE
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.settings.configuration import UNNAMED, is_configuration, valid_name
-from mlx_supervisor.settings.schema import SettingsError, TaskSettings
+from mlx_supervisor.settings.schema import Settings, SettingsError, TaskSettings
 from mlx_supervisor.settings.validation import join
+from mlx_supervisor.wire.owner import OWNER_FILE
 
 _TEMPLATE = """\
 # Settings of mlx-supervisor. Lines that begin with "#" are off; docs/settings.md has every key.
@@ -51,6 +53,7 @@ _TEMPLATE = """\
 """
 
 
+_ADAPTER_PATH = re.compile(r"^adapter_path\s*:\s*(\"[^\"]+\"|'[^']+'|[^\s#]+)", re.MULTILINE)
 _SKELETON = """\
 kind = "mlx_lm"
 config = "lora.yaml"          # your configuration file of mlx_lm.lora
@@ -123,14 +126,38 @@ def _with_own_adapters(request: RunRequest, output: Path) -> tuple[RunRequest, s
     if not (request.options if request.file is None else is_configuration(request.file)):
         return request, ""
     settings, name = request.read()
+    taken = next((folder for folder in _outputs(request, settings, name, output) if _is_taken(folder)), None)
+    if taken is None:
+        return request, ""
+    free = next(path for number in itertools.count(2) if not (path := _numbered(taken, number)).exists())
+    options = {**request.options, "adapter_path": str(free)}
+    return replace(request, name=name, options=options), _relative(free, output)
+
+
+def _outputs(request: RunRequest, settings: Settings, name: str, output: Path) -> Iterator[Path]:
+    """Folders to which the new settings' run may write its adapters, and that of the run which they are made from."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         summary = json.loads((settings.state_dir / "runs" / name / "summary.json").read_bytes())
-        taken = Path(summary["exported_to"])
-        if any(taken.iterdir()):
-            free = next(path for number in itertools.count(2) if not (path := _numbered(taken, number)).exists())
-            options = {**request.options, "adapter_path": str(free)}
-            return replace(request, name=name, options=options), _relative(free, output)
-    return request, ""
+        yield Path(summary["exported_to"])
+    path = Path(str(settings.runs[name].task.options.get("adapter_path") or _configured(request.file)))
+    beside = Path.cwd() if request.file is None else request.file.absolute().parent
+    for base in (beside, output.absolute().parent, Path.cwd()):
+        yield Path(os.path.normpath(base / path.expanduser()))
+
+
+def _configured(file: Path | None) -> str:
+    """The folder for adapters in a configuration file, else mlx_lm's default."""
+    if file is not None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if found := _ADAPTER_PATH.search(file.read_text(encoding="utf-8")):
+                return found[1].strip("\"'")
+    return "adapters"
+
+
+def _is_taken(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(path.name != OWNER_FILE for path in folder.iterdir())
+    return False
 
 
 def _numbered(path: Path, number: int) -> Path:
