@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.words import counted, duration, loss_text, validation_text
+from mlx_supervisor.wire.owner import owner_of
 
 GENERATIONS_SHOWN = 12
 TABLE_WIDTH = 110
@@ -54,8 +55,12 @@ def _results(summary: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _result(summary: Mapping[str, Any], folder: Path) -> str:
-    """The folder of the adapters; if they were deleted since, the command that writes them again."""
+    """The folder of the adapters; if they were deleted or replaced since, the command that writes them again."""
     result = Path(summary["exported_to"])
+    owner = owner_of(result)
+    if owner is not None and owner.folder not in ("", str(folder.resolve())):
+        words = ["mlx-supervisor", "export", summary["run"], "--state-dir", str(folder.parents[1])]
+        return f"Result: {result} now belongs to {owner}; write this run's again with: {shlex.join(words)}"
     try:
         found = any(not entry.name.startswith(".") for entry in result.iterdir())
     except OSError:

@@ -1,6 +1,7 @@
 """The texts of the live display and the summary at the end of a run."""
 
 import io
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -301,6 +302,15 @@ def test_the_result_of_the_test_is_a_notice_and_in_the_summary() -> None:
     assert printed("completed", 1, test_loss=found["test_loss"])[2] == "Loss 2.5, test 1.152."
     timeline.play("steps 1 -> running")
     assert summary_of("night", timeline.machine.history, [])["test_loss"] is None, "it was that of another model"
+
+
+def test_a_result_that_another_run_replaced_is_not_called_this_runs(tmp_path: Path) -> None:
+    owner = {"run": "night", "settings_file": "/p/lora.yaml", "folder": "/other/runs/night"}
+    (tmp_path / ".mlx-supervisor-owner.json").write_text(json.dumps(owner))
+    (tmp_path / "adapters.safetensors").write_text("")
+    (line,) = [line for line in printed("completed", 1, exported_to=str(tmp_path)) if line.startswith("Result: ")]
+    assert "now belongs to run 'night' of /p/lora.yaml" in line
+    assert "write this run's again with: mlx-supervisor export night --state-dir" in line
 
 
 def test_the_summary_of_a_lowered_target_says_so() -> None:
