@@ -107,6 +107,8 @@ async def _foreground(
                 run.command(CommandKind.START, "command line")
             await run.until(lambda: run.at_rest)
             summary = run.summary()
+            if refused := run.machine.history.refused:  # the run is as before, but this command failed
+                summary |= {"outcome": "failed", "reason": refused}
         finally:
             await service.close()
     return summary, bool(received)

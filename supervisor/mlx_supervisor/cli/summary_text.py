@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlx_supervisor.core.diagnosis.causes import Cause
+from mlx_supervisor.core.diagnosis.causes import refused_at_start
 from mlx_supervisor.core.words import counted, duration, loss_text, validation_text
 from mlx_supervisor.wire.owner import owner_of
 
@@ -28,7 +28,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
     for figures in (_losses(summary), _figures(summary)):
         if figures:
             console.print(f"{figures[0].upper()}{figures[1:]}.")
-    generations = summary["generations"]
+    generations = [each for each in summary["generations"] if not refused_at_start(each)]
     if generations:
         wide = console if console.is_terminal else Console(file=console.file, width=max(console.width, TABLE_WIDTH))
         wide.print(_table(generations[-GENERATIONS_SHOWN:]))
@@ -83,8 +83,7 @@ def was_refused(summary: Mapping[str, Any]) -> bool:
     generations = summary["generations"]
     if summary["outcome"] != "failed" or not generations:
         return False
-    last = generations[-1]
-    return last.get("cause") == Cause.REFUSED.value and last.get("first_step") is None
+    return refused_at_start(generations[-1])
 
 
 def _losses(summary: Mapping[str, Any]) -> str:

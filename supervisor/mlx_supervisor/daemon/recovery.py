@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 class Recovery:
     """Recovery of one run. `active` while it is under way; `changed` is called at its end.
 
+    `saved_step` returns the step of the newest checkpoint; the worker may have saved it after its supervisor died.
     `hurried`: set it to kill the orphans at once instead of waiting for them.
     """
 
@@ -32,6 +33,7 @@ class Recovery:
     changed: Callable[[], None]
     active: bool = False
     hurried: bool = False
+    saved_step: Callable[[], int] = lambda: 0
     _waiting: asyncio.Task[None] | None = None
 
     async def recover(self, orphans: Sequence[OpenGeneration]) -> None:
@@ -67,7 +69,7 @@ class Recovery:
     def _take_over(self, orphans: Sequence[OpenGeneration]) -> None:
         for orphan in orphans[:-1]:
             self.journal.close_generation(self.run, orphan.generation, {"ended": "lost", "cause": "unknown"})
-        self.post(recovered(orphans[-1], self.journal, self.run))
+        self.post(trained_on(recovered(orphans[-1], self.journal, self.run), self.machine, self.saved_step()))
 
 
 async def end_orphaned_generation(
@@ -110,3 +112,9 @@ def recovered(orphan: OpenGeneration, journal: Journal, run: str) -> ev.Recovere
         uptime_s=max((progress.last_wall_s or orphan.opened_s) - orphan.opened_s, 0.0),
         peak_footprint_bytes=progress.peak_footprint_bytes,
     )
+
+
+def trained_on(lost: ev.Recovered, machine: Run, saved_step: int) -> ev.Recovered:
+    """`lost` with the updates that the worker made and saved when no supervisor recorded them any more."""
+    known = max(lost.last_step, machine.history.highest_step)
+    return replace(lost, first_step=lost.first_step or known + 1, last_step=saved_step) if saved_step > known else lost

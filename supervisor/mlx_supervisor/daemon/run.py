@@ -24,9 +24,10 @@ from mlx_supervisor.daemon.recorder import Recorder, load_history
 from mlx_supervisor.daemon.recovery import Recovery
 from mlx_supervisor.daemon.shared import Observer, Observers, Shared
 from mlx_supervisor.daemon.summary import summary_of, write_summary
-from mlx_supervisor.daemon.worker_process import WorkerProcess, drill_text
+from mlx_supervisor.daemon.worker_process import WorkerProcess, drill_text, newest_checkpoint
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs.run_log import RunLog
+from mlx_supervisor.process.launch import keep_job
 from mlx_supervisor.process.task_digest import task_digest
 from mlx_supervisor.sampling.host_poller import HostPoller
 from mlx_supervisor.settings.schema import Settings, SettingsError
@@ -80,6 +81,7 @@ class SupervisedRun:
         self._host = HostPoller(self.post)
         self.worker = WorkerProcess(name, settings, shared, self.log, self._recorder, self._post_worker)
         self.recovery = Recovery(name, shared.journal, self.machine, self._notice, self.post, self._changed.set)
+        self.recovery.saved_step = lambda: newest_checkpoint(self.folder / "checkpoints")
         self._timer = DeadlineTimer(name, self.machine.next_deadline, self._on_deadline)
 
     # ---- for the daemon
@@ -221,6 +223,9 @@ class SupervisedRun:
     def _note(self, event: ev.Event) -> None:
         if isinstance(event, ev.Sample):
             self._recorder.sample(event)
+        elif isinstance(event, ev.Ready) and event.generation == self.machine.history.generation:
+            self._recorder.save_history(act.SaveHistory(self.machine.snapshot(), wait=False))  # it has a new target
+            keep_job(self.folder)
         elif isinstance(event, ev.StepReport) and event.generation == self.machine.history.generation:
             self._recorder.step(self.machine, event)
         elif isinstance(event, ev.Bye):

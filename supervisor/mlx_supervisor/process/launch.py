@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mlx_supervisor import wire
@@ -41,3 +43,11 @@ def write_job(
         file.write(wire.dump_json(job))
     temporary.replace(path)
     return path
+
+
+def keep_job(folder: Path) -> None:
+    """Copy `job.json` to `accepted-job.json`: a worker is ready with it. A later job may be refused."""
+    with suppress(OSError):  # only `compare` reads it
+        temporary = folder / "accepted-job.tmp"
+        shutil.copy(folder / "job.json", temporary)
+        temporary.replace(folder / "accepted-job.json")

@@ -229,3 +229,47 @@ def test_the_cooldown_survives_another_supervisor_crash() -> None:
 def test_restarts_of_the_machine_are_counted_across_supervisors() -> None:
     line = MachineTimeline(policy(max_reboots=2)).play("recovered host -> stopped: close the machine restarted, save")
     _restored(line, max_reboots=2).play("recovered host -> fatal: close the machine restarted, save, finish failed")
+
+
+REFUSED_LATER = """
+        start                       -> starting: save, spawn 2 batch 8 of 8
+        bye refused seed changed    -> starting
+        exit 78                     -> fatal: close refused its job, save, finish failed
+            | Not resumed at step 3: seed changed.
+"""
+
+
+@pytest.mark.parametrize("outcome", ["stopped", "completed"])
+def test_a_refused_start_leaves_the_run_as_it_was(outcome: str) -> None:
+    line = MachineTimeline(policy()).play("""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+    """)
+    if outcome == "stopped":
+        line.play("""
+        stop                        -> draining: ask stop
+        exit 75                     -> stopped: close requested, save, finish stopped
+    """)
+    else:
+        line.play("""
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+    """)
+    line.machine.history.weights_sha256 = "ab"
+    before = line.machine.history.snapshot()
+    saved = [each for each in line.play(REFUSED_LATER).actions if isinstance(each, ac.SaveHistory)][-1].snapshot
+    names = ("outcome", "reason", "error", "highest_step", "target_steps", "restarts", "weights_sha256")
+    assert {name: saved.get(name) for name in names} == {name: before.get(name) for name in names}
+    assert (saved["outcome"], saved["refused"], saved["unfinished"]) == (outcome, "seed changed", False)
+
+
+def test_the_batch_of_a_generation_is_known_once_it_is_ready() -> None:
+    line = MachineTimeline(policy()).play("""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        stop                        -> draining: ask stop
+        exit 75                     -> stopped: close requested, save, finish stopped
+    """)
+    (closed,) = [each for each in line.actions if isinstance(each, ac.CloseGeneration)]
+    assert (closed.record["batch_size"], closed.record["accumulation"]) == (8, 1)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from tests.process import harness
 
-from mlx_supervisor.cli.offline.compare import compare, side_of
+from mlx_supervisor.cli.offline.compare import compare, settings_of, side_of
 from mlx_supervisor.cli.offline.history import history
 from mlx_supervisor.cli.offline.logs import logs
 from mlx_supervisor.cli.offline.places import UsageError
@@ -271,6 +271,27 @@ def test_from_anywhere_every_project_is_shown(template: Path, home: Path, capsys
     with pytest.raises(UsageError, match="several runs"):
         logs(["run"], None, follow=False, stderr=False, lines=1)
     assert logs(["run", str(base / "projects/a-123456")], None, follow=False, stderr=False, lines=1) == 0
+
+
+def test_a_refused_start_changes_nothing_that_is_shown(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = harness.write_settings(home, args={})
+    assert harness.run(settings).process.returncode == 0
+    before = json.loads((home / "state/runs/run/summary.json").read_text())
+    harness.write_settings(home, args={"mode": "refuse"}, steps=30)
+    done = harness.run(settings)
+    assert (done.process.returncode, done.summary()["outcome"]) == (2, "failed")
+    assert status([], None, as_json=False) == 0
+    lines = printed(capsys).splitlines()
+    assert "run  completed    step 20/20, " in lines[1]
+    assert lines[2:] == ["  all steps done", "  the last start was refused: data/train.jsonl:3: empty line"]
+    assert history([], None, as_csv=False, as_json=False) == 0
+    shown = printed(capsys)
+    assert shown.startswith("run: completed, step 20 of 20, ")
+    assert "refused its job" not in shown
+    assert compare(("run", "run"), None, as_json=True) == 0
+    after = json.loads((home / "state/runs/run/summary.json").read_text())
+    changed = {key for key in before if before[key] != after[key]} - {"generations", "goodput"}
+    assert (changed, settings_of(home / "state/runs/run")["steps"]) == (set(), 20)
 
 
 def test_a_log_is_followed_until_ctrl_c(finished: Path) -> None:

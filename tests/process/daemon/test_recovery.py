@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.core.policies import DEFAULTS
 from tests.process import harness
 
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import RunHistory
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.daemon import recovery
 from mlx_supervisor.daemon.daemon import Daemon
@@ -143,3 +145,15 @@ def test_a_generation_that_cannot_be_killed_stays_open_for_the_next_supervisor(t
     recorder.close_generation(act.CloseGeneration(5, {"ended": "not killable"}))
     assert journal.open_generations() == []
     journal.close()
+
+
+@pytest.mark.parametrize(
+    ("seen", "saved", "expected"),
+    [((3, 332), 336, (3, 336)), ((3, 332), 330, (3, 332)), ((0, 0), 336, (333, 336)), ((0, 0), 332, (0, 0))],
+)
+def test_updates_that_no_supervisor_saw_belong_to_the_lost_generation(
+    seen: tuple[int, int], saved: int, expected: tuple[int, int]
+) -> None:
+    machine = Run(DEFAULTS, RunHistory(generation=4, highest_step=332))
+    lost = recovery.trained_on(ev.Recovered(1.0, 4, False, *seen), machine, saved)
+    assert (lost.first_step, lost.last_step) == expected

@@ -1,5 +1,6 @@
 """The foreground command with misbehaving workers."""
 
+import json
 import os
 import re
 import signal
@@ -290,6 +291,8 @@ def test_a_refusal_at_resume_is_said_once_and_later_ones_fail_the_run(tmp_path: 
     resumed = harness.run(harness.write_settings(tmp_path, args={"mode": "refuse", "at_step": 6}, steps=8))
     assert resumed.process.returncode == 2
     assert "Not resumed at step 5: data/train.jsonl:3: empty line." in resumed.stderr
+    summary = json.loads((tmp_path / "state/runs/run/summary.json").read_text())
+    assert (summary["outcome"], summary["reason"], summary["step"]) == ("completed", "all steps done", 5)
     later = harness.run(harness.write_settings(tmp_path, args={"mode": "refuse", "at_step": 8}, steps=8))
     assert later.process.returncode == 1
     assert "failed at step 7 of 8: data/train.jsonl:3: empty line." in later.stderr

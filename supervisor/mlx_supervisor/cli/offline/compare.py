@@ -173,7 +173,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """The settings with which the run last started, and the recipe in its newest checkpoint, by dotted key."""
     found: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        job = json.loads((folder / "job.json").read_bytes())
+        accepted = folder / "accepted-job.json"  # a refused start leaves a job.json that trained nothing
+        job = json.loads((accepted if accepted.exists() else folder / "job.json").read_bytes())
         found = {key: value for key, value in _flat(job) if key not in NOT_SETTINGS and not key.startswith(_ORIGINS)}
     for checkpoint in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -11,7 +11,7 @@ from typing import Any
 from mlx_supervisor.cli.offline import places, runs
 from mlx_supervisor.cli.offline.runs import KnownRun
 from mlx_supervisor.cli.offline.text import iso, loss, moment, table
-from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES
+from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, refused_at_start
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import counted, duration
 from mlx_supervisor.journal.database import JournalError
@@ -57,6 +57,7 @@ def history_of(run: KnownRun) -> dict[str, Any]:
         figures["loss"] = generations[-1].get("loss") or figures.get("loss")
     return {
         "run": run.name, "state_dir": str(run.place.path), "state": run.state, "reason": figures.get("reason"),
+        "refused": "" if past is None else past.refused,
         "step": figures.get("step"), **{name: figures.get(name) for name in _KEPT}, "generations": generations,
     }  # fmt: skip
 
@@ -119,7 +120,9 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
     head = f"{found['run']}: {found['state']}, {', '.join(parts)}"
     lines = [f"{head} ({found['reason']})" if found["reason"] else head]
     headings = ("generation", "started", "time", "batch", "steps", "loss", "trips", "peak MiB", "ended by")
-    rows = [_row(record) for record in found["generations"]]
+    if found["refused"]:
+        lines.append(f"  the last start was refused: {found['refused']}")
+    rows = [_row(each) for each in found["generations"] if found["state"] == "failed" or not refused_at_start(each)]
     return [*lines, *table(headings, rows, left=(1, 8))] if rows else lines
 
 

@@ -16,7 +16,7 @@ from mlx_supervisor.cli.offline.runs import KnownRun
 from mlx_supervisor.cli.offline.text import clock, iso
 from mlx_supervisor.core.events import StepReport
 from mlx_supervisor.core.rate import WINDOW_S, Rate
-from mlx_supervisor.core.words import duration
+from mlx_supervisor.core.words import duration, figures
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.journal.reader import Record
 
@@ -30,7 +30,7 @@ LATE_S, LATE_STEPS = 10.0, 10
 _KEPT = (
     "generation", "target_steps", "loss", "smoothed_loss", "validation_loss", "validation_step",
     "best_validation_loss", "best_validation_step", "metrics", "validation_metrics", "trips",
-    "reason", "error",
+    "reason", "error", "refused",
 )  # fmt: skip
 
 
@@ -86,20 +86,20 @@ def _live(run: KnownRun) -> dict[str, Any]:
     except JournalError as error:
         print(f"{run.name}: {error}", file=sys.stderr)
         return {}
-    figures: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if steps:
         last = steps[-1]
-        figures |= {key: last[key] for key in ("step", "loss", "batch_size", "accumulation", "learning_rate")}
+        found |= {key: last[key] for key in ("step", "loss", "batch_size", "accumulation", "learning_rate")}
         if run.worker is None and run.history is not None and run.history.highest_step > last["step"]:
-            del figures["step"], figures["loss"]  # the last worker trained on after its supervisor's death
-        figures |= {"step_at": iso(last["wall_s"]), **_speed(run, steps)}
+            del found["step"], found["loss"]  # the last worker trained on after its supervisor's death
+        found |= {"step_at": iso(last["wall_s"]), **_speed(run, steps)}
         if run.worker is not None and last["generation"] == run.worker.generation:
-            figures["usual_step_s"] = usual_step_s(steps)
+            found["usual_step_s"] = usual_step_s(steps)
     if sample is not None and run.worker is not None and sample["generation"] == run.worker.generation:
-        figures["footprint_bytes"] = sample["footprint_bytes"]
+        found["footprint_bytes"] = sample["footprint_bytes"]
     if notice is not None:
-        figures |= {"notice": notice["text"], "notice_at": iso(notice["wall_s"])}
-    return figures
+        found |= {"notice": notice["text"], "notice_at": iso(notice["wall_s"])}
+    return found
 
 
 def _speed(run: KnownRun, steps: Sequence[Record]) -> dict[str, Any]:
@@ -154,19 +154,16 @@ def lines_of(run: KnownRun, report: dict[str, Any], width: int) -> list[str]:
     reason = (failed and report.get("error")) or report.get("reason")
     if not live and reason:
         lines.append(f"  {reason}")
+    if not live and report.get("refused"):
+        lines.append(f"  the last start was refused: {report['refused']}")
     if live and report.get("notice"):
         lines.append(f"  {clock(_wall_s(report['notice_at']))}  {report['notice']:.300}")
     return lines
 
 
 def _metrics(report: dict[str, Any]) -> list[str]:
-    """The task's own figures: `accuracy 0.912`."""
-    named = [("", report.get("metrics")), ("validation ", report.get("validation_metrics"))]
-    return [
-        f"{prefix}{name} {'?' if value is None else format(value, '.4g')}"
-        for prefix, found in named
-        for name, value in (found or {}).items()
-    ]
+    """The task's own figures of the last validation: `validation accuracy=0.912`."""
+    return [f"validation {figure}" for figure in figures(report.get("validation_metrics") or {})]
 
 
 def _worker(report: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """The causes of a worker's death, and how one is found. docs/causes.md explains each."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from mlx_supervisor.core.diagnosis.stderr import TEXT_LIMIT, StderrEnd, printable, read_end
 from mlx_supervisor.core.events import Raised
@@ -276,3 +278,8 @@ def last_line(text: str, limit_chars: int = TEXT_CHARS) -> str:
     """The last line of `text` that is not empty, shortened."""
     lines = [line.strip() for line in printable(text[-TEXT_LIMIT:]).splitlines() if line.strip()]
     return lines[-1][:limit_chars] if lines else ""
+
+
+def refused_at_start(record: Mapping[str, Any]) -> bool:
+    """Whether a generation is a start that was refused: it changed nothing, and tables leave it out."""
+    return record.get("cause") == Cause.REFUSED.value and record.get("first_step") is None

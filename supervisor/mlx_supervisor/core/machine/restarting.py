@@ -36,7 +36,8 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     """Record the cause, take the next rung, and restart the run or end it."""
     current, past, cause = run.current, run.history, ending.cause
     assert current is not None
-    if run.bye is not None:
+    refused = cause is Cause.REFUSED and current.first_step is None
+    if run.bye is not None and not refused:
         past.weights_sha256 = run.bye.weights_sha256
     past.failures += _lost_work(run, cause)
     run.was_complete &= current.first_step is None
@@ -47,11 +48,10 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
         current.error = past.error = ending.text
     run.close_generation(at_s, ended, cause)
     rung = climb(run.policy, run.batch, past, cause, progress=progress)
-    if cause is Cause.REFUSED and current.first_step is None:
-        run.end(
-            S.FATAL, ending.text, f"Not resumed at step {past.highest_step}" if past.highest_step else "Not started"
-        )
+    if refused:
+        run.refuse(ending.text)
         return
+    run.rested = None
     if not ending.restart:
         run.end(S.FATAL if cause is Cause.REFUSED else S.STOPPED, (ending.requested_by or ending.text) + _lost(run))
         return

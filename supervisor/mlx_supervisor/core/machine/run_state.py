@@ -1,6 +1,7 @@
 """The state of one run, and the transitions that the handlers share."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
@@ -84,6 +85,8 @@ class Run:
         self.unready_trips = 0
         self.need_bytes = 0
         self.was_complete = False
+        self.rested: dict[str, Any] | None = None
+        """What a refused start restores in the history; None once a generation has made an update."""
         self.task_digest = ""
         """Of what the next generation trains with, "" if unknown; the adapter sets it before each start."""
         self.autopsy_requested = self.autopsy_due = False
@@ -148,14 +151,19 @@ class Run:
         self.out.append(act.Notice(kind, text, severity, self.history.generation, fields, quiet))
 
     def save(self, wait: bool = True) -> None:
+        self.out.append(act.SaveHistory(self.snapshot(), wait))
+
+    def snapshot(self) -> dict[str, Any]:
+        """The history as it is to be saved now."""
         past = self.history
         past.batch_size, past.requested_size = self.batch.size, self.batch.requested
         past.requested_effective = self.batch.requested_effective
         past.tripped_sizes = sorted(self.batch.tripped)
         past.leak_from = self.batch.leak_from
         past.breaker_open = self.breaker.state is not BreakerState.CLOSED
-        past.reason = self.reason
-        self.out.append(act.SaveHistory(past.snapshot(), wait))
+        if not past.refused:
+            past.reason = self.reason
+        return past.snapshot()
 
     def drain(self, at_s: float, ending: Ending) -> None:
         self.ending = ending
@@ -186,6 +194,24 @@ class Run:
     def end(self, state: State, reason: str, head: str = "") -> None:
         self.go(state)
         self.finish(reason, head)
+
+    def refuse(self, reason: str) -> None:
+        """The start failed before its first update: a run that had made some keeps its outcome and its reason."""
+        past = self.history
+        if self.rested is None or past.highest_step == 0:
+            self.end(
+                S.FATAL, reason, f"Not resumed at step {past.highest_step}" if past.highest_step else "Not started"
+            )
+            return
+        self.go(S.FATAL)
+        self.reason = past.refused = reason
+        for name, value in self.rested.items():
+            setattr(past, name, value)
+        past.unfinished = False
+        text = f"Not resumed at step {past.highest_step}: {reason}{'' if reason.endswith(('.', '?')) else '.'}"
+        self.say("finish", text, act.Severity.ERROR)
+        self.save()
+        self.out.append(act.Finish("failed", reason))
 
     def _where(self, outcome: str) -> str:
         step = self.history.highest_step

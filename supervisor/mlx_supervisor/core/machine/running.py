@@ -92,6 +92,7 @@ def on_spawn_failed(run: Run, event: ev.ActionFailed) -> None:
 
 def on_step_recorded(run: Run, event: ev.StepReport) -> None:
     run.history.add_step(event, run.last_step)
+    run.history.error = ""
     run.last_step, run.phase = event, event.phase
     run.rate.add(event)
     if run.current is not None:

@@ -1,7 +1,7 @@
 """How a generation begins: commands to a run at rest, waits before a start, and everything up to the first step."""
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.actions import CloseGeneration, Severity, Spawn
+from mlx_supervisor.core.actions import CloseGeneration, Notice, Severity, Spawn
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.events import CommandKind, Phase
 from mlx_supervisor.core.history import Generation
@@ -24,13 +24,18 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             text = f"Start refused: a process of generation {run.survivor} survived SIGKILL and is still running."
             run.say("start_refused", text, Severity.ERROR)
             return
+        past = run.history
+        rested = {name: getattr(past, name) for name in ("outcome", "reason", "error", "target_steps")}
+        if not past.outcome:
+            rested |= {"outcome": "stopped", "reason": "interrupted", "error": ""}
+        past.refused = ""
         if _is_complete(run):
             text = f"Already complete at step {run.history.highest_step}; nothing was trained. --fresh starts over."
             run.say("already_complete", text)
             run.reason = ALREADY_COMPLETE
             run.save()
             return
-        past = run.history
+        run.rested = rested
         run.was_complete = run.state is S.COMPLETED or (
             run.state is S.FATAL and 0 < past.target_steps <= past.durable_step  # a changed setting was refused
         )
@@ -38,7 +43,9 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             run.budget.reset()
         if not run.history.unfinished or event.reason != AUTOSTART:
             run.history.starts += 1
-        run.say("start", "Starting.", batch_size=run.batch.size)
+        run.out.append(
+            Notice("start", "Starting.", generation=past.generation + 1, fields={"batch_size": run.batch.size})
+        )
         _cool_down(run, event.at_s)
     elif event.kind is not CommandKind.SUSPEND and run.history.generation > 0 and run.history.outcome == "":
         # the supervisor died during the run, and the run is not to be resumed
@@ -198,6 +205,7 @@ def on_spawned(run: Run, event: ev.Spawned) -> None:
 
 def on_ready(run: Run, event: ev.Ready) -> None:
     past = run.history
+    past.error = ""
     past.target_steps = event.target_steps
     past.durable_step = max(past.durable_step, event.step)
     past.highest_step = max(past.highest_step, event.step)
@@ -209,6 +217,9 @@ def on_ready(run: Run, event: ev.Ready) -> None:
     if not batch_as_requested(run, event.at_s, event.batch_size):
         return
     run.batch.adopt(event.batch_size, event.effective_batch)
+    if run.current is not None:
+        run.current.batch_size = event.batch_size
+        run.current.accumulation = -(-event.effective_batch // event.batch_size)
     origin = f"resumed from {event.checkpoint}" if event.checkpoint else "from the beginning"
     text = (
         f"Ready at step {event.step} of {event.target_steps}, {origin}; "

@@ -112,7 +112,7 @@ def _completed(run: Run, at_s: float, ended: str) -> None:
         run.history.exported_to = run.bye.exported
         run.history.highest_step = max(run.history.highest_step, run.bye.step)
     trained = run.current is None or run.current.first_step is not None
-    run.history.completed_digest = run.task_digest
+    run.history.completed_digest, run.history.error = run.task_digest, ""
     run.end(S.COMPLETED, "all steps done" if trained or not run.was_complete else ALREADY_COMPLETE)
 
 
