@@ -226,6 +226,13 @@ def test_what_does_not_exist_is_named(finished: Path, words: list[str], expected
         status(words, None, as_json=False)
 
 
+def test_an_unknown_name_lists_some_runs_only(finished: Path) -> None:
+    for number in range(20):
+        (finished.parent / f"state/runs/run-{number:02}").mkdir()
+    with pytest.raises(UsageError, match=r"there are: run, run-00, .*, run-10 and 9 more$"):
+        logs(["nosuch"], None, follow=False, stderr=False, lines=1)
+
+
 def test_several_runs_must_be_named(home: Path) -> None:
     settings = harness.write_settings(home, args={})
     text = settings.read_text()
@@ -265,6 +272,15 @@ def test_from_anywhere_every_project_is_shown(template: Path, home: Path, capsys
     for place in (base, base / "projects/a-123456", base / "projects/b-123456"):
         shutil.copytree(template / "state", place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock"))
     (base / "projects/empty").mkdir()
+    mistyped = base / "projects/b-123456/runs/mistyped"
+    mistyped.mkdir()
+    (mistyped / "summary.json").write_text('{"outcome": "failed", "step": 0}')
+    assert status([], None, as_json=False) == 0
+    text = printed(capsys)
+    assert text.count(f"(settings: {template.resolve()}/settings.toml)") == 3
+    assert text.endswith("\nLeft out: 1 run without an update; name one to see it.\n")
+    assert "mistyped" not in text
+    shutil.rmtree(mistyped)
     assert status([], None, as_json=True) == 0
     shown = [Path(run["state_dir"]).name for run in json.loads(printed(capsys))]
     assert shown == ["mlx-supervisor", "a-123456", "b-123456"]

@@ -157,7 +157,8 @@ def test_update_applies_what_changed(ctl, backend):
     assert ctl("reread").out == "idle: disappeared\nnew: available\nnight: changed\n"
     assert ctl("update", "nix").code == 1
     ran = ctl("update")
-    assert (ran.out, ran.code) == ("idle: removed\nnight: updated\nnew: added\n", 0)
+    stopped = "night: stopped for the update and not started again; `start night` resumes it\n"
+    assert (ran.out, ran.code) == (f"idle: removed\nnight: updated\n{stopped}new: added\n", 0)
     assert sorted(backend.runs) == ["new", "night"]
     backend.reread_error = "run.toml: runs.x.seed: found -1, allowed are 0 and more"
     assert ctl("reread").err == f"ERROR ({backend.reread_error})\n"

@@ -264,7 +264,9 @@ def update(daemon: DaemonClient, options: argparse.Namespace) -> int:
     if not (added or changed or removed):
         print("No config updates to processes")
     code = 0
-    known = {info["name"] for info in daemon.call("supervisor.getAllProcessInfo")} if requested else set()
+    infos = daemon.call("supervisor.getAllProcessInfo")
+    known = {info["name"] for info in infos}
+    active = {info["name"] for info in infos if info["state"] not in STOPPED_STATES}
     for name in sorted(requested - {*added, *changed, *removed, *known}):
         print(f"{name}: ERROR (no such run)")
         code = EXIT_FAILED
@@ -273,7 +275,15 @@ def update(daemon: DaemonClient, options: argparse.Namespace) -> int:
             outcome = _one(name, partial(_update_one, daemon, name, name in added, name in removed))
             word = "added" if name in added else "removed" if name in removed else "updated"
             code = max(code, _results([outcome], word, 0))
+            if name in active and name in changed and outcome["status"] == SUCCESS:
+                _say_stopped(daemon, name)
     return code
+
+
+def _say_stopped(daemon: DaemonClient, name: str) -> None:
+    """A run that was stopped for the update starts again only with autostart, as in Supervisord."""
+    if daemon.call("supervisor.getProcessInfo", name)["state"] in STOPPED_STATES:
+        print(f"{name}: stopped for the update and not started again; `start {name}` resumes it")
 
 
 def _update_one(daemon: DaemonClient, name: str, new: bool, removed: bool) -> None:

@@ -44,10 +44,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Given:
-    """The state folders that a command line means, and the run names in it, in the given order."""
+    """The state folders that a command line means, and the run names in it, in the given order.
+
+    `everywhere`: neither the command line nor the current folder chose them: all of the user's.
+    """
 
     places: list[Place]
     names: list[str]
+    everywhere: bool = False
 
 
 def find(words: Sequence[str], state_dir: Path | None) -> Given:
@@ -61,7 +65,8 @@ def find(words: Sequence[str], state_dir: Path | None) -> Given:
     places = [place_of(Path(word), state_dir) for word in files]
     if state_dir is not None and not places:
         places = [Place(state_dir.expanduser().resolve())]
-    return Given(places or _default_places(), names)
+    here = places or _in_current_folder()
+    return Given(here or _of_user(), names, everywhere=not here and not os.environ.get(STATE_DIR_VARIABLE))
 
 
 def place_of(path: Path, state_dir: Path | None = None) -> Place:
@@ -102,10 +107,7 @@ def _is_place(word: str) -> bool:
     return path.is_dir() and (is_state_dir(path) or os.sep in word)
 
 
-def _default_places() -> list[Place]:
-    here = _in_current_folder()
-    if here:
-        return here
+def _of_user() -> list[Place]:
     variable = os.environ.get(STATE_DIR_VARIABLE)
     if variable:
         return [Place(Path(variable).expanduser().absolute())]

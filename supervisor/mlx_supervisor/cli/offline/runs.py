@@ -20,6 +20,9 @@ from mlx_supervisor.journal.reader import JournaledGeneration, JournalReader, Re
 PREVIOUS = re.compile(r"\.previous(\.[2-9])?$")
 """The end of the name of a folder that --fresh set aside."""
 
+NAMES_SHOWN, PLACES_SHOWN = 12, 3
+"""Of the runs and state folders in an error."""
+
 
 @dataclass(frozen=True)
 class KnownRun:
@@ -170,9 +173,11 @@ def _read(place: Place, name: str, journal: JournalReader | None, supervised: bo
 
 
 def _listed(places: Sequence[Place]) -> str:
-    return ", ".join(os.fspath(place.path) for place in places)
+    more = f" and {len(places) - PLACES_SHOWN} more state folders" if len(places) > PLACES_SHOWN else ""
+    return ", ".join(os.fspath(place.path) for place in places[:PLACES_SHOWN]) + more
 
 
 def _there(runs: Sequence[KnownRun]) -> str:
     names = dict.fromkeys(run.name for run in runs)
-    return f"there are: {', '.join(names)}" if names else "no run was started there"
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"there are: {', '.join([*names][:NAMES_SHOWN])}{more}" if names else "no run was started there"

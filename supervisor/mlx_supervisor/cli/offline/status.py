@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mlx_supervisor.cli.offline.runs import KnownRun
 from mlx_supervisor.cli.offline.text import clock, iso
 from mlx_supervisor.core.events import StepReport
 from mlx_supervisor.core.rate import WINDOW_S, Rate
-from mlx_supervisor.core.words import duration, figures
+from mlx_supervisor.core.words import counted, duration, figures
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.journal.reader import Record
 
@@ -38,22 +39,42 @@ def status(words: Sequence[str], state_dir: Path | None, *, as_json: bool) -> in
     """A few lines for every run. Returns the exit status: 1 when there is no run."""
     given = places.find(words, state_dir)
     found = runs.chosen(given.places, given.names, whole=True)
+    left_out = 0
+    if given.everywhere and not (given.names or as_json):
+        whole, found = found, [run for run in found if _is_of_interest(run)]
+        left_out = len(whole) - len(found)
     reports = [report_of(run) for run in found]
     if as_json:
         print(json.dumps(reports, indent=2))
         return 0 if reports else 1
-    if not reports:
+    if not reports and not left_out:
         print(f"No run yet in {' or '.join(place.shown for place in given.places)}.", file=sys.stderr)
         return 1
-    width = max(len(run.name) for run in found)
+    width = max((len(run.name) for run in found), default=0)
     for place in given.places:
         shown = [(run, report) for run, report in zip(found, reports, strict=True) if run.place == place]
         if shown:
-            print(f"State folder: {place.shown}")
+            print(f"State folder: {replace(place, settings=place.settings or _settings_of(shown[0][0])).shown}")
         for run, report in shown:
             for line in lines_of(run, report, width):
                 print(line)
+    if left_out:
+        print(f"Left out: {counted(left_out, 'run')} without an update; name one to see it.")
     return 0
+
+
+def _is_of_interest(run: KnownRun) -> bool:
+    """Whether the run made an update, or is running: a mistyped one is neither."""
+    if run.worker is not None:
+        return True
+    step = (run.summary or {}).get("step") if run.history is None else run.history.highest_step
+    return bool(step)
+
+
+def _settings_of(run: KnownRun) -> Path | None:
+    """The settings file that started the run; None if it is unknown."""
+    file = "" if run.history is None else run.history.settings_file
+    return Path(file) if file else None
 
 
 def report_of(run: KnownRun) -> dict[str, Any]:
