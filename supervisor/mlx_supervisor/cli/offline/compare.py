@@ -22,7 +22,7 @@ SHOWN_LIMIT = 60
 NAMED = 6
 """Runs of a file that an error lists."""
 NOT_SETTINGS = frozenset(
-    {"run", "run_dir", "v", "generation", "telemetry", "checkpoint.mean_time_between_failures_s"}
+    {"run", "run_dir", "results_of", "v", "generation", "telemetry", "checkpoint.mean_time_between_failures_s"}
     | {"settings_file", "batch.requested_size", "batch.requested_effective", "batch.from_task"}
     | {"checkpoint.tighter_steps", "batch.size", "batch.effective", "memory.gradient_checkpointing", "task.base_dir"}
 )
