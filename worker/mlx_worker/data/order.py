@@ -96,9 +96,9 @@ def keep(old: dict[str, Any] | None, new: dict[str, Any] | None, where: str) -> 
     if old is None:
         return None  # grouping from the middle of an epoch on would repeat and skip samples
     if new is None:
-        raise ChangedError(f"Task.lengths is missing, but {where} has it; put it back, or begin anew with --fresh")
+        raise ChangedError(f"Task.lengths is missing, but {where} has it; put it back, or begin anew with --fresh.")
     if old["lengths_sha256"] != new["lengths_sha256"]:
-        raise ChangedError(f"Task.lengths differs from that of {where}; put it back, or begin anew with --fresh")
+        raise ChangedError(f"Task.lengths differs from that of {where}; put it back, or begin anew with --fresh.")
     return old
 
 
