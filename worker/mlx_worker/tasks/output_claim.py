@@ -90,8 +90,8 @@ def advice(folder: Path | None, job: wire.Job) -> str:
         return ""
     if job.task.kind != "mlx_lm":
         return f"--fresh overwrites the results in {folder}; to keep them, {_remedy(folder, job)}."
-    moves = f"--fresh overwrites the results in {folder} (the adapters move to {folder / PREVIOUS})"
-    return f"{moves}; to keep them, start another run: {_remedy(folder, job)}."
+    moves = f"--fresh moves the adapters in {folder} to {folder / PREVIOUS}"
+    return f"{moves}; to keep them there, start another run: {_remedy(folder, job)}."
 
 
 def _record(descriptor: int, owner: Owner, *, keep_time: bool = False) -> None:
