@@ -156,7 +156,7 @@ def test_fresh_moves_the_former_adapters_once(tmp_path, output):
 def test_the_advice_says_what_fresh_overwrites(tmp_path, output):
     text = advice(output, again(tmp_path))
     assert f"--fresh moves the adapters in {output} to {output / 'previous'}" in text
-    assert text.endswith("to keep them, start another run: add --adapter-path adapters-2.")
+    assert text.endswith("to keep them there, start another run: add --adapter-path adapters-2.")
     assert advice(tmp_path / "none", again(tmp_path)) == ""
 
 
