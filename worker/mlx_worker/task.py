@@ -85,7 +85,8 @@ class Task:
     updates (0: never), before the first and after the last. It runs in evaluation mode; the random generators are
     restored afterwards.
     `export(folder)` writes the result for others to use, once, at completion; `export_dir` defaults to `export` in
-    the run's folder. `export_bytes`: its size, if known: room for it is checked before the first update.
+    the run's folder; in another one, --fresh overwrites what a former run wrote. `export_bytes`: its size, if known:
+    room for it is checked before the first update.
     `batch_size`, `accumulation`, `steps`: used where the settings give none.
     `lengths`: a whole number for every sample that grows with its cost. Samples of similar length then go into one
     update, so that less is padded; the order is still fixed by the seed, and every epoch holds every sample once.

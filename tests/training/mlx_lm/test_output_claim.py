@@ -42,7 +42,9 @@ def test_another_run_is_refused_with_both_named(tmp_path, output):
 
 def test_the_refusal_says_what_to_type(tmp_path, output):
     (tmp_path / "adapters-2").mkdir()
-    assert "to keep them, add --adapter-path adapters-3; to overwrite" in refusal(output, "b.yaml", {})
+    (output / "previous").mkdir()
+    keep, moves = "add --adapter-path adapters-3", f"to move the adapters to {output / 'previous-2'}, add --fresh"
+    assert refusal(output, "b.yaml", {}).endswith(f"to keep them, {keep}; {moves}")
     toml = f"in {tmp_path / 'b.toml'}, or "
     assert f'add options = {{ adapter_path = "adapters-3" }} to [runs.run.task] {toml}' in refusal(output, "b.toml", {})
     given = {"iters": "b.toml: runs.run.task.options.iters"}
@@ -50,7 +52,8 @@ def test_the_refusal_says_what_to_type(tmp_path, output):
         output, "b.toml", given
     )
     python = jobs.job(run="run", settings_file=str(tmp_path / "b.toml"))
-    assert "to keep them, set Task.export_dir to another folder; to" in check_output(output, python)
+    refused = check_output(output, python)
+    assert refused.endswith("to keep them, set Task.export_dir to another folder; to overwrite them, add --fresh")
 
 
 def refusal(output, file, options_from):
@@ -116,7 +119,7 @@ def test_a_run_in_another_state_folder_is_another_run(tmp_path, output):
     for other in ("/elsewhere/runs/run", BARE):
         refused = check_output(output, again(tmp_path, results_of=other))
         assert f"run 'run' of {tmp_path / 'a.yaml'} (its folder: /nowhere/runs/run); to keep them" in refused
-        assert refused.endswith("to overwrite them, add --fresh")
+        assert refused.endswith(f"to move the adapters to {output / 'previous'}, add --fresh")
         assert check_output(output, again(tmp_path, results_of=other, fresh="1")) == ""
 
 
@@ -157,6 +160,8 @@ def test_the_advice_says_what_fresh_overwrites(tmp_path, output):
     text = advice(output, again(tmp_path))
     assert f"--fresh moves the adapters in {output} to {output / 'previous'}" in text
     assert text.endswith("to keep them there, start another run: add --adapter-path adapters-2.")
+    (output / "previous").mkdir()
+    assert f"to {output / 'previous-2'}; " in advice(output, again(tmp_path))
     assert advice(tmp_path / "none", again(tmp_path)) == ""
 
 

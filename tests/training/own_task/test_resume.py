@@ -7,6 +7,7 @@ import pytest
 from tests.training.own_task import feature_task, harness
 
 from mlx_supervisor import wire
+from mlx_worker.errors import RefusedError
 
 FEATURES = ["clipped", "averaged", "metrics", "state", "skipped stream", "positioned stream", "indexed"]
 STEPS = 9
@@ -108,3 +109,15 @@ def test_a_task_that_gains_or_loses_a_feature_says_so(tmp_path, monkeypatch):
     assert "The averaged weights are dropped, from step 4: ema_decay is off." in off
     assert "The task's own state in the checkpoint of step 3 is dropped: Task.load_state is not set." in off
     assert "ema.safetensors" not in harness.digests(tmp_path / "r", 4)
+
+
+def test_a_refused_resume_says_what_fresh_does_to_the_results(tmp_path, monkeypatch):
+    def exported(task):
+        task.export_dir = tmp_path / "results"
+
+    harness.run(tmp_path / "r", monkeypatch, steps=2, changes=exported)
+    with pytest.raises(RefusedError, match="The seed differs") as refused:
+        harness.run(tmp_path / "r", monkeypatch, steps=4, generation=2, changes=exported, seed=8)
+    overwrites = f"--fresh overwrites the results in {tmp_path / 'results'}"
+    keep = "to keep them, set Task.export_dir to another folder."
+    assert str(refused.value).endswith(f"with --fresh. {overwrites}; {keep}")

@@ -71,8 +71,7 @@ def set_aside(folder: Path, kept: Collection[Path] = ()) -> Path | None:
     found = [path for path in sorted(folder.iterdir()) if _ADAPTERS.fullmatch(path.name) and not path.is_dir()]
     if not found:
         return None
-    names = itertools.chain([PREVIOUS], (f"{PREVIOUS}-{number}" for number in itertools.count(2)))
-    target = next(path for name in names if not (path := folder / name).exists())
+    target = _unused(folder / PREVIOUS)
     target.mkdir()
     stay = {each.resolve() for each in kept}
     for path in found:
@@ -90,7 +89,7 @@ def advice(folder: Path | None, job: wire.Job) -> str:
         return ""
     if job.task.kind != "mlx_lm":
         return f"--fresh overwrites the results in {folder}; to keep them, {_remedy(folder, job)}."
-    moves = f"--fresh moves the adapters in {folder} to {folder / PREVIOUS}"
+    moves = f"--fresh moves the adapters in {folder} to {_unused(folder / PREVIOUS)}"
     return f"{moves}; to keep them there, start another run: {_remedy(folder, job)}."
 
 
@@ -136,18 +135,16 @@ def _conflict(descriptor: int, folder: Path, owner: Owner, job: wire.Job) -> str
         return ""
     if not _has_results(descriptor, folder):
         return ""
-    keep = _remedy(folder, job)
-    return f"{folder} holds the results of {recorded}; to keep them, {keep}; to overwrite them, add --fresh"
+    moves = f"to move the adapters to {_unused(folder / PREVIOUS)}"
+    does = moves if job.task.kind == "mlx_lm" else "to overwrite them"
+    return f"{folder} holds the results of {recorded}; to keep them, {_remedy(folder, job)}; {does}, add --fresh"
 
 
 def _remedy(folder: Path, job: wire.Job) -> str:
     """How to give this run another folder."""
     if job.task.kind != "mlx_lm":
         return "set Task.export_dir to another folder"
-    other = next(
-        name for number in itertools.count(2) if not folder.with_name(name := f"{folder.name}-{number}").exists()
-    )
-    base, path = Path(job.task.base_dir), folder.with_name(other)
+    base, path = Path(job.task.base_dir), _unused(folder)
     other = str(path.relative_to(base) if path.is_relative_to(base) else path)
     if not job.settings_file.endswith(".toml"):
         return f"add --adapter-path {shlex.quote(other)}"
@@ -157,6 +154,12 @@ def _remedy(folder: Path, job: wire.Job) -> str:
     if any(not origin.startswith("--") for origin in job.task.options_from.values()):
         return f"set {pair} in the options of {table} in {job.settings_file}, or add {typed}"
     return f"add options = {{ {pair} }} to {table} in {job.settings_file}, or {typed} to the command"
+
+
+def _unused(path: Path) -> Path:
+    """The path, or the first of `path-2`, `path-3`, … that does not exist."""
+    names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
+    return next(each for name in names if not (each := path.with_name(name)).exists())
 
 
 def _recorded(descriptor: int) -> Owner | None:
