@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mlx_supervisor.cli.text import batch, steps
 from mlx_supervisor.core.diagnosis.causes import refused_at_start
 from mlx_supervisor.core.words import counted, duration, loss_text, validation_text
 from mlx_supervisor.wire.owner import owner_of
@@ -122,11 +123,10 @@ def _table(generations: list[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("ended")
     for record in generations:
-        size, accumulation = record.get("batch_size"), record.get("accumulation") or "?"
         table.add_row(
             str(record["generation"]),
-            "?" if size is None else f"{size} × {accumulation}",
-            "none" if record.get("first_step") is None else f"{record['first_step']}–{record['last_step']}",
+            batch(record),
+            steps(record),
             duration(record.get("seconds", 0)),
             f"{record.get('peak_footprint_mib', 0):,.0f}",
             f"{record.get('cause')} ({record.get('ended')})",

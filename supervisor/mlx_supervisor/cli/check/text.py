@@ -7,6 +7,7 @@ import msgspec
 from mlx_supervisor.cli.check.findings import Findings
 from mlx_supervisor.cli.check.measuring import Measured
 from mlx_supervisor.cli.check.prediction import RUN_OVER_PROBE, Point, Prediction, shown_sizes
+from mlx_supervisor.cli.text import table
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import counted, duration, size
 from mlx_supervisor.wire.check import CheckReport, SubsetReport
@@ -99,9 +100,7 @@ def _memory(findings: Findings, report: CheckReport) -> str:
 def _measured_lines(found: Measured, findings: Findings) -> list[str]:
     rows = [_row(point, found) for point in points_of(found, findings)]
     rows += [(f"{each:,}", "over the limit", "", "", "", "measured") for each in sorted(found.over)]
-    table = [HEADINGS, *rows]
-    widths = [max(len(row[place]) for row in table) for place in range(len(HEADINGS))]
-    shown = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    shown = table(HEADINGS, rows)
     if found.problem:
         return shown if rows else []
     share, limit = f"{100 * found.bound.share:.3g} %", size(found.bound.limit_bytes)

@@ -11,7 +11,7 @@ from typing import Any
 from mlx_supervisor.cli.offline import places, runs
 from mlx_supervisor.cli.offline.places import Place, UsageError
 from mlx_supervisor.cli.offline.runs import KnownRun
-from mlx_supervisor.cli.offline.text import loss, table
+from mlx_supervisor.cli.text import loss, table
 from mlx_supervisor.core.words import duration
 from mlx_supervisor.journal.database import JournalError
 

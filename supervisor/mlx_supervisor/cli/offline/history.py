@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_supervisor.cli.offline import places, runs
 from mlx_supervisor.cli.offline.runs import KnownRun
-from mlx_supervisor.cli.offline.text import iso, loss, moment, table
+from mlx_supervisor.cli.text import batch, iso, loss, moment, steps, table
 from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, refused_at_start
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import counted, duration
@@ -127,14 +127,12 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
 
 
 def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
-    size, first = record.get("batch_size"), record.get("first_step")
     peak, exited = record.get("peak_footprint_mib"), record.get("exit")
     started = _started(record.get("started"))
     cause = str(record.get("cause") or "?")
     return (
         str(record["generation"]), started, duration(record.get("seconds") or 0.0),
-        "?" if size is None else f"{size} × {record.get('accumulation') or '?'}",
-        "none" if first is None else f"{first}–{record['last_step']}", loss(record.get("loss")),
+        batch(record), steps(record), loss(record.get("loss")),
         "?" if record.get("trips") is None else str(record["trips"]), "?" if peak is None else f"{peak:,.0f}",
         f"{cause} ({exited})" if exited else cause,
     )  # fmt: skip

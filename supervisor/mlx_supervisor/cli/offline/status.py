@@ -14,7 +14,7 @@ from typing import Any
 from mlx_supervisor.cli.ctl.status_line import details_of
 from mlx_supervisor.cli.offline import places, runs
 from mlx_supervisor.cli.offline.runs import KnownRun
-from mlx_supervisor.cli.offline.text import clock, iso
+from mlx_supervisor.cli.text import clock, iso
 from mlx_supervisor.core.events import StepReport
 from mlx_supervisor.core.rate import WINDOW_S, Rate
 from mlx_supervisor.core.words import counted, duration, figures

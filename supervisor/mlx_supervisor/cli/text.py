@@ -1,7 +1,8 @@
-"""Times and tables as plain text."""
+"""Times, tables and the cells of a generation's row as plain text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 
 def iso(wall_s: float) -> str:
@@ -35,3 +36,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence
 def loss(value: float | None) -> str:
     """`2.3734`; `?` if unknown."""
     return "?" if value is None else f"{value:.4f}"
+
+
+def batch(record: Mapping[str, Any]) -> str:
+    """A generation's micro-batch and accumulation, `4 × 2`; `?` for what is unknown."""
+    size = record.get("batch_size")
+    return "?" if size is None else f"{size} × {record.get('accumulation') or '?'}"
+
+
+def steps(record: Mapping[str, Any]) -> str:
+    """A generation's first and last step, `1–20`."""
+    return "none" if record.get("first_step") is None else f"{record['first_step']}–{record['last_step']}"
