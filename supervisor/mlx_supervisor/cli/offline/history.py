@@ -13,7 +13,7 @@ from mlx_supervisor.cli.offline.runs import KnownRun
 from mlx_supervisor.cli.text import batch, iso, loss, moment, steps, table
 from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, refused_at_start
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.words import counted, duration
+from mlx_supervisor.core.words import counted, duration, loss_text, validation_text
 from mlx_supervisor.journal.database import JournalError
 
 COLUMNS = (
@@ -111,11 +111,10 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
     """One run for a person."""
     parts = [f"step {found['step']} of {found['target_steps']}"] if found["step"] else []
     if found["loss"] is not None:
-        parts.append(f"loss {found['loss']:.4f}")
+        parts.append(f"loss {loss_text(found['loss'])}")
     if found["validation_loss"] is not None:
-        best = found["best_validation_loss"]
-        text = "" if best is None else f" (best {best:.4f} at step {found['best_validation_step']})"
-        parts.append(f"validation loss {found['validation_loss']:.4f} at step {found['validation_step']}{text}")
+        best = found["best_validation_loss"], found["best_validation_step"]
+        parts.append(f"validation loss {validation_text(found['validation_loss'], found['validation_step'], *best)}")
     parts.append(counted(found["trips"] or 0, "trip"))
     head = f"{found['run']}: {found['state']}, {', '.join(parts)}"
     lines = [f"{head} ({found['reason']})" if found["reason"] else head]
