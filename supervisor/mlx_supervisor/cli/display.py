@@ -16,7 +16,7 @@ from mlx_supervisor.core.machine.states import AT_REST, TRAINING
 from mlx_supervisor.core.memory.breaker import BreakerState
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.core.words import counted, duration, figures, loss_text, mebibytes, validation_text
+from mlx_supervisor.core.words import counted, duration, figures, growth_rate, loss_text, mebibytes, validation_text
 from mlx_supervisor.daemon.shared import Observer
 from mlx_supervisor.daemon.step_line import step_line
 from mlx_supervisor.host.time_left import time_left
@@ -185,7 +185,7 @@ def growth_text(growth: Growth) -> str:
     if slope is not None and slope > 0:
         causes = [f"{cause} {part / MIB:.1f}" for cause, part in growth.by_cause.items() if part > 0]
         shares = f" ({', '.join(causes)})" if causes else ""
-        parts.append(f"{'leak' if growth.verdict else 'growth'} {slope / MIB:.1f} MiB/step{shares}")
+        parts.append(f"{'leak' if growth.verdict else 'growth'} {growth_rate(slope)}{shares}")
     if growth.steps_left is not None and growth.seconds_left is not None:
         parts.append(f"limit in {counted(round(growth.steps_left), 'step')} ({duration(growth.seconds_left)})")
     return ", ".join(parts)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_supervisor.core.words import counted, duration, figures, loss_text, mebibytes, validation_text
+from mlx_supervisor.core.policy import MIB
+from mlx_supervisor.core.words import counted, duration, figures, growth_rate, loss_text, mebibytes, validation_text
 from mlx_supervisor.host.time_left import time_left
 
 NAME_WIDTH = 33
@@ -13,7 +14,6 @@ GAP = 3
 ACTIVE_STATES = frozenset({10, 20, 30, 40})
 UNREMARKABLE = frozenset({"train", "running", "training"})
 """States and activities that go without saying."""
-MIB = 1024.0 * 1024.0
 
 
 def line(info: Mapping[str, Any], extra: Mapping[str, Any], width: int) -> str:
@@ -100,9 +100,9 @@ def _leak(extra: Mapping[str, Any]) -> str:
     if not extra.get("leak"):
         return ""  # growth alone is not a leak: it may be the warm-up
     slope, steps, seconds = (extra.get(key) for key in ("leak_bytes_per_step", "steps_to_limit", "seconds_to_limit"))
-    shown = f"leak {slope / MIB:.1f} MiB/step" if slope else "leak"
+    shown = f"leak {growth_rate(slope)}" if slope else "leak"
     if steps is not None:
-        shown += f", limit in {steps:,.0f} step{'s' if round(steps) != 1 else ''}"
+        shown += f", limit in {counted(round(steps), 'step')}"
         shown += "" if seconds is None else f" ({duration(seconds)})"
     return shown
 
