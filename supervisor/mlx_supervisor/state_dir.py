@@ -63,9 +63,7 @@ class StateDir:
             require_owned(self.path)
             self.path.chmod(0o700)
         except OSError as error:
-            raise StateDirError(
-                f"state_dir {self.path} can't be used: {error.strerror}; allowed: a folder that this user may write"
-            ) from error
+            raise StateDirError(unusable(self.path, error.strerror)) from error
 
     def _claim(self) -> int:
         path = self.path / "supervisor.lock"
@@ -89,6 +87,11 @@ class StateDir:
             os.close(lock)
             raise StateDirError(f"{path} can't be written: {error.strerror}") from error
         return lock
+
+
+def unusable(path: Path, reason: str | None) -> str:
+    """The problem of a state folder that can't be used, as a person reads it."""
+    return f"state_dir {path} can't be used: {reason}; allowed: a folder that this user may write"
 
 
 def require_usable(path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_supervisor.core.words import size as shown
-from mlx_supervisor.state_dir import StateDirError, require_owned, require_usable
+from mlx_supervisor.state_dir import StateDirError, require_owned, require_usable, unusable
 
 RESERVE_BYTES = 64 * 1024 * 1024
 """Every checkpoint leaves as much free (`mlx_worker.checkpoint.store`)."""
@@ -30,12 +30,11 @@ def state_dir_problem(path: Path) -> str | None:
         if parent == path:
             require_owned(path)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            reason = f"{parent} can't be written"
-            return f"state_dir {path} can't be used: {reason}; allowed: a folder that this user may write"
+            return unusable(path, f"{parent} can't be written")
     except StateDirError as error:
         return str(error)
     except OSError as error:
-        return f"state_dir {path} can't be used: {error.strerror}; allowed: a folder that this user may write"
+        return unusable(path, error.strerror)
     return None
 
 
