@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
+
 if TYPE_CHECKING:
     from mlx_supervisor.cli.request.request import RunRequest
 
@@ -24,7 +26,7 @@ def main() -> None:
             f"No command is given; did you mean: {shlex.join(['mlx-supervisor', 'run', *sys.argv[1:]])}",
             file=sys.stderr,
         )
-        sys.exit(2)
+        sys.exit(EXIT_WRONG_SETTINGS)
     _typer_app()
 
 
@@ -126,7 +128,7 @@ def _run(request: "RunRequest", *, as_json: bool, fresh: bool, bare: bool, dry_r
         request.read()
     except SettingsError as error:
         print(error, file=sys.stderr)
-        return 2
+        return EXIT_WRONG_SETTINGS
     if bare:
         from mlx_supervisor.cli.bare import run_bare
 

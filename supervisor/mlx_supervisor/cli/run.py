@@ -10,6 +10,7 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 
 from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
+from mlx_supervisor.cli.exit_statuses import EXIT_COMPLETED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.nonblocking_stream import NonblockingStream
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.signals import handle_signals
@@ -21,11 +22,6 @@ from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs import daemon_log
 from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.state_dir import StateDir, StateDirError
-
-EXIT_COMPLETED = 0
-EXIT_FAILED = 1
-EXIT_WRONG_SETTINGS = 2
-EXIT_INTERRUPTED = 130
 
 
 def run(request: RunRequest, *, as_json: bool, fresh: bool) -> int:

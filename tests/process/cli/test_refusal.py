@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mlx_supervisor.cli import nonblocking_stream
+from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
-from mlx_supervisor.cli.run import EXIT_WRONG_SETTINGS, run
+from mlx_supervisor.cli.run import run
 
 SETTINGS = 'state_dir = "state"\n[runs.a]\nsteps = 1\n[runs.a.task]\nkind = "python"\nentry = "no_such_module:build"\n'
 

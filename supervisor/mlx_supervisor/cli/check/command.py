@@ -9,16 +9,13 @@ from mlx_supervisor.cli.check import places, probe, text
 from mlx_supervisor.cli.check.findings import Findings
 from mlx_supervisor.cli.check.measuring import measure_sizes
 from mlx_supervisor.cli.check.prediction import Bound
+from mlx_supervisor.cli.exit_statuses import EXIT_COMPLETED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.core.words import size as shown
 from mlx_supervisor.host.memory import machine_bytes
 from mlx_supervisor.settings.schema import Settings, SettingsError
 from mlx_supervisor.settings.to_policy import limit_bytes
 from mlx_supervisor.wire.check import MeasureReport
-
-EXIT_FINE = 0
-EXIT_REFUSED = 2
-EXIT_INTERRUPTED = 130
 
 
 def check(request: RunRequest, *, measures: bool, as_json: bool) -> int:
@@ -30,7 +27,7 @@ def check(request: RunRequest, *, measures: bool, as_json: bool) -> int:
         if as_json:
             print(json.dumps({"ok": False, "problems": str(error).splitlines()}))
         print(error, file=sys.stderr)
-        return EXIT_REFUSED
+        return EXIT_WRONG_SETTINGS
     try:
         findings = asyncio.run(_find(settings, name, limit, measures=measures))
     except KeyboardInterrupt:
@@ -44,7 +41,7 @@ def check(request: RunRequest, *, measures: bool, as_json: bool) -> int:
         print(problem, file=sys.stderr)
     if not findings.problems and not as_json:
         print(f"No problems found. Start it with: {request.command()}")
-    return EXIT_REFUSED if findings.problems else EXIT_FINE
+    return EXIT_WRONG_SETTINGS if findings.problems else EXIT_COMPLETED
 
 
 async def _find(settings: Settings, name: str, limit: int, *, measures: bool) -> Findings:

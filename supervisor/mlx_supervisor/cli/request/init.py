@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_supervisor.cli.request.options import EXIT_USAGE
+from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.settings.configuration import UNNAMED, is_configuration, valid_name
 from mlx_supervisor.settings.schema import Settings, SettingsError, TaskSettings
@@ -74,7 +74,7 @@ def write_settings(request: RunRequest, output: Path) -> int:
         _write_new(output, text)
     except SettingsError as error:
         print(error, file=sys.stderr)
-        return EXIT_USAGE
+        return EXIT_WRONG_SETTINGS
     print(f"Wrote {output}. Run it with: {RunRequest(output).command()}")
     if request.file is not None:
         print(f"That is a new run: it does not continue a run of {request.file}, and does not overwrite its adapters.")

@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.settings.configuration import option
 from mlx_supervisor.settings.schema import SettingsError
 from mlx_supervisor.settings.sizes import parse_bytes
-
-EXIT_USAGE = 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def takes_run(command: Callable[..., None]) -> Callable[..., None]:
             request = _request(given)
         except SettingsError as error:
             typer.echo(error, err=True)
-            raise typer.Exit(EXIT_USAGE) from None
+            raise typer.Exit(EXIT_WRONG_SETTINGS) from None
         command(request, **kept)
 
     parameters = [*_leading(), *own, *_supervisors(), *map(_parameter, MLX_LM)]
