@@ -11,11 +11,11 @@ from pathlib import Path
 from mlx_supervisor import wire
 from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
-from mlx_supervisor.core.actions import Spawn
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.host.memory import machine_bytes
 from mlx_supervisor.process.launch import write_job
 from mlx_supervisor.settings.schema import SettingsError
+from mlx_supervisor.settings.to_job import first_spawn
 from mlx_supervisor.settings.to_policy import limit_bytes
 
 
@@ -32,9 +32,7 @@ def run_bare(request: RunRequest, *, fresh: bool = False) -> int:
         print(error, file=sys.stderr)
         return EXIT_WRONG_SETTINGS
     with tempfile.TemporaryDirectory(prefix="mlx-bare-") as folder:
-        batch = settings.runs[chosen].batch
-        effective = None if batch.size is None else batch.size * batch.accumulation
-        job_file = write_job(settings, chosen, Path(folder), None, Spawn(1, batch.size, effective), limit)
+        job_file = write_job(settings, chosen, Path(folder), None, first_spawn(settings.runs[chosen]), limit)
         limit_mib = str(limit // MIB)
         command = [sys.executable, "-P", "-m", "mlx_worker", str(job_file), "--bare", "--data-limit-mib", limit_mib]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}

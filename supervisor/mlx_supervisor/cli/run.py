@@ -47,7 +47,7 @@ def run(request: RunRequest, *, as_json: bool, fresh: bool) -> int:
         return EXIT_WRONG_SETTINGS if isinstance(error, (SettingsError, StateDirError)) else EXIT_FAILED
     finally:
         state.close()
-    folder = state.path / "runs" / chosen
+    folder = settings.run_dir(chosen)
     stream.settle()
     stream.flush()  # a refusal is the last line, and no summary follows that would wait for it
     if not was_refused(summary):

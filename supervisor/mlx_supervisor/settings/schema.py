@@ -40,6 +40,11 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     halve_on_leak: bool = True
     sample_log: bool = False
 
+    @property
+    def effective(self) -> int | None:
+        """The effective batch in samples; None without `size`."""
+        return None if self.size is None else self.size * self.accumulation
+
 
 class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The limits, and the treatment of MLX's cache. Shares are of the machine's or the device's memory."""
@@ -137,6 +142,10 @@ class Settings:
     def base_dir(self) -> Path:
         """The folder where relative paths start."""
         return self.path.parent if self.base is None else self.base
+
+    def run_dir(self, name: str) -> Path:
+        """The run's folder, which may not exist yet."""
+        return self.state_dir / "runs" / name
 
 
 class SettingsError(ValueError):

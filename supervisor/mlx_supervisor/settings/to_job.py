@@ -8,7 +8,7 @@ from mlx_supervisor.core.actions import Spawn
 from mlx_supervisor.core.history import DEFAULT_MTBF_S
 from mlx_supervisor.settings.configuration import option
 from mlx_supervisor.settings.paths import resolve
-from mlx_supervisor.settings.schema import BatchSettings, CheckpointSettings, MemorySettings, Settings
+from mlx_supervisor.settings.schema import BatchSettings, CheckpointSettings, MemorySettings, RunSettings, Settings
 from mlx_supervisor.settings.validation import join
 from mlx_supervisor.wire.owner import BARE
 
@@ -19,6 +19,12 @@ class Past:
 
     requested_size: int | None = None
     requested_effective: int | None = None
+
+
+def first_spawn(run: RunSettings) -> Spawn:
+    """A first generation as the settings request it, without a supervisor that starts smaller or adapts it."""
+    recomputes = run.memory.gradient_checkpointing == "always"
+    return Spawn(1, run.batch.size, run.batch.effective, gradient_checkpointing=recomputes)
 
 
 def job_of(
@@ -39,7 +45,7 @@ def job_of(
         telemetry=telemetry,
         seed=run.seed or 0,
         settings_file=str(settings.path.resolve()),
-        results_of=BARE if settings.bare else str((settings.state_dir / "runs" / name).resolve()),
+        results_of=BARE if settings.bare else str(settings.run_dir(name).resolve()),
         fresh=settings.fresh,
         seed_from_task=run.seed is None and run.task.kind == "mlx_lm",
         steps=run.steps,
@@ -60,7 +66,7 @@ def job_of(
 def _batch_job(settings: BatchSettings, spawn: Spawn, past: Past) -> wire.BatchJob:
     size, effective = past.requested_size, past.requested_effective
     if settings.size is not None:
-        size, effective = settings.size, settings.size * settings.accumulation
+        size, effective = settings.size, settings.effective
     return wire.BatchJob(
         size=spawn.batch_size,
         effective=spawn.effective_batch,

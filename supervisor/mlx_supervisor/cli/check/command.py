@@ -83,10 +83,11 @@ def _disk(settings: Settings, name: str, findings: Findings) -> None:
     report, kept = findings.report, settings.runs[name].checkpoint
     assert report is not None
     output = None if report.output is None else Path(report.output)
-    run_dir = settings.state_dir / "runs" / name
     count = kept.keep + int(kept.keep_best)
     try:
-        findings.disk = places.needs(run_dir, output, report.checkpoint_bytes, count, report.output_bytes)
+        findings.disk = places.needs(
+            settings.run_dir(name), output, report.checkpoint_bytes, count, report.output_bytes
+        )
     except OSError as error:
         findings.problems.append(f"{error.filename}: {error.strerror}")
     for need in findings.disk:

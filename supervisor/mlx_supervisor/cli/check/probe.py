@@ -8,7 +8,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -23,6 +23,7 @@ from mlx_supervisor.host.process_tree import Processes
 from mlx_supervisor.process.child import Child, ExitStatus
 from mlx_supervisor.process.launch import worker_command, write_job
 from mlx_supervisor.settings.schema import Settings
+from mlx_supervisor.settings.to_job import first_spawn
 from mlx_supervisor.wire.check import CheckReport, MeasureReport
 from mlx_supervisor.wire.job import load_json
 
@@ -102,11 +103,8 @@ class _Sampler:
 
 async def examine(settings: Settings, name: str, limit_bytes: int) -> Probe[CheckReport]:
     """The job as a run would start it. The worker may hold more than the limit: it is not killed for that."""
-    batch = settings.runs[name].batch
-    effective = None if batch.size is None else batch.size * batch.accumulation
-    spawn = Spawn(1, batch.size, effective, gradient_checkpointing=_recomputes(settings, name))
-    checkpoints = settings.state_dir / "runs" / name / "checkpoints"
-    options = ["--checkpoints", str(checkpoints)]
+    options = ["--checkpoints", str(settings.run_dir(name) / "checkpoints")]
+    spawn = first_spawn(settings.runs[name])
     return await _run(settings, name, spawn, (limit_bytes, machine_bytes()), options, CheckReport)
 
 
@@ -114,12 +112,8 @@ async def measure(
     settings: Settings, name: str, limit_bytes: int, *, size: int, effective: int
 ) -> Probe[MeasureReport]:
     """A few updates at micro-batch `size`."""
-    spawn = Spawn(1, size, effective, gradient_checkpointing=_recomputes(settings, name))
+    spawn = replace(first_spawn(settings.runs[name]), batch_size=size, effective_batch=effective)
     return await _run(settings, name, spawn, (limit_bytes, limit_bytes), ["--measure"], MeasureReport)
-
-
-def _recomputes(settings: Settings, name: str) -> bool:
-    return settings.runs[name].memory.gradient_checkpointing == "always"
 
 
 async def _run(

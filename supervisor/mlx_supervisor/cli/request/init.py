@@ -137,7 +137,7 @@ def _with_own_adapters(request: RunRequest, output: Path) -> tuple[RunRequest, s
 def _outputs(request: RunRequest, settings: Settings, name: str, output: Path) -> Iterator[Path]:
     """Folders to which the new settings' run may write its adapters, and that of the run which they are made from."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        summary = json.loads((settings.state_dir / "runs" / name / "summary.json").read_bytes())
+        summary = json.loads((settings.run_dir(name) / "summary.json").read_bytes())
         yield Path(summary["exported_to"])
     path = Path(str(settings.runs[name].task.options.get("adapter_path") or _configured(request.file)))
     beside = Path.cwd() if request.file is None else request.file.absolute().parent
