@@ -7,7 +7,6 @@ checkpoint's weights in the model; without one, `weights.safetensors`.
 
 import argparse
 import contextlib
-import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 from mlx_supervisor import wire
 from mlx_worker.checkpoint import exact_json
 from mlx_worker.checkpoint.manifest import (
+    AVERAGE,
     MANIFEST,
     MODEL,
     TRAINER,
@@ -29,8 +29,6 @@ from mlx_worker.checkpoint.manifest import (
 )
 from mlx_worker.errors import RefusedError
 
-AVERAGED = "ema.safetensors"
-"""Averaged weights, which a run exports in place of the last ones."""
 ATTEMPTS = 8
 """A run that trains deletes old checkpoints: then the newest is read."""
 TRAINED_KEYS = frozenset({"fine_tune_type", "lora_parameters", "num_layers", "mask_prompt", "max_seq_length"})
@@ -147,8 +145,8 @@ def _arrays(checkpoint: Path) -> dict[str, Any]:
     import mlx.core as mx
 
     arrays: Any = mx.load(str(checkpoint / MODEL))
-    if (checkpoint / AVERAGED).exists():
-        averaged: Any = mx.load(str(checkpoint / AVERAGED))
+    if (checkpoint / AVERAGE).exists():
+        averaged: Any = mx.load(str(checkpoint / AVERAGE))
         arrays |= {name: value.astype(arrays[name].dtype) for name, value in averaged.items()}
         print("The weights are the run's moving average (ema_decay), as at its end.")
     return dict(arrays)
@@ -165,13 +163,12 @@ def _export_adapters(job: wire.Job | None, trained: dict[str, Any], arrays: dict
 
 def _values(job: wire.Job | None, trained: dict[str, Any]) -> SimpleNamespace:
     """The configuration's values; what was trained is the checkpoint's, whatever the file says now."""
-    from mlx_lm.lora import CONFIG_DEFAULTS
-
     from mlx_worker.tasks.mlx_lm.config import load_config
+    from mlx_worker.tasks.mlx_lm.defaults import config_defaults
 
     if job is None and trained.get("task.kind") == "python":
         raise RefusedError("job.json is missing in the run's folder: the task's own export cannot be called")
-    values = SimpleNamespace(**copy.deepcopy(CONFIG_DEFAULTS))
+    values = SimpleNamespace(**config_defaults())
     values.train = True
     try:
         if job is None:

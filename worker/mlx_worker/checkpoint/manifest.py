@@ -18,6 +18,8 @@ from mlx_supervisor.wire.job import load_json
 from mlx_worker.checkpoint import durable_files
 
 MODEL, OPTIMIZER, TRAINER, MANIFEST = "model.safetensors", "optimizer.safetensors", "trainer.json", "MANIFEST.json"
+AVERAGE, TASK_STATE, STREAM = "ema.safetensors", "task_state.safetensors", "stream.safetensors"
+"""Only where a run has them: averaged weights, and the arrays in the task's own state and in its stream's position."""
 MANIFEST_LIMIT_BYTES = 256 * 1024
 _NAME = re.compile(r"step-([0-9]{9,18})")
 _DAMAGE = {errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}

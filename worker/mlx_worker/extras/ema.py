@@ -7,12 +7,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_worker.checkpoint.manifest import AVERAGE
 from mlx_worker.checkpoint.store import LoadedCheckpoint
 from mlx_worker.errors import RefusedError
 from mlx_worker.task import Task
-
-FILE = "ema.safetensors"
-"""Its file in a checkpoint."""
 
 
 class WeightAverage:
@@ -60,7 +58,7 @@ class WeightAverage:
 
     def restore(self, checkpoint: LoadedCheckpoint) -> list[str]:
         """The checkpoint's average; returns notes on changes. Call it when the weights are restored."""
-        saved, old = checkpoint.more.get(FILE), checkpoint.trainer.get("ema_decay")
+        saved, old = checkpoint.more.get(AVERAGE), checkpoint.trainer.get("ema_decay")
         if self.decay is None:
             dropped = f"The averaged weights are dropped, from step {checkpoint.step + 1}: ema_decay is off."
             return [] if saved is None else [dropped]
@@ -71,7 +69,7 @@ class WeightAverage:
         if {name: value.shape for name, value in saved.items()} != {
             name: value.shape for name, value in self.arrays.items()
         }:
-            raise RefusedError(f"checkpoint {checkpoint.path}: {FILE} does not fit the task's trainable parameters")
+            raise RefusedError(f"checkpoint {checkpoint.path}: {AVERAGE} does not fit the task's trainable parameters")
         self.arrays.update(saved)
         if old == self.decay:
             return []

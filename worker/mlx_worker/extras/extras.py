@@ -6,18 +6,15 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_worker.checkpoint import rng_state, user_state
+from mlx_worker.checkpoint.manifest import AVERAGE, STREAM, TASK_STATE
 from mlx_worker.checkpoint.store import LoadedCheckpoint
 from mlx_worker.checkpoint.user_state import MoreState
 from mlx_worker.data import order, sources
 from mlx_worker.data.batches import EffectiveBatches
 from mlx_worker.data.sources import SequentialSource, ShuffledSource, Source
 from mlx_worker.errors import RefusedError
-from mlx_worker.extras import ema
 from mlx_worker.extras.ema import WeightAverage
 from mlx_worker.task import Task
-
-STATE_FILE, STREAM_FILE = "task_state.safetensors", "stream.safetensors"
-"""Files in a checkpoint: the arrays in the task's own state, and in its dataset's position."""
 
 
 class Extras:
@@ -52,16 +49,16 @@ class Extras:
         arrays: dict[str, dict[str, mx.array]] = {}
         trainer: dict[str, Any] = {}
         if self.average.decay is not None:
-            arrays[ema.FILE], trainer["ema_decay"] = dict(self.average.arrays), self.average.decay
+            arrays[AVERAGE], trainer["ema_decay"] = dict(self.average.arrays), self.average.decay
         if self._task.state is not None:
-            trainer["task_state"], arrays[STATE_FILE] = user_state.encode(self._task.state(), "Task.state")
+            trainer["task_state"], arrays[TASK_STATE] = user_state.encode(self._task.state(), "Task.state")
         position = self.source.state()
         if position is not None:
             trainer["stream"] = position
             if sources.keeps_own_position(self._task.dataset) and not self.source.ahead:
                 dataset: Any = self._task.dataset
                 own = dataset.state_dict()
-                position["own"], arrays[STREAM_FILE] = user_state.encode(own, "Task.dataset.state_dict")
+                position["own"], arrays[STREAM] = user_state.encode(own, "Task.dataset.state_dict")
         return MoreState({file: named for file, named in arrays.items() if named}, trainer)
 
     def _load_state(self, checkpoint: LoadedCheckpoint) -> list[str]:
@@ -71,7 +68,7 @@ class Extras:
             return [f"{dropped}: Task.load_state is not set."] if saved else []
         if not saved:
             return [f"The checkpoint of step {checkpoint.step} has no state of the task's own: that begins anew."]
-        load(user_state.decode(checkpoint.trainer["task_state"], checkpoint.more.get(STATE_FILE, {})))
+        load(user_state.decode(checkpoint.trainer["task_state"], checkpoint.more.get(TASK_STATE, {})))
         return []
 
     def _sequential(self, newest: LoadedCheckpoint | None, progress: Callable[[], None]) -> SequentialSource:
@@ -83,7 +80,7 @@ class Extras:
             raise RefusedError(f"{newest.path}: trainer.json has no position in Task.dataset")
         load = None
         if "own" in position and sources.keeps_own_position(dataset):
-            own = user_state.decode(position["own"], newest.more.get(STREAM_FILE, {}))
+            own = user_state.decode(position["own"], newest.more.get(STREAM, {}))
 
             def load() -> None:
                 dataset.load_state_dict(own)
