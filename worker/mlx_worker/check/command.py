@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlx_supervisor import wire
 from mlx_supervisor.wire.check import CheckReport, MeasureReport
+from mlx_worker.checkpoint import durable_files
 from mlx_worker.errors import RefusedError
 from mlx_worker.supervision.raised import errors_of
 from mlx_worker.supervision.stop import StopFlag
@@ -32,8 +33,6 @@ def run(job: wire.Job, file: Path, stop: StopFlag, *, measures: bool, checkpoint
         problems = [" ".join(problem.split())]
         report = MeasureReport(problems=problems, batch_size=0) if measures else CheckReport(problems=problems)
         status = wire.EXIT_REFUSED if isinstance(error, RefusedError) else wire.EXIT_FAILED
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(wire.dump_json(report))
-    temporary.replace(file)
+    durable_files.replace_file(file, lambda new: new.write(wire.dump_json(report)))
     sys.stdout.flush()
     return status

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
+from mlx_worker.checkpoint import durable_files
+
 WHOLE_BYTES = 16 * 2**20
 """Smaller files are hashed completely."""
 SAMPLE_BYTES = 4096
@@ -112,7 +114,6 @@ def _load(cache: Path) -> dict[str, str]:
 
 def _store(cache: Path, digests: dict[str, str]) -> None:
     """The newest ones. A cache that can't be written costs the next start some seconds."""
-    temporary = cache.with_suffix(".tmp")
+    newest = json.dumps(dict(list(digests.items())[-CACHE_LIMIT:]), indent=1).encode()
     with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps(dict(list(digests.items())[-CACHE_LIMIT:]), indent=1))
-        temporary.replace(cache)
+        durable_files.replace_file(cache, lambda file: file.write(newest))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mlx_worker.checkpoint import durable_files
 from mlx_worker.task import Update
 from mlx_worker.tasks.mlx_lm import tensorboard
 from mlx_worker.tasks.mlx_lm.config import LoraConfig
@@ -153,10 +154,9 @@ def _identity(run_dir: Path) -> str:
         pass  # the first generation, or a damaged file: the charts then show a new run
     letters = string.ascii_lowercase + string.digits
     identity = "".join(secrets.choice(letters) for _ in range(_ID_LENGTH))
-    temporary = path.with_suffix(".tmp")
+    content = json.dumps({"id": identity}).encode() + b"\n"
     try:
-        temporary.write_text(json.dumps({"id": identity}) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        durable_files.replace_file(path, lambda file: file.write(content))
     except OSError as error:
         print(f"cannot write {path}; a restart will report as a new run: {error}", file=sys.stderr)
     return identity
