@@ -372,14 +372,18 @@ def disk_nearly_full(free_bytes: int, needed_bytes: int, purpose: str = "") -> s
 def weights_sha256(trained: Mapping[str, mx.array]) -> str:
     """SHA-256 over the trained tensors in name order: a line `name dtype shape` in JSON, then the bytes, row by row."""
     digest = hashlib.sha256()
-    words = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
     for name in sorted(trained):
         array = trained[name]
         dtype = str(array.dtype).rpartition(".")[2]
         digest.update(json.dumps([name, dtype, list(array.shape)]).encode() + b"\n")
-        bits = np.array(array.view(words[array.dtype.size]), copy=False)  # numpy has no bfloat16
-        digest.update(np.ascontiguousarray(bits).data)
+        digest.update(np.ascontiguousarray(bits_of(array)).data)
     return digest.hexdigest()
+
+
+def bits_of(array: mx.array) -> Any:
+    """The array as unsigned integers of the same size, for numpy, which has no bfloat16. Nothing is copied."""
+    words = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
+    return np.array(array.view(words[array.dtype.size]), copy=False)
 
 
 def _trainer_bytes(trainer: Mapping[str, Any]) -> bytes:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_worker.checkpoint import durable_files
+from mlx_worker.checkpoint.store import bits_of
 
 WHOLE_BYTES = 16 * 2**20
 """Smaller files are hashed completely."""
@@ -88,14 +88,12 @@ def of_arrays(arrays: Mapping[str, mx.array]) -> str:
     if not arrays:
         return ""
     digest = hashlib.sha256()
-    words = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode() + b"\n")
         flat, count = array.reshape(-1), SAMPLE_BYTES // array.dtype.size
         for begin in sorted({0, flat.size // 2}):
-            bits = flat[begin : begin + count].view(words[array.dtype.size])  # numpy has no bfloat16
-            digest.update(np.array(bits).tobytes())
+            digest.update(bits_of(flat[begin : begin + count]).tobytes())
     return digest.hexdigest()
 
 
