@@ -13,8 +13,7 @@ from mlx_supervisor import wire
 from mlx_supervisor.wire.check import CheckReport, SubsetReport
 from mlx_worker.check import resume
 from mlx_worker.check.longest import STREAM_READ, longest
-from mlx_worker.checkpoint import durable_files, snapshot
-from mlx_worker.checkpoint.manifest import describe
+from mlx_worker.checkpoint import snapshot
 from mlx_worker.data.sources import head_of, is_sized
 from mlx_worker.memory import gradient_checkpointing
 from mlx_worker.memory.cache_policy import CachePolicy
@@ -22,6 +21,7 @@ from mlx_worker.task import Task
 from mlx_worker.tasks.mlx_lm.inputs import LoraInputs
 from mlx_worker.tasks.output_claim import check_output
 from mlx_worker.training import loop
+from mlx_worker.training.finishing import unwritable
 
 COUNT_AT_MOST = 200_000
 """Tokens of a larger set are not counted: every sample would have to be read."""
@@ -45,8 +45,7 @@ def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) 
     averaged_bytes = 0 if task.ema_decay is None else trainable * mx.float32.size
     held_bytes = memory.read().resident_bytes
     recomputes = gradient_checkpointing.start(task, requested=job.memory.gradient_checkpointing)
-    output = None if task.export is None else task.export_dir or Path(job.run_dir) / "export"
-    problems = [] if task.export_dir is None or output is None else _unusable(output, job)
+    problems = [] if task.export is None or task.export_dir is None else _unusable(task.export_dir, job)
     return CheckReport(
         problems=[*problems, *found.refused],
         notes=[*found.applied, *task.notes],
@@ -135,10 +134,8 @@ def _is_tokens(value: Any) -> bool:
 
 def _shapes(task: Task, size: int) -> list[str]:
     """Of the arrays that the loss gets for the longest samples."""
-    arrays = task.collate(longest(task, size))
-    arrays = arrays if isinstance(arrays, tuple | list) else (arrays,)
-    found = [array if isinstance(array, mx.array) else mx.array(array) for array in arrays]
-    return [f"{array.dtype} {list(array.shape)}".removeprefix("mlx.core.") for array in found]
+    arrays = loop.collate(task, longest(task, size))
+    return [f"{array.dtype} {list(array.shape)}".removeprefix("mlx.core.") for array in arrays]
 
 
 def _unusable(folder: Path, job: wire.Job) -> list[str]:
@@ -146,13 +143,8 @@ def _unusable(folder: Path, job: wire.Job) -> list[str]:
     if taken := check_output(folder, job):
         return [f"output folder: {taken}"]
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
-        durable_files.try_folder(folder)
-    except OSError as error:
-        reason = "it is not a folder" if folder.is_file() else describe(error)
-        return [f"output folder: cannot write to {folder}: {reason}; choose a folder that can be written"]
-    finally:
-        for each in missing:
-            with contextlib.suppress(OSError):
-                each.rmdir()
-    return []
+    problem = unwritable(folder)
+    for each in missing:
+        with contextlib.suppress(OSError):
+            each.rmdir()
+    return [f"output folder: {problem}"] if problem else []

@@ -39,6 +39,16 @@ class SaveError(RuntimeError):
     """The last checkpoint could not be written, so the run is not complete."""
 
 
+def unwritable(folder: Path) -> str:
+    """Why the folder, which is made, cannot be written, and what helps; "" if it can."""
+    try:
+        durable_files.try_folder(folder)
+    except OSError as error:
+        reason = "it is not a folder" if folder.is_file() else describe(error)
+        return f"cannot write to {folder}: {reason}; choose a folder that can be written"
+    return ""
+
+
 class Finishing:
     """Saves and exports the state after the last update. Use it on the training thread."""
 
@@ -80,11 +90,8 @@ class Finishing:
     def _folder_problems(self) -> Iterator[str]:
         if self._task.export is None:
             return
-        try:
-            durable_files.try_folder(self._folder)
-        except OSError as error:
-            reason = "it is not a folder" if self._folder.is_file() else describe(error)
-            yield f"{self._export_key()}: cannot write to {self._folder}: {reason}; choose a folder that can be written"
+        if problem := unwritable(self._folder):
+            yield f"{self._export_key()}: {problem}"
 
     def _room_problems(self) -> Iterator[str]:
         checkpoint_bytes, export_bytes = self._checkpoint_bytes() + RESERVE_BYTES, self._export_bytes()

@@ -167,6 +167,13 @@ def plan_of(job: wire.Job, task: Task) -> Plan:
     return Plan(size, effective, steps)
 
 
+def collate(task: Task, samples: list[Any]) -> tuple[mx.array, ...]:
+    """What the loss gets for a micro-batch, after the model."""
+    arrays = task.collate(samples)
+    arrays = arrays if isinstance(arrays, tuple | list) else (arrays,)
+    return tuple(array if isinstance(array, mx.array) else mx.array(array) for array in arrays)
+
+
 @dataclass(frozen=True)
 class _Launched:
     """An update that the device is computing. `cursor`: samples taken in total after it; `size`: as in the plan."""
@@ -328,7 +335,7 @@ class Trainer:
 
         self.memory.before_gradients()
         for chosen, ends_group in micro_batches:
-            gradients.add(self._collate(chosen), len(chosen), alone=alone, ends_group=ends_group)
+            gradients.add(collate(self.task, self.source.load(chosen)), len(chosen), alone=alone, ends_group=ends_group)
             if not alone or self.memory.splits_update:
                 gradients.evaluate(waiting=self.memory.waits)
                 self.memory.after_gradients()
@@ -396,11 +403,6 @@ class Trainer:
             self.saver.settle()  # a checkpoint being written holds a copy of everything that is trained
         self.watchdog.arm(autopsy.bound_s)
         (autopsy.after_update if more_updates else autopsy.finish)(self.progress.step)
-
-    def _collate(self, ids: list[int]) -> tuple[Any, ...]:
-        arrays = self.task.collate(self.source.load(ids))
-        arrays = arrays if isinstance(arrays, tuple | list) else (arrays,)
-        return tuple(array if isinstance(array, mx.array) else mx.array(array) for array in arrays)
 
     def _resize(self) -> None:
         resize = self.commands.take_resize()
