@@ -197,21 +197,17 @@ class Run:
 
     def refuse(self, reason: str) -> None:
         """The start failed before its first update: a run that had made some keeps its outcome and its reason."""
-        past = self.history
-        if self.rested is None or past.highest_step == 0:
-            self.end(
-                S.FATAL, reason, f"Not resumed at step {past.highest_step}" if past.highest_step else "Not started"
-            )
+        past, step = self.history, self.history.highest_step
+        head = f"Not resumed at step {step}" if step else "Not started"
+        if self.rested is None or step == 0:
+            self.end(S.FATAL, reason, head)
             return
         self.go(S.FATAL)
         self.reason = past.refused = reason
         for name, value in self.rested.items():
             setattr(past, name, value)
         past.unfinished = False
-        text = f"Not resumed at step {past.highest_step}: {reason}{'' if reason.endswith(('.', '?')) else '.'}"
-        self.say("finish", text, act.Severity.ERROR)
-        self.save()
-        self.out.append(act.Finish("failed", reason))
+        self._publish("failed", reason, head)
 
     def _where(self, outcome: str) -> str:
         step = self.history.highest_step
@@ -223,6 +219,9 @@ class Run:
         self.history.outcome = outcome
         self.history.unfinished = self.suspending and self.state is S.STOPPED
         self.reason = reason
+        self._publish(outcome, reason, head)
+
+    def _publish(self, outcome: str, reason: str, head: str) -> None:
         severity = act.Severity.ERROR if self.state is S.FATAL else act.Severity.INFO
         text = f"{head or self._where(outcome)}: {reason}{'' if reason.endswith(('.', '?')) else '.'}"
         self.say("finish", text, severity, quiet=not head)  # without `head`, a summary follows and says it
