@@ -264,6 +264,33 @@ def test_a_refused_start_leaves_the_run_as_it_was(outcome: str) -> None:
     assert (saved["outcome"], saved["refused"], saved["unfinished"]) == (outcome, "seed changed", False)
 
 
+def test_a_refusal_after_a_failed_load_keeps_outcome_and_goodput_too() -> None:
+    line = MachineTimeline(policy()).play("""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+    """)
+    past = line.machine.history
+    goodput, active_s = past.goodput, past.active_s
+    line.play("""
+        start                       -> starting: save, spawn 2 batch 8 of 8
+        exit 1 after=100            -> backoff: close crash, save
+        tick                        -> starting: save, spawn 3 batch 8 of 8
+        bye refused seed changed    -> starting
+        exit 78 after=100           -> fatal: close refused its job, save, finish failed
+    """)
+    assert (past.outcome, past.goodput, past.active_s) == ("completed", goodput, active_s)
+    line.play("""
+        start                       -> starting: save, spawn 4 batch 8 of 8
+        ready step=3 target=3       -> running
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+    """)
+    assert past.reason == "already complete; nothing was trained"
+
+
 def test_the_batch_of_a_generation_is_known_once_it_is_ready() -> None:
     line = MachineTimeline(policy()).play("""
         start                       -> starting: save, spawn 1 batch 8 of 8

@@ -40,7 +40,8 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     if run.bye is not None and not refused:
         past.weights_sha256 = run.bye.weights_sha256
     past.failures += _lost_work(run, cause)
-    run.was_complete &= current.first_step is None
+    if current.first_step is not None:
+        run.rested = None
     run.need_bytes = current.peak_footprint_bytes or run.need_bytes
     saved = past.durable_step > current.durable_before
     progress = saved and cause is not Cause.BLIND
@@ -51,7 +52,6 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     if refused:
         run.refuse(ending.text)
         return
-    run.rested = None
     if not ending.restart:
         run.end(S.FATAL if cause is Cause.REFUSED else S.STOPPED, (ending.requested_by or ending.text) + _lost(run))
         return

@@ -84,9 +84,8 @@ class Run:
         self.kills = 0
         self.unready_trips = 0
         self.need_bytes = 0
-        self.was_complete = False
         self.rested: dict[str, Any] | None = None
-        """What a refused start restores in the history; None once a generation has made an update."""
+        """What a refused start restores in the history; None once a generation since the start has made an update."""
         self.task_digest = ""
         """Of what the next generation trains with, "" if unknown; the adapter sets it before each start."""
         self.autopsy_requested = self.autopsy_due = False
@@ -107,6 +106,12 @@ class Run:
     def stopping(self) -> bool:
         """Whether the current generation is ending with no restart after it."""
         return self.ending is not None and not self.ending.restart
+
+    @property
+    def was_complete(self) -> bool:
+        """Whether the run was completed before its latest start, and no later generation has made an update."""
+        trained = self.current is not None and self.current.first_step is not None
+        return self.rested is not None and self.rested["outcome"] == "completed" and not trained
 
     @property
     def checkpoints_gradients(self) -> bool:
@@ -209,10 +214,6 @@ class Run:
         past.unfinished = False
         self._publish("failed", reason, head)
 
-    def _where(self, outcome: str) -> str:
-        step = self.history.highest_step
-        return f"{outcome.capitalize()} at step {step}" if step else f"{outcome.capitalize()} before the first step"
-
     def finish(self, reason: str, head: str = "") -> None:
         """Publish the outcome. `head`: how the notice begins, by default the outcome and the step."""
         outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[self.state]
@@ -223,7 +224,9 @@ class Run:
 
     def _publish(self, outcome: str, reason: str, head: str) -> None:
         severity = act.Severity.ERROR if self.state is S.FATAL else act.Severity.INFO
-        text = f"{head or self._where(outcome)}: {reason}{'' if reason.endswith(('.', '?')) else '.'}"
+        step = self.history.highest_step
+        where = head or f"{outcome.capitalize()} {f'at step {step}' if step else 'before the first step'}"
+        text = f"{where}: {reason}{'' if reason.endswith(('.', '?')) else '.'}"
         self.say("finish", text, severity, quiet=not head)  # without `head`, a summary follows and says it
         self.save()
         self.out.append(act.Finish(outcome, reason))

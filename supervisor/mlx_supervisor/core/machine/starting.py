@@ -14,6 +14,8 @@ from mlx_supervisor.core.words import duration, sentence, size
 
 AUTOSTART = "autostart"
 """The reason of a start that no person requested."""
+KEPT = ("outcome", "reason", "error", "target_steps", "weights_sha256", "active_s")
+"""Of the history: what a start that is refused does not change."""
 LITTLE_ROOM_SHARE = 0.85
 """Share of the limit that a loaded worker may hold without a warning."""
 
@@ -25,7 +27,7 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             run.say("start_refused", text, Severity.ERROR)
             return
         past = run.history
-        rested = {name: getattr(past, name) for name in ("outcome", "reason", "error", "target_steps")}
+        rested = {name: getattr(past, name) for name in KEPT}
         if not past.outcome:
             rested |= {"outcome": "stopped", "reason": "interrupted", "error": ""}
         past.refused = ""
@@ -36,9 +38,6 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             run.save()
             return
         run.rested = rested
-        run.was_complete = run.state is S.COMPLETED or (
-            run.state is S.FATAL and 0 < past.target_steps <= past.durable_step  # a changed setting was refused
-        )
         if not run.history.unfinished:
             run.budget.reset()
         if not run.history.unfinished or event.reason != AUTOSTART:

@@ -111,9 +111,8 @@ def _completed(run: Run, at_s: float, ended: str) -> None:
         run.history.weights_sha256 = run.bye.weights_sha256
         run.history.exported_to = run.bye.exported
         run.history.highest_step = max(run.history.highest_step, run.bye.step)
-    trained = run.current is None or run.current.first_step is not None
     run.history.completed_digest, run.history.error = run.task_digest, ""
-    run.end(S.COMPLETED, "all steps done" if trained or not run.was_complete else ALREADY_COMPLETE)
+    run.end(S.COMPLETED, ALREADY_COMPLETE if run.was_complete else "all steps done")
 
 
 def _ended(event: ev.Exited) -> str:
