@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from mlx_worker.checkpoint import durable_files
 from mlx_worker.checkpoint.store import bits_of
+from mlx_worker.tasks.safetensors_file import HEADER_LIMIT_BYTES
 
 WHOLE_BYTES = 16 * 2**20
 """Smaller files are hashed completely."""
@@ -20,8 +21,6 @@ SAMPLE_BYTES = 4096
 most tensors, and 100 GB in 5,000 tensors cost 10,000 reads."""
 TENSORS_AT_MOST = 8192
 """Per file; of more, evenly spaced ones are sampled."""
-HEADER_LIMIT_BYTES = 100 * 2**20
-"""The safetensors library's own limit."""
 CACHE_LIMIT = 256
 CACHE_NAME = "fingerprints.json"
 TOKENIZER_FILES = (

@@ -6,9 +6,10 @@ from mlx_supervisor import wire
 from mlx_worker.errors import RefusedError
 from mlx_worker.tasks.mlx_lm.config import LoraConfig, load_config
 from mlx_worker.tasks.mlx_lm.jsonl import Lines, read_subsets
-from mlx_worker.tasks.mlx_lm.model_folder import check_safetensors, model_source
+from mlx_worker.tasks.mlx_lm.model_folder import model_source
 from mlx_worker.tasks.mlx_lm.reports import check_services
 from mlx_worker.tasks.output_claim import check_output
+from mlx_worker.tasks.safetensors_file import check_safetensors
 from mlx_worker.tasks.settings_key import settings_key
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from mlx_worker.errors import RefusedError
 from mlx_worker.tasks.mlx_lm.config import LoraConfig
+from mlx_worker.tasks.safetensors_file import POINTER
 
 _NAMES_SHOWN = 6
 
@@ -118,7 +119,7 @@ def _parse_line(path: Path, number: int, raw: bytes) -> dict[str, Any]:
     where = f"{path}:{number}"
     if not raw.strip():
         raise RefusedError(f"{where}: expected a JSON object, found an empty line")
-    if number == 1 and raw.startswith(b"version https://git-lfs"):
+    if number == 1 and raw.startswith(POINTER):
         raise RefusedError(f"{where}: this is a Git LFS pointer, not the data: run `git lfs pull` in its repository")
     if number == 1 and raw.strip() in (b"[", b"{"):
         raise RefusedError(

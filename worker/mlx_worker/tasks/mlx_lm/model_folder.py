@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from mlx_worker.tasks.mlx_lm.config import LoraConfig
+from mlx_worker.tasks.safetensors_file import POINTER, check_safetensors
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken", "*.model")
 _OTHER_WEIGHTS = ("*.gguf", "pytorch_model*.bin", "*.pth", "*.npz", "*.safetensors")
-_HEADER_LIMIT_BYTES = 100_000_000
-"""As in the safetensors library."""
 PARSED_BYTES = 4 * 2**20
 """Tokenizers of 30 MiB exist: parsing them twice would cost every start half a second."""
-_POINTER = b"version https://git-lfs"
 
 
 def model_source(config: LoraConfig) -> str:
@@ -37,27 +35,6 @@ def model_source(config: LoraConfig) -> str:
     return str(name)
 
 
-def check_safetensors(path: Path) -> str:
-    """What is wrong with a safetensors file; "" if its header fits its size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(64)
-        if start.startswith(_POINTER):
-            return "is a Git LFS pointer, not the weights: run `git lfs pull` in its repository"
-        length = int.from_bytes(start[:8], "little")
-        if len(start) < 8 or length > _HEADER_LIMIT_BYTES:
-            return f"is no safetensors file ({size:,} bytes)"
-        if 8 + length > size:
-            return f"is truncated: {size:,} bytes, and its header alone has {8 + length:,}; copy or download it again"
-        file.seek(8)
-        header = _json(file.read(length))
-    if not isinstance(header, dict):
-        return "is no safetensors file: its header is no JSON object"
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    needed = 8 + length + max(ends, default=0)
-    return "" if size >= needed else f"is truncated: {size:,} of {needed:,} bytes; copy or download it again"
-
-
 def _check_folder(config: LoraConfig, folder: Path) -> None:
     _check_description(config, folder)
     weights = sorted(folder.glob("model*.safetensors"))
@@ -69,11 +46,7 @@ def _check_folder(config: LoraConfig, folder: Path) -> None:
         raise config.refuse("model", f"expected a model folder, but {folder} has no model*.safetensors{hint}")
     _check_index(config, folder)
     for path in weights:
-        try:
-            problem = check_safetensors(path)
-        except (OSError, KeyError, TypeError, IndexError, AttributeError) as error:
-            problem = f"cannot be read: {error}"
-        if problem:
+        if problem := check_safetensors(path):
             raise config.refuse("model", f"{path} {problem}")
     _check_tokenizer(config, folder)
 
@@ -116,7 +89,7 @@ def _check_tokenizer(config: LoraConfig, folder: Path) -> None:
 def _object(config: LoraConfig, path: Path, what: str = "") -> dict[str, Any]:
     """A JSON file's object."""
     data = path.read_bytes()
-    if data.startswith(_POINTER):
+    if data.startswith(POINTER):
         text = f"{what}{path} is a Git LFS pointer: run `git lfs pull` in its repository"
         raise config.refuse("model", text)
     try:
@@ -126,10 +99,3 @@ def _object(config: LoraConfig, path: Path, what: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise config.refuse("model", f"{what}{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def _json(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
