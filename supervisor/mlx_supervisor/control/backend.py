@@ -66,7 +66,8 @@ class ProcessInfo:
 
     `started_at_s`, `stopped_at_s`: seconds since 1970, 0 for never. `pid`: 0 when there is none.
     `exit_status`: the last exit code, -1 after a signal, None before the first exit.
-    `detail`: why it is FATAL or in BACKOFF, or what it does while STARTING or STOPPING; else "".
+    `detail`: why it is FATAL or in BACKOFF, what it does while STARTING or STOPPING, or why its last start was refused
+    while STOPPED or EXITED; else "".
     """
 
     name: str

@@ -41,7 +41,7 @@ def description(info: ProcessInfo, now_s: float) -> str:
         return f"pid {info.pid}, uptime {uptime}"
     if info.state in (ProcessState.FATAL, ProcessState.BACKOFF):
         return info.detail or f'unknown error (try "tail {info.name}")'
-    if info.state in (ProcessState.STOPPED, ProcessState.EXITED):
+    if info.state in (ProcessState.STOPPED, ProcessState.EXITED) and not info.detail:
         if not info.started_at_s:
             return "Completed" if info.state is ProcessState.EXITED else "Not started"  # by an earlier daemon
         return time.strftime("%b %d %I:%M %p", time.localtime(clip_int(info.stopped_at_s)))

@@ -233,6 +233,9 @@ def run_info(run: SupervisedRun) -> RunInfo:
 def _process_info(run: SupervisedRun) -> ProcessInfo:
     """A worker that is restarted counts as RUNNING: the operator has nothing to do."""
     state = run.machine.state
+    refused = run.machine.history.refused
+    if refused and run.machine.history.outcome == "completed":
+        state = State.COMPLETED  # as a later daemon finds it
     return ProcessInfo(
         name=run.name,
         state=PROCESS_STATES.get(state, ProcessState.STOPPING if run.machine.stopping else ProcessState.RUNNING),
@@ -240,5 +243,5 @@ def _process_info(run: SupervisedRun) -> ProcessInfo:
         started_at_s=run.worker.started_wall_s,
         stopped_at_s=run.worker.stopped_wall_s,
         exit_status=run.worker.exit_status,
-        detail=run.machine.reason if state in PAUSED | {State.FATAL} else "",
+        detail=run.machine.reason if state in PAUSED | {State.FATAL} else refused and f"last start refused: {refused}",
     )

@@ -7,10 +7,13 @@ from typing import cast
 import pytest
 from tests.core.machine.timeline import MachineTimeline, policy
 
-from mlx_supervisor.control.backend import RunInfo
+from mlx_supervisor.control.backend import ProcessState, RunInfo
+from mlx_supervisor.control.structs import description
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.policy import MIB
-from mlx_supervisor.daemon.control_adapter import run_info
+from mlx_supervisor.daemon.control_adapter import DaemonBackend, run_info
+from mlx_supervisor.daemon.daemon import Daemon
 from mlx_supervisor.daemon.run import SupervisedRun
 
 LIMIT_MIB = 20_000
@@ -103,3 +106,34 @@ def test_status_and_info_name_what_a_run_does_unless_it_trains(ctl, backend) -> 
     assert shown("phase checkpoint -> running") == "saving a checkpoint"
     assert shown("phase train -> running") == "training"
     assert shown("stop -> draining: ask stop") == "saving a checkpoint to stop"
+
+
+def test_a_completed_run_whose_later_start_was_refused_stays_exited_with_the_refusal() -> None:
+    """With the daemon that started it, and with a later one."""
+    timeline = MachineTimeline(policy()).play("""
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+        start                       -> starting: save, spawn 2 batch 8 of 8
+        bye refused seed changed    -> starting
+        exit 78                     -> fatal: close refused its job, save, finish failed
+    """)
+    later = MachineTimeline(policy(), RunHistory.restore(timeline.machine.snapshot()))
+    for machine in (timeline.machine, later.machine):
+        worker = SimpleNamespace(started_wall_s=9.0, stopped_wall_s=9.0, exit_status=78)
+        run = SimpleNamespace(name="night", machine=machine, pid=None, worker=worker)
+        (info,) = DaemonBackend(cast(Daemon, SimpleNamespace(runs={"night": run}))).processes()
+        assert info.state is ProcessState.EXITED
+        assert description(info, 10.0) == "last start refused: seed changed"
+    timeline.play("start -> starting: save, spawn 3 batch 8 of 8")
+    (info,) = DaemonBackend(
+        cast(
+            Daemon,
+            SimpleNamespace(
+                runs={"night": SimpleNamespace(name="night", machine=timeline.machine, pid=7, worker=worker)}
+            ),
+        )
+    ).processes()
+    assert (info.state, info.detail) == (ProcessState.STARTING, "")
