@@ -3,8 +3,13 @@
 import importlib
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.training import tiny_llama
 
 VOCABULARY = 4096
 """Large for a tiny model, so that logits make memory grow visibly with the batch size."""
@@ -32,8 +37,6 @@ def make_model(folder: Path, architecture: str) -> None:
     """Configuration, random weights and tokenizer."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     configuration = CONFIGURATIONS[architecture]
     folder.mkdir(parents=True)
@@ -42,12 +45,7 @@ def make_model(folder: Path, architecture: str) -> None:
     mx.random.seed(1)
     model = module.Model(module.ModelArgs.from_dict(configuration))
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(letters)} | {"<s>": 256, "</s>": 257}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    tiny_llama.write_tokenizer(folder)
 
 
 def make_data(folder: Path, *, train: int, valid: int, shortest: int = LENGTH - 30) -> None:
