@@ -42,6 +42,7 @@ LAYERS = {
     "mlx_worker": [
         *(
             "errors",
+            "words",
             "task",
             "memory",
             "data",
@@ -49,8 +50,6 @@ LAYERS = {
             "autopsy",
             "checkpoint",
             "extras",
-            "tasks",
-            "tasks.mlx_lm",
         ),
         *("tasks", "tasks.mlx_lm", "training", "check", "export", "__main__"),
     ],

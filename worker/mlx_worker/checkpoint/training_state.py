@@ -18,6 +18,7 @@ from mlx_worker.data.sources import length_of
 from mlx_worker.errors import ChangedError, RefusedError
 from mlx_worker.supervision.link import version_of
 from mlx_worker.task import Task
+from mlx_worker.words import listed
 
 TRAINER_VERSION = 1
 _LIST_SHOWN = 4
@@ -176,9 +177,8 @@ def _require_same(what: str, have: dict[str, mx.array], saved: dict[str, mx.arra
     if new == old:
         return
     names = sorted(name for name in {*new, *old} if new.get(name) != old.get(name))
-    parts = [f"{name}: {old.get(name, 'absent')} → {new.get(name, 'absent')}" for name in names[:_LIST_SHOWN]]
-    more = f" and {len(names) - _LIST_SHOWN} more" if len(names) > _LIST_SHOWN else ""
-    text = f"the task's {what} differ from the checkpoint's ({path}): {'; '.join(parts)}{more}"
+    parts = [f"{name}: {old.get(name, 'absent')} → {new.get(name, 'absent')}" for name in names]
+    text = f"the task's {what} differ from the checkpoint's ({path}): {listed(parts, _LIST_SHOWN, '; ')}"
     raise ChangedError(f"{text}. Undo the change, or begin anew with --fresh.")
 
 

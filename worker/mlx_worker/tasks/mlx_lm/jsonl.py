@@ -17,6 +17,7 @@ from typing import Any
 from mlx_worker.errors import RefusedError
 from mlx_worker.tasks.mlx_lm.config import LoraConfig
 from mlx_worker.tasks.safetensors_file import POINTER
+from mlx_worker.words import listed
 
 _NAMES_SHOWN = 6
 
@@ -96,9 +97,7 @@ def _content_of(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
         return "the folder is empty"
-    hidden = len(names) - _NAMES_SHOWN
-    shown = ", ".join(names[:_NAMES_SHOWN]) + (f" and {hidden} more" if hidden > 0 else "")
-    return f"it has {shown}. Each line of train.jsonl is one JSON object"
+    return f"it has {listed(names, _NAMES_SHOWN)}. Each line of train.jsonl is one JSON object"
 
 
 def _parse(path: Path) -> tuple[list[dict[str, Any]], str]:

@@ -6,6 +6,7 @@ import mlx.nn as nn
 
 from mlx_worker.tasks.mlx_lm.config import LoraConfig
 from mlx_worker.tasks.suggest import did_you_mean
+from mlx_worker.words import listed
 
 _SHOWN = 12
 
@@ -30,9 +31,7 @@ def notes(config: LoraConfig, model: Any) -> list[str]:
 
 def described(model: Any) -> str:
     """`the model has self_attn.q_proj, …`: what keys may name."""
-    names = _names(model)
-    hidden = len(names) - _SHOWN
-    return f"the model has {', '.join(names[:_SHOWN])}" + (f" and {hidden} more" if hidden > 0 else "")
+    return f"the model has {listed(_names(model), _SHOWN)}"
 
 
 def _hint(keys: list[str], model: Any) -> str:
@@ -41,7 +40,7 @@ def _hint(keys: list[str], model: Any) -> str:
 
 
 def _quoted(keys: list[str]) -> str:
-    return ", ".join(map(repr, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+    return listed([repr(key) for key in keys], 4)
 
 
 def _names(model: Any) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mlx_worker.tasks.mlx_lm.config import LoraConfig
 from mlx_worker.tasks.safetensors_file import POINTER, check_safetensors
+from mlx_worker.words import listed
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken", "*.model")
 _OTHER_WEIGHTS = ("*.gguf", "pytorch_model*.bin", "*.pth", "*.npz", "*.safetensors")
@@ -70,8 +71,7 @@ def _check_index(config: LoraConfig, folder: Path) -> None:
     shards = _object(config, path).get("weight_map", {})
     missing = sorted({shard for shard in shards.values() if not (folder / str(shard)).is_file()})
     if missing:
-        hidden = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        text = f"{folder} lacks {', '.join(missing[:3])}{hidden}, which {path.name} names; copy or download them again"
+        text = f"{folder} lacks {listed(missing, 3)}, which {path.name} names; copy or download them again"
         raise config.refuse("model", text)
 
 
