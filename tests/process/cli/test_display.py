@@ -16,6 +16,7 @@ from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.summary_text import print_summary
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.daemon.step_line import WIDTH_CHARS, step_line
 from mlx_supervisor.daemon.summary import summary_of
@@ -81,14 +82,19 @@ def test_speed_and_time_left_are_shown_once_they_are_known_and_only_while_the_wo
     assert progress_text(run) == "step 150/1000"
 
 
+def after_150_steps() -> tuple[Run, ev.StepReport]:
+    """A run in which updates of 0.5 s made the speed known, and its last step."""
+    timeline = MachineTimeline()
+    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 150 seconds=0.5 -> running")
+    assert timeline.machine.last_step is not None
+    return timeline.machine, timeline.machine.last_step
+
+
 @pytest.mark.usefixtures("at_2047")
 def test_a_long_step_line_leaves_out_what_is_least_needed_and_one_without_tokens_says_so() -> None:
-    timeline = MachineTimeline()
-    run = timeline.machine
-    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 150 seconds=0.5 -> running")
-    assert run.last_step is not None
+    run, last = after_150_steps()
     smoothed = run.history.smoothed_loss
-    step = replace(run.last_step, loss=None, metrics={"grad_norm": 1.25})
+    step = replace(last, loss=None, metrics={"grad_norm": 1.25})
     run.history.add_step(replace(step, step=151), step)
     line = step_line(run, replace(step, step=151))
     assert "step 151/1000 no tokens smoothed=" in line
@@ -96,7 +102,7 @@ def test_a_long_step_line_leaves_out_what_is_least_needed_and_one_without_tokens
     assert line.endswith(" memory=500/2,200 MiB, 7 min left")
     assert len(line) <= WIDTH_CHARS
     assert run.history.smoothed_loss == smoothed, "an update without tokens has no loss"
-    assert run.history.loss == run.last_step.loss
+    assert run.history.loss == last.loss
 
 
 def fields_of(line: str) -> list[str]:
@@ -105,11 +111,8 @@ def fields_of(line: str) -> list[str]:
 
 @pytest.mark.usefixtures("at_2047")
 def test_a_field_that_was_left_out_does_not_come_back() -> None:
-    timeline = MachineTimeline()
-    run, left_out = timeline.machine, set[str]()
-    timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 150 seconds=0.5 -> running")
-    assert run.last_step is not None
-    step = replace(run.last_step, metrics={"grad_norm": 1.25})
+    (run, last), left_out = after_150_steps(), set[str]()
+    step = replace(last, metrics={"grad_norm": 1.25})
     short, long = step, replace(step, metrics={"grad_norm": 1.23456e-05, "accuracy": 0.123})
     assert "done" in fields_of(step_line(run, replace(step, metrics={}), left_out))
     lines = [step_line(run, each, left_out) for each in (long, short, long, replace(step, metrics={}))]
