@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.process import harness
@@ -167,6 +168,45 @@ def test_while_it_runs_and_after_its_supervisor_died(home: Path, capsys: pytest.
         harness.eventually(lambda: status([], None, as_json=True) == 0 and '"interrupted"' in printed(capsys))
         assert status([], None, as_json=False) == 0
         assert "its supervisor ended without finishing it; start it again to resume" in printed(capsys)
+
+
+def test_a_killed_supervisor_leaves_the_new_target_and_no_error_of_an_earlier_generation(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert harness.run(harness.write_settings(home, args={})).process.returncode == 0
+    crashes_once = {"mode": "crash", "at_step": 60, "generations": 2, "delay_s": 0.05, "save_every": 10**6}
+    settings = harness.write_settings(home, args=crashes_once, steps=10_000)
+    with harness.Foreground(settings) as foreground:
+
+        def report() -> dict[str, Any]:
+            assert status([], None, as_json=True) == 0
+            (found,) = json.loads(printed(capsys))
+            assert isinstance(found, dict)
+            return found
+
+        foreground.until("Ready at step 20 of")
+        harness.eventually(lambda: "usual_step_s" in report())
+        assert report()["target_steps"] == 10_000
+        foreground.until("the user's code is broken")
+        harness.eventually(lambda: report()["generation"] == 3 and "usual_step_s" in report())
+        foreground.process.kill()
+        foreground.process.wait()
+        harness.eventually(lambda: report()["state"] == "interrupted")
+        assert report()["error"] == ""
+        assert status([], None, as_json=False) == 0
+        assert "broken" not in printed(capsys)
+
+
+def test_each_metric_is_shown_once(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(finished.parent / "state/journal.db")) as connection, connection:
+        (text,) = connection.execute("SELECT history FROM runs").fetchone()
+        metrics = {"metrics": {"grad_norm": 1.25}, "validation_metrics": {"accuracy": 0.9}}
+        connection.execute("UPDATE runs SET history = ?", (json.dumps(json.loads(text) | metrics),))
+    assert status([], None, as_json=False) == 0
+    shown = printed(capsys)
+    assert [shown.count(each) for each in ("grad_norm", "accuracy")] == [1, 1]
+    assert ", grad_norm=1.25, " in shown
+    assert ", validation accuracy=0.9\n" in shown
 
 
 def test_logs_end_with_what_was_written_last(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

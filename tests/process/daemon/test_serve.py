@@ -1,5 +1,6 @@
 """The daemon, controlled by Supervisord's client and by `supervisorctl`; ended in every way, and started again."""
 
+import json
 import os
 import re
 import signal
@@ -163,6 +164,21 @@ def test_the_daemon_after_a_killed_one_resumes_its_runs(folder) -> None:
     with serving(settings) as service:
         service.until_state("RUNNING")
         assert f"Ready at step {saved} of" in service.ctl("tail", "-100000", "run").out
+
+
+def test_the_daemon_after_a_killed_one_shows_no_error_of_an_earlier_generation(folder) -> None:
+    crashes_once = {"mode": "crash", "at_step": 3, "generations": 1, "delay_s": 0.01, "save_every": 10**6}
+    settings = harness.write_settings(folder, args=crashes_once, steps=1_000_000)
+    with serving(settings) as service:
+        service.ctl("start", "run")
+        harness.eventually(lambda: harness.journaled_steps(folder) > 10)
+        assert "the user's code is broken" in service.ctl("tail", "-100000", "run").out
+        service.process.kill()
+        service.process.wait()
+    with serving(settings, MLX_SUPERVISOR_WORKER="tail -f") as service:  # a worker that is never ready
+        service.until_state("STARTING")
+        assert json.loads(service.ctl("info", "run").out)["error"] == ""
+        assert "broken" not in service.ctl("status", "run").out
 
 
 def test_autostart_starts_once_and_not_again_when_completed(folder) -> None:
