@@ -27,7 +27,7 @@ async def end_orphaned_worker(
     if pid == 0:
         return await _end_by_token(token, grace_s, hurried)
     deadline_s = time.monotonic() + grace_s
-    while _is_running(pid, create_time_s):
+    while is_running(pid, create_time_s):
         if hurried() or time.monotonic() >= deadline_s:
             kill_group(pid)
             await kill_orphans(pid, token)
@@ -81,7 +81,8 @@ def _scan(pid: int, token: str, group: bool) -> list[psutil.Process]:
     return found
 
 
-def _is_running(pid: int, create_time_s: float) -> bool:
+def is_running(pid: int, create_time_s: float) -> bool:
+    """Whether the process still runs; a pid may have been reused by a later one."""
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - create_time_s) < 1.0 and process.status() != psutil.STATUS_ZOMBIE

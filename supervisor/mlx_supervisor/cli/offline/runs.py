@@ -16,6 +16,7 @@ from mlx_supervisor.cli.offline.places import Place, UsageError
 from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.journal.reader import JournaledGeneration, JournalReader, Record
+from mlx_supervisor.process.orphans import is_running
 
 PREVIOUS = re.compile(r"\.previous(\.[2-9])?$")
 """The end of the name of a folder that --fresh set aside."""
@@ -26,8 +27,10 @@ NAMES_SHOWN, PLACES_SHOWN = 12, 3
 
 @dataclass(frozen=True)
 class KnownRun:
-    """A run of a state folder. `history`: None without a readable journal; `ready`: the newest notice that a worker was
-    ready; `summary`: None before the first end.
+    """A run of a state folder, as it was when it was read.
+
+    `history`: None without a readable journal; `ready`: the newest notice that a worker was ready; `summary`: None
+    before the first end; `worker`: the generation that is running, if any.
     """
 
     place: Place
@@ -38,18 +41,11 @@ class KnownRun:
     ready: Record | None
     summary: Record | None
     supervised: bool
+    worker: JournaledGeneration | None
 
     @property
     def folder(self) -> Path:
         return self.place.run_dir(self.name)
-
-    @property
-    def worker(self) -> JournaledGeneration | None:
-        """The generation that is running now."""
-        for each in reversed(self.generations):
-            if each.record is None and is_running(each.pid, each.create_time_s):
-                return each
-        return None
 
     @property
     def state(self) -> str:
@@ -124,19 +120,6 @@ def open_journal(place: Place) -> JournalReader | None:
         return None
 
 
-def is_running(pid: int, create_time_s: float) -> bool:
-    """Whether the process still runs; a pid may have been reused by a later one."""
-    try:
-        process = psutil.Process(pid) if pid else None
-        return (
-            process is not None
-            and process.status() != psutil.STATUS_ZOMBIE
-            and abs(process.create_time() - create_time_s) < 2.0
-        )
-    except psutil.Error:
-        return False
-
-
 def is_supervised(state_dir: Path) -> bool:
     """Whether a supervisor holds the folder. Taking its lock would bar a supervisor that starts now, so its pid is
     read: that of a process that is older than the lock file's last write."""
@@ -169,7 +152,10 @@ def _read(place: Place, name: str, journal: JournalReader | None, supervised: bo
             print(f"{name}: {error}; showing what summary.json says", file=sys.stderr)
     if history is not None and ready is not None and not history.target_steps:  # saved before the worker was ready
         history.target_steps = int(ready["fields"].get("target_steps") or 0)
-    return KnownRun(place, name, journal, history, generations, ready, read_summary(place.run_dir(name)), supervised)
+    unended = (each for each in reversed(generations) if each.record is None and each.pid)
+    worker = next((each for each in unended if is_running(each.pid, each.create_time_s)), None)
+    summary = read_summary(place.run_dir(name))
+    return KnownRun(place, name, journal, history, generations, ready, summary, supervised, worker)
 
 
 def _listed(places: Sequence[Place]) -> str:
