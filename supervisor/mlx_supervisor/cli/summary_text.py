@@ -47,7 +47,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path, re
 
 def _results(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """Where the weights are, or the command that writes them; also for the best checkpoint if it is not the last."""
-    export = shlex.join(["mlx-supervisor", "export", summary["run"], "--state-dir", str(folder.parents[1])])
+    export = _export(summary, folder)
     lines = [_result(summary, folder) if summary.get("exported_to") else f"No export: `{export}` writes the weights."]
     best = summary.get("best_validation_step")
     if best and best < summary["step"] and (folder / "checkpoints" / f"step-{best:09d}").is_dir():
@@ -60,14 +60,18 @@ def _result(summary: Mapping[str, Any], folder: Path) -> str:
     result = Path(summary["exported_to"])
     owner = owner_of(result)
     if owner is not None and owner.folder not in ("", str(folder.resolve())):
-        words = ["mlx-supervisor", "export", summary["run"], "--state-dir", str(folder.parents[1])]
-        return f"Result: {result} now belongs to {owner}; write this run's again with: {shlex.join(words)}"
+        return f"Result: {result} now belongs to {owner}; write this run's again with: {_export(summary, folder)}"
     try:
         found = any(not entry.name.startswith(".") for entry in result.iterdir())
     except OSError:
         found = False
-    words = ["mlx-supervisor", "export", summary["run"], "--state-dir", str(folder.parents[1]), "-o", str(result)]
-    return f"Result: {result}" + ("" if found else f" is empty; write it again with: {shlex.join(words)}")
+    again = "" if found else f" is empty; write it again with: {_export(summary, folder, '-o', str(result))}"
+    return f"Result: {result}{again}"
+
+
+def _export(summary: Mapping[str, Any], folder: Path, *options: str) -> str:
+    """The command that writes the adapters of the run's newest checkpoint."""
+    return shlex.join(["mlx-supervisor", "export", summary["run"], "--state-dir", str(folder.parents[1]), *options])
 
 
 def _ending(summary: Mapping[str, Any]) -> str:
