@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_supervisor import wire
-from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
+from mlx_supervisor.cli.request.exit_statuses import EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.host.memory import machine_bytes

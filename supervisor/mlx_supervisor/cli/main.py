@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
+from mlx_supervisor.cli.request.exit_statuses import EXIT_WRONG_SETTINGS
 
 if TYPE_CHECKING:
     from mlx_supervisor.cli.request.request import RunRequest

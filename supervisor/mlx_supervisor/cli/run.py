@@ -10,8 +10,8 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 
 from mlx_supervisor.cli.display import Display, LiveDisplay, PlainDisplay
-from mlx_supervisor.cli.exit_statuses import EXIT_COMPLETED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.nonblocking_stream import NonblockingStream
+from mlx_supervisor.cli.request.exit_statuses import EXIT_COMPLETED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.signals import handle_signals
 from mlx_supervisor.cli.summary_text import print_summary, was_refused

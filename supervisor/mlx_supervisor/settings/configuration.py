@@ -13,6 +13,7 @@ from mlx_supervisor.settings.rules import NAME_LENGTH, RESERVED_NAMES
 from mlx_supervisor.settings.schema import RunSettings, TaskSettings
 
 SUFFIXES = frozenset({".yaml", ".yml"})
+SETTINGS_SUFFIX = ".toml"
 UNNAMED = "run"
 """The run's name where no file gives one."""
 
@@ -20,6 +21,11 @@ UNNAMED = "run"
 def is_configuration(path: Path) -> bool:
     """Whether a file is mlx_lm's configuration, by its name."""
     return path.suffix.lower() in SUFFIXES
+
+
+def names_run(path: Path) -> bool:
+    """Whether a file is a settings file or mlx_lm's configuration, by its name."""
+    return path.suffix.lower() == SETTINGS_SUFFIX or is_configuration(path)
 
 
 def option(key: str) -> str:

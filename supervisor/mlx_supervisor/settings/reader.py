@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_supervisor.settings import validation
-from mlx_supervisor.settings.configuration import SUFFIXES, is_configuration, name_of, run_of
+from mlx_supervisor.settings.configuration import SETTINGS_SUFFIX, is_configuration, name_of, names_run, run_of
 from mlx_supervisor.settings.default_state_dir import default_state_dir
 from mlx_supervisor.settings.paths import resolve
 from mlx_supervisor.settings.rules import check_name, check_outputs, check_run
@@ -95,7 +95,7 @@ def _read(path: Path) -> str:
 def _nearest(path: Path) -> str:
     """The file beside a missing one that was probably meant."""
     with contextlib.suppress(OSError):
-        names = [each.name for each in path.parent.iterdir() if each.suffix.lower() in SUFFIXES | {".toml"}]
+        names = [each.name for each in path.parent.iterdir() if names_run(each)]
         near = difflib.get_close_matches(path.name, names, n=1)
         return f"; did you mean {near[0]}?" if near else ""
     return ""
@@ -111,7 +111,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 def _looks_like_yaml(path: Path, text: str) -> str:
     """A hint for a configuration file of mlx_lm.lora under another name."""
     first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
-    if path.suffix == ".toml" and not re.match(r"\s*([\w-]+:\s|\{|---)", first):
+    if path.suffix == SETTINGS_SUFFIX and not re.match(r"\s*([\w-]+:\s|\{|---)", first):
         return ""
     return "; a settings file is TOML, and the name of a configuration file of mlx_lm.lora must end in .yaml or .yml"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_supervisor.cli import nonblocking_stream
-from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
+from mlx_supervisor.cli.request.exit_statuses import EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.cli.run import run
 

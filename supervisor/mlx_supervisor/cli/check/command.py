@@ -9,7 +9,7 @@ from mlx_supervisor.cli.check import places, probe, text
 from mlx_supervisor.cli.check.findings import Findings
 from mlx_supervisor.cli.check.measuring import measure_sizes
 from mlx_supervisor.cli.check.prediction import Bound
-from mlx_supervisor.cli.exit_statuses import EXIT_COMPLETED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS
+from mlx_supervisor.cli.request.exit_statuses import EXIT_COMPLETED, EXIT_INTERRUPTED, EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.core.words import size as shown
 from mlx_supervisor.host.memory import machine_bytes

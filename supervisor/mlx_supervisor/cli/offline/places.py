@@ -9,14 +9,13 @@ from pathlib import Path
 
 import platformdirs
 
-from mlx_supervisor.settings.configuration import is_configuration
+from mlx_supervisor.settings.configuration import is_configuration, names_run
 from mlx_supervisor.settings.default_state_dir import default_state_dir
 from mlx_supervisor.settings.paths import DEFAULT_FILE, resolve
 from mlx_supervisor.settings.reader import STATE_DIR_VARIABLE, read_settings
 from mlx_supervisor.settings.schema import SettingsError
 from mlx_supervisor.state_dir import COMMAND_LINE, PROJECTS
 
-SETTINGS_SUFFIX = ".toml"
 PREFERRED = "settings.toml"
 
 
@@ -102,9 +101,7 @@ def is_state_dir(path: Path) -> bool:
 
 def _is_place(word: str) -> bool:
     path = Path(word).expanduser()
-    if path.suffix.lower() == SETTINGS_SUFFIX or is_configuration(path):
-        return True
-    return path.is_dir() and (is_state_dir(path) or os.sep in word)
+    return names_run(path) or (path.is_dir() and (is_state_dir(path) or os.sep in word))
 
 
 def _of_user() -> list[Place]:
@@ -125,7 +122,7 @@ def _in_current_folder() -> list[Place]:
     here = Path.cwd()
     found: dict[Path, Place] = {}
     for path in sorted(here.iterdir()):
-        if path.is_file() and (path.suffix.lower() == SETTINGS_SUFFIX or is_configuration(path)):
+        if path.is_file() and names_run(path):
             try:
                 place = place_of(path)
             except SettingsError:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
+from mlx_supervisor.cli.request.exit_statuses import EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.settings.configuration import UNNAMED, is_configuration, valid_name
 from mlx_supervisor.settings.schema import Settings, SettingsError, TaskSettings

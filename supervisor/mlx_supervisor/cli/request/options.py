@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mlx_supervisor.cli.exit_statuses import EXIT_WRONG_SETTINGS
+from mlx_supervisor.cli.request.exit_statuses import EXIT_WRONG_SETTINGS
 from mlx_supervisor.cli.request.request import RunRequest
 from mlx_supervisor.settings.configuration import option
 from mlx_supervisor.settings.schema import SettingsError

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mlx_supervisor.host.memory import machine_bytes
-from mlx_supervisor.settings.configuration import SUFFIXES, is_configuration, option
+from mlx_supervisor.settings.configuration import is_configuration, names_run, option
 from mlx_supervisor.settings.reader import read_settings, settings_without_file
 from mlx_supervisor.settings.schema import RunSettings, Settings, SettingsError
 from mlx_supervisor.settings.sizes import parse_limit
@@ -118,7 +118,7 @@ def choose(settings: Settings, name: str | None) -> str:
 
 def what_to_type(verb: str = "run") -> str:
     """Help for a command line that names no run."""
-    found = sorted(path.name for path in Path.cwd().glob("*") if path.suffix in SUFFIXES | {".toml"})
+    found = sorted(path.name for path in Path.cwd().glob("*") if names_run(path))
     found = [name for name in found if name != "pyproject.toml"]
     here = f"\nIn this folder: {', '.join(found[:SHOWN])}{', …' if len(found) > SHOWN else ''}" if found else ""
     return (
