@@ -7,7 +7,6 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -15,11 +14,11 @@ import structlog
 from mlx_supervisor import wire
 from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine.machine import apply
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import AT_REST, State
 from mlx_supervisor.daemon.deadline_timer import DeadlineTimer
+from mlx_supervisor.daemon.identity import claim, notice_without_history
 from mlx_supervisor.daemon.recorder import Recorder, load_history
 from mlx_supervisor.daemon.recovery import Recovery
 from mlx_supervisor.daemon.shared import Observer, Observers, Shared
@@ -30,10 +29,10 @@ from mlx_supervisor.logs.run_log import RunLog
 from mlx_supervisor.process.launch import keep_job
 from mlx_supervisor.process.task_digest import task_digest
 from mlx_supervisor.sampling.host_poller import HostPoller
-from mlx_supervisor.settings.schema import Settings, SettingsError
+from mlx_supervisor.settings.schema import Settings
 from mlx_supervisor.settings.to_job import Past
 from mlx_supervisor.settings.to_policy import policy_of
-from mlx_supervisor.state_dir import StateDirError, is_present, left_behind, owner_of, record_owner
+from mlx_supervisor.state_dir import StateDirError
 
 FAILURE_NOTICE_INTERVAL_S = 60.0
 """At most one notice in this time for failures of the same action."""
@@ -62,10 +61,9 @@ class SupervisedRun:
         self.name = name
         self.settings = settings
         self._observers = Observers(name, observers)
-        self._shared = shared
         policy = policy_of(settings.runs[name], shared.machine_bytes, f"runs.{name}")
         history = load_history(shared.journal, name)
-        _claim(history, name, settings, shared)
+        claim(history, name, settings, shared.state)
         self.folder = shared.state.run_dir(name)
         (self.folder / "logs").mkdir(mode=0o700, exist_ok=True)
         self.log = RunLog(self.folder / "logs")
@@ -77,7 +75,7 @@ class SupervisedRun:
         self._failure_notice_s: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._drill_reported = False
-        self._first_notice = None if history.generation > 0 else self._notice_without_history()
+        self._first_notice = None if history.generation > 0 else notice_without_history(name, settings, shared.state)
         self._host = HostPoller(self.post)
         self.worker = WorkerProcess(name, settings, shared, self.log, self._recorder, self._post_worker)
         self.recovery = Recovery(name, shared.journal, self.machine, self._notice, self.post, self._changed.set)
@@ -257,20 +255,6 @@ class SupervisedRun:
         self._recorder.notice(notice)
         self._observers.show(lambda observer: observer.on_notice(notice))
 
-    def _notice_without_history(self) -> act.Notice | None:
-        """What a run without a history should know: checkpoints without a journal, or a moved settings file."""
-        if any((self.folder / "checkpoints").glob("step-*")):
-            text = f"The journal has no history of this run; it resumes from the checkpoints in {self.folder}."
-            return act.Notice("history_lost", text, act.Severity.WARNING)
-        moved = left_behind(self._shared.state.path, self.name, self.settings.path.resolve())
-        if moved is None:
-            return None
-        text = (
-            f"This run is new. Another one named {self.name!r} is in {moved[1]}; its settings file {moved[0]} "
-            f"no longer exists. If you moved it, move it back to resume that run."
-        )
-        return act.Notice("moved", text, act.Severity.WARNING)
-
     def _spawn(self, action: act.Spawn) -> None:
         self._broken = False
         self.machine.task_digest = task_digest(self.settings, self.name)
@@ -288,22 +272,3 @@ class SupervisedRun:
 
 def _action_name(action: act.Action) -> str:
     return "spawn" if isinstance(action, act.Spawn) else type(action).__name__
-
-
-def _claim(history: RunHistory, name: str, settings: Settings, shared: Shared) -> None:
-    """Record the settings file in the run's history and folder. Raises SettingsError if either is another file's."""
-    file, folder = str(settings.path.resolve()), shared.state.run_dir(name)
-    of_journal = history.settings_file if history.generation > 0 else ""
-    recorded = next((each for each in (of_journal, owner_of(folder)) if each not in ("", file)), None)
-    if recorded is not None:
-        moved, restore = (
-            ("", "") if is_present(Path(recorded)) else (", which no longer exists", ", move the file back")
-        )
-        text = (
-            f"runs.{name}: the state folder {shared.state.path} already holds a run named {name!r} of {recorded}"
-            f"{moved}; this is {file}. Rename this run, choose another --state-dir{restore}, "
-            f"or set that run aside with --fresh."
-        )
-        raise SettingsError([text])
-    record_owner(folder, name, file)
-    history.settings_file = file
