@@ -23,8 +23,9 @@ from tests.process import harness
 from mlx_supervisor.cli.offline.compare import compare, settings_of, side_of
 from mlx_supervisor.cli.offline.history import history
 from mlx_supervisor.cli.offline.logs import logs
-from mlx_supervisor.cli.offline.places import UsageError
-from mlx_supervisor.cli.offline.status import age_text, status
+from mlx_supervisor.cli.offline.places import UsageError, find
+from mlx_supervisor.cli.offline.runs import chosen
+from mlx_supervisor.cli.offline.status import age_text, lines_of, report_of, status
 
 
 @pytest.fixture
@@ -163,11 +164,14 @@ def test_while_it_runs_and_after_its_supervisor_died(home: Path, capsys: pytest.
         assert f"generation 1, pid {live['pid']}, up " in printed(capsys)
         assert history([], None, as_csv=False, as_json=False) == 0
         assert printed(capsys).rstrip().endswith("running")
+        (read_before,) = chosen(find([], None).places, [])
         foreground.process.kill()
         foreground.process.wait()
         harness.eventually(lambda: status([], None, as_json=True) == 0 and '"interrupted"' in printed(capsys))
         assert status([], None, as_json=False) == 0
         assert "its supervisor ended without finishing it; start it again to resume" in printed(capsys)
+        shown = lines_of(read_before, report_of(read_before), width=3)
+        assert f"pid {live['pid']}, up " in shown[0], "one state of the run, also if it ends while it is shown"
 
 
 def test_a_killed_supervisor_leaves_the_new_target_and_no_error_of_an_earlier_generation(
