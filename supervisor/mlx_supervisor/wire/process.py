@@ -1,6 +1,8 @@
-"""Exit statuses and environment variables of the worker."""
+"""Exit statuses, environment variables and the disk reserve of the worker."""
 
 STDERR_TAIL_LIMIT_BYTES = 16 * 1024
+RESERVE_BYTES = 64 * 1024 * 1024
+"""Disk space that every checkpoint leaves free, for logs and the journal."""
 EXIT_COMPLETED = 0
 EXIT_FAILED = 1
 EXIT_STOPPED = 75

@@ -43,8 +43,7 @@ from mlx_worker.checkpoint.manifest import (
 __all__ = ["CheckpointError", "CheckpointStore", "DiskError", "LoadedCheckpoint", "SavedCheckpoint", "weights_sha256"]
 
 TRAINER_LIMIT_BYTES = 4 * 1024 * 1024
-RESERVE_BYTES = 64 * 1024 * 1024
-"""Disk space that every checkpoint leaves free, for logs and the journal."""
+RESERVE_BYTES = wire.RESERVE_BYTES
 LAST_RESERVE_BYTES = 1024 * 1024
 """The same for a checkpoint without which updates would be lost: at a stop and at the end."""
 SKIPPED_LIMIT = 16

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from mlx_supervisor.core.words import size as shown
 from mlx_supervisor.state_dir import StateDirError, require_owned, require_usable, unusable
-
-RESERVE_BYTES = 64 * 1024 * 1024
-"""Every checkpoint leaves as much free (`mlx_worker.checkpoint.store`)."""
+from mlx_supervisor.wire import RESERVE_BYTES
 
 
 @dataclass(frozen=True)
