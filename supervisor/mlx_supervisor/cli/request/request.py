@@ -51,9 +51,9 @@ class RunRequest:
         self._check_limit(settings, name)
         return settings, name
 
-    def command(self, verb: str = "run") -> str:
+    def command(self) -> str:
         """The command line for this run, quoted for a shell."""
-        words = ["mlx-supervisor", verb, *([] if self.file is None else [str(self.file)])]
+        words = ["mlx-supervisor", "run", *([] if self.file is None else [str(self.file)])]
         if self.name is not None:
             words += [self.name] if self.file is not None else ["--name", self.name]
         for key, value in self.options.items():
@@ -116,17 +116,17 @@ def choose(settings: Settings, name: str | None) -> str:
     raise SettingsError([f"runs: {found}; allowed: {', '.join(names)}"], settings.path)
 
 
-def what_to_type(verb: str = "run") -> str:
+def what_to_type() -> str:
     """Help for a command line that names no run."""
     found = sorted(path.name for path in Path.cwd().glob("*") if names_run(path))
     found = [name for name in found if name != "pyproject.toml"]
     here = f"\nIn this folder: {', '.join(found[:SHOWN])}{', …' if len(found) > SHOWN else ''}" if found else ""
     return (
-        f"What should it train? Type one of\n"
-        f"  mlx-supervisor {verb} lora.yaml                    a configuration file of mlx_lm.lora\n"
-        f"  mlx-supervisor {verb} --model MODEL --data FOLDER  the options of mlx_lm.lora alone\n"
-        f"  mlx-supervisor {verb} settings.toml                a settings file (`mlx-supervisor init` writes one)\n"
-        f"All options: mlx-supervisor {verb} --help{here}"
+        "What should it train? Type one of\n"
+        "  mlx-supervisor run lora.yaml                    a configuration file of mlx_lm.lora\n"
+        "  mlx-supervisor run --model MODEL --data FOLDER  the options of mlx_lm.lora alone\n"
+        "  mlx-supervisor run settings.toml                a settings file (`mlx-supervisor init` writes one)\n"
+        f"All options: mlx-supervisor run --help{here}"
     )
 
 
