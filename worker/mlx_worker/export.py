@@ -18,6 +18,7 @@ from mlx_supervisor import wire
 from mlx_worker.checkpoint import exact_json
 from mlx_worker.checkpoint.manifest import (
     AVERAGE,
+    CHECKPOINTS,
     MANIFEST,
     MODEL,
     TRAINER,
@@ -96,7 +97,7 @@ def _read(run_dir: Path, step: int | None) -> tuple[str, int, dict[str, Any], di
 
 def _verified(run_dir: Path, step: int | None) -> tuple[Path, int]:
     """The checkpoint of `step`, or the newest intact one."""
-    checkpoints = run_dir / "checkpoints"
+    checkpoints = run_dir / CHECKPOINTS
     found = {found: path for path in _entries(checkpoints) if (found := step_of(path.name)) is not None}
     if not found:
         raise RefusedError(f"{checkpoints}: no checkpoint yet")

@@ -12,6 +12,7 @@ import msgspec
 from mlx_supervisor import wire
 from mlx_supervisor.wire.check import MeasureReport
 from mlx_worker.check.longest import STREAM_READ, Updates, longest, spread
+from mlx_worker.checkpoint.manifest import CHECKPOINTS
 from mlx_worker.checkpoint.store import CheckpointStore, SavedCheckpoint
 from mlx_worker.data.sources import head_of, is_sized
 from mlx_worker.memory.cache_policy import CachePolicy
@@ -72,7 +73,7 @@ class NoStore(CheckpointStore):
     """Writes nothing: it holds a snapshot in memory for the time of two updates, as a slow disk does."""
 
     def __init__(self, job: wire.Job, link: RecordingLink) -> None:
-        super().__init__(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
+        super().__init__(Path(job.run_dir) / CHECKPOINTS, job.run, job.checkpoint.keep)
         self.link = link
         self.saved = False
 

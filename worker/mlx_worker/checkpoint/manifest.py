@@ -20,6 +20,8 @@ from mlx_worker.checkpoint import durable_files
 MODEL, OPTIMIZER, TRAINER, MANIFEST = "model.safetensors", "optimizer.safetensors", "trainer.json", "MANIFEST.json"
 AVERAGE, TASK_STATE, STREAM = "ema.safetensors", "task_state.safetensors", "stream.safetensors"
 """Only where a run has them: averaged weights, and the arrays in the task's own state and in its stream's position."""
+CHECKPOINTS = "checkpoints"
+"""In the run's folder: the folder of its checkpoints."""
 MANIFEST_LIMIT_BYTES = 256 * 1024
 _NAME = re.compile(r"step-([0-9]{9,18})")
 _DAMAGE = {errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
@@ -56,6 +58,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     run: RunName
     step: Count
     files: Annotated[list[FileEntry], msgspec.Meta(min_length=1, max_length=64)]
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether the run's folder has something named like a checkpoint, damaged or not."""
+    return any((run_dir / CHECKPOINTS).glob("step-*"))
 
 
 def name_of(step: int) -> str:

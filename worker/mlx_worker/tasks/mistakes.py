@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_supervisor import wire
+from mlx_worker.checkpoint.manifest import has_checkpoint
 from mlx_worker.errors import RefusedError
 from mlx_worker.supervision.raised import errors_of
 from mlx_worker.tasks.settings_key import settings_key
@@ -33,7 +34,7 @@ def refused(job: wire.Job, steps: Callable[[], int]) -> Iterator[None]:
             raise RefusedError(f"{where}{error}") from error
         raise
     except MISTAKES as error:
-        if job.task.kind != "python" or steps() or any((Path(job.run_dir) / "checkpoints").glob("step-*")):
+        if job.task.kind != "python" or steps() or has_checkpoint(Path(job.run_dir)):
             raise
         traceback.print_exception(error)  # to stderr.log: the refusal has one line of it
         raise RefusedError(f"{where}{described(error)}{_log(job)}") from error

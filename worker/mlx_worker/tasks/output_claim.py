@@ -14,6 +14,7 @@ import msgspec
 
 from mlx_supervisor import wire
 from mlx_supervisor.wire.owner import LIMIT_BYTES, OWNER_FILE, Owner, decoded
+from mlx_worker.checkpoint.manifest import has_checkpoint
 from mlx_worker.errors import RefusedError
 
 PREVIOUS = "previous"
@@ -174,7 +175,7 @@ def _moved(recorded: Owner, owner: Owner) -> bool:
     same = (recorded.run, recorded.settings_file) == (owner.run, owner.settings_file)
     if not same or not recorded.folder.startswith("/") or Path(recorded.folder).exists():
         return False
-    return any((Path(owner.folder) / "checkpoints").glob("step-*"))
+    return has_checkpoint(Path(owner.folder))
 
 
 def _has_results(descriptor: int, folder: Path) -> bool:

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_supervisor import wire
 from mlx_worker.checkpoint import changes, training_state
+from mlx_worker.checkpoint.manifest import CHECKPOINTS
 from mlx_worker.checkpoint.rng_state import seed_generators
 from mlx_worker.checkpoint.saver import CHECKPOINT_BOUND_S, Saver
 from mlx_worker.checkpoint.store import CheckpointStore, LoadedCheckpoint, weights_sha256
@@ -208,7 +209,7 @@ class Trainer:
         self.link, self.stop = commands.link, commands.stop
         self.recomputes = gradient_checkpointing.start(task, requested=job.memory.gradient_checkpointing)
         self.facts = training_state.recipe(job, task, plan.steps, plan.size, plan.effective)
-        store = store or CheckpointStore(Path(job.run_dir) / "checkpoints", job.run, job.checkpoint.keep)
+        store = store or CheckpointStore(Path(job.run_dir) / CHECKPOINTS, job.run, job.checkpoint.keep)
         newest = store.load_newest()
         self.progress, changed = self._restore(newest)
         self.checkpoint = None if newest is None else newest.path.name
