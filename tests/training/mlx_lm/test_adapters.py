@@ -87,7 +87,7 @@ def test_adapters_are_written_as_soon_as_their_disk_has_room(llama_dir, tmp_path
 
     def full_at_first(files, descriptor):
         tries.append(descriptor)
-        if len(tries) <= 2:
+        if 1 < len(tries) <= 3:  # the first is the cache of digests
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         flush(files, descriptor)
 

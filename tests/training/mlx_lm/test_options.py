@@ -12,6 +12,7 @@ import mlx.core as mx
 import pytest
 from tests.training.mlx_lm.mlx_lm_runs import adapters, run_worker, write
 
+from mlx_worker.checkpoint import durable_files
 from mlx_worker.errors import RefusedError
 from mlx_worker.tasks.mlx_lm import task
 
@@ -105,13 +106,14 @@ def test_adapters_that_cannot_be_saved_on_the_way_do_not_end_the_run(llama_dir, 
     assert "cannot save the adapters of iteration 1" in capsys.readouterr().err
     assert (tmp_path / "adapters-full_disk" / "0000002_adapters.safetensors").exists()
 
-    def fill(_source, target):
-        Path(target).write_bytes(b"half")
-        raise OSError("no space left")
+    def full(files, source, target):
+        if target.name.endswith("_adapters.safetensors"):
+            raise OSError("no space left")
+        source.replace(target)
 
-    monkeypatch.setattr(task.shutil, "copyfile", fill)
+    monkeypatch.setattr(durable_files.SharedFiles, "rename", full)
     run_worker(llama_dir, write(tmp_path, "half", iters=2, save_every=1), tmp_path / "half_run")
-    names = sorted(path.name for path in (tmp_path / "adapters-half").glob("*.safetensors"))
+    names = sorted(path.name for path in (tmp_path / "adapters-half").glob("*adapters.*"))
     assert names == ["adapters.safetensors"], "half a copy takes room that the result needs"
 
 

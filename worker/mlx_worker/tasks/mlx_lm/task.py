@@ -1,6 +1,5 @@
 """Fine-tuning with mlx_lm: its configuration file, loader, datasets, adapters, optimizers, schedules and loss."""
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -138,15 +137,13 @@ def _intermediate_save(config: LoraConfig, model: Any) -> Callable[[int], None]:
 
     def save(step: int) -> None:
         iteration = step * values.grad_accumulation_steps
-        temporary = folder / ".copy.tmp.safetensors"
+        copy = folder / f"{iteration:07d}_adapters.safetensors"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             export(folder, model, values)
-            shutil.copyfile(folder / "adapters.safetensors", temporary)
-            temporary.replace(folder / f"{iteration:07d}_adapters.safetensors")
+            with (folder / "adapters.safetensors").open("rb") as newest:
+                durable_files.replace_file(copy, lambda file: shutil.copyfileobj(newest, file))
         except OSError as error:
-            with contextlib.suppress(OSError):  # on a full disk the result needs its room
-                temporary.unlink()
             print(f"cannot save the adapters of iteration {iteration} to {folder}: {error}", file=sys.stderr)
 
     return save
