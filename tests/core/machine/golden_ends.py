@@ -8,6 +8,13 @@ RUNNING = """
         ready                       -> running
         steps 3                     -> running
 """
+COMPLETED = """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready target=3              -> running
+        steps 3                     -> running
+        bye completed               -> running
+        exit 0                      -> completed: close completed, save, finish completed
+"""
 STOPPED = "stopped: close requested, save, finish stopped"
 
 ENDS = {

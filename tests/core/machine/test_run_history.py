@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
-from tests.core.machine.golden_ends import RUNNING
+from tests.core.machine.golden_ends import COMPLETED, RUNNING
 from tests.core.machine.golden_ladder import LEAK_HALVES_ONCE, LIMIT_BELOW_NEED
 from tests.core.machine.golden_memory import OVER_LIMIT
 from tests.core.machine.timeline import MachineTimeline, policy
@@ -265,13 +265,7 @@ def test_a_refused_start_leaves_the_run_as_it_was(outcome: str) -> None:
 
 
 def test_a_refusal_after_a_failed_load_keeps_outcome_and_goodput_too() -> None:
-    line = MachineTimeline(policy()).play("""
-        start                       -> starting: save, spawn 1 batch 8 of 8
-        ready target=3              -> running
-        steps 3                     -> running
-        bye completed               -> running
-        exit 0                      -> completed: close completed, save, finish completed
-    """)
+    line = MachineTimeline(policy()).play(COMPLETED)
     past = line.machine.history
     goodput, active_s = past.goodput, past.active_s
     line.play("""

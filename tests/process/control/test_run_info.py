@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from tests.core.machine.golden_ends import COMPLETED
 from tests.core.machine.timeline import MachineTimeline, policy
 
 from mlx_supervisor.control.backend import ProcessState, RunInfo
@@ -110,16 +111,14 @@ def test_status_and_info_name_what_a_run_does_unless_it_trains(ctl, backend) -> 
 
 def test_a_completed_run_whose_later_start_was_refused_stays_exited_with_the_refusal() -> None:
     """With the daemon that started it, and with a later one."""
-    timeline = MachineTimeline(policy()).play("""
-        start                       -> starting: save, spawn 1 batch 8 of 8
-        ready target=3              -> running
-        steps 3                     -> running
-        bye completed               -> running
-        exit 0                      -> completed: close completed, save, finish completed
+    timeline = MachineTimeline(policy()).play(
+        COMPLETED
+        + """
         start                       -> starting: save, spawn 2 batch 8 of 8
         bye refused seed changed    -> starting
         exit 78                     -> fatal: close refused its job, save, finish failed
-    """)
+    """
+    )
     later = MachineTimeline(policy(), RunHistory.restore(timeline.machine.snapshot()))
     for machine in (timeline.machine, later.machine):
         worker = SimpleNamespace(started_wall_s=9.0, stopped_wall_s=9.0, exit_status=78)

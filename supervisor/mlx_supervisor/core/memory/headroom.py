@@ -36,7 +36,8 @@ class Overrun:
 class Level:
     """The floor of the last steps plus the largest recent spike, in bytes. One per generation and micro-batch.
 
-    `excursion_bytes`: the highest peak of an evaluation or a checkpoint so far, at another micro-batch.
+    `excursion_bytes`: the highest peak of an evaluation or a checkpoint so far. That of a smaller micro-batch is passed
+    on to its successor, and counts there until the first peak of its own.
     """
 
     def __init__(self, limit_bytes: int, soft_share: float, excursion_bytes: int = 0) -> None:
