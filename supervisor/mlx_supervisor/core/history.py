@@ -32,6 +32,8 @@ class RunHistory:
     `settings_file`: the run's; with the run's name, it is the run's identity. "" in the journals of older versions.
     `loss_sum`, `loss_weight`: of the smoothed loss. `timed_tokens`: tokens of the updates after the first of each
     generation; `timed_s`: wall time from the first to the last update of each. `best_validation_…`: the lowest so far.
+    `proven_limit_bytes`: the lowest limit under which the run made an update, 0 before any. `starts`: starts that
+    a person requested, or autostart of a run that was not interrupted; every other generation is a restart.
     `refused`: why the latest start failed before its first update, of a run that had made some; its outcome stays.
     `error`: the latest, "" once a later generation is ready.
     `generation_…`: the current generation's share of the totals, needed if the supervisor dies and must add the rest.

@@ -27,9 +27,6 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             run.say("start_refused", text, Severity.ERROR)
             return
         past = run.history
-        rested = {name: getattr(past, name) for name in KEPT}
-        if not past.outcome:
-            rested |= {"outcome": "stopped", "reason": "interrupted", "error": ""}
         past.refused = ""
         if _is_complete(run):
             text = f"Already complete at step {run.history.highest_step}; nothing was trained. --fresh starts over."
@@ -37,7 +34,9 @@ def on_command_at_rest(run: Run, event: ev.Command) -> None:
             run.reason = ALREADY_COMPLETE
             run.save()
             return
-        run.rested = rested
+        run.rested = {name: getattr(past, name) for name in KEPT}
+        if not past.outcome:
+            run.rested |= {"outcome": "stopped", "reason": "interrupted", "error": ""}
         if not run.history.unfinished:
             run.budget.reset()
         if not run.history.unfinished or event.reason != AUTOSTART:
