@@ -10,6 +10,8 @@ from mlx_supervisor import wire
 from mlx_worker.supervision.stop import StopFlag
 
 MIB = 1024 * 1024
+ARRAY_BYTES = 1024 * MIB
+"""Of one leaked array: MLX's shapes are 32-bit integers, so one of 2 GiB or more can't be made."""
 
 
 class DrillError(RuntimeError):
@@ -55,9 +57,10 @@ class Drills:
             self._kept.append(bytearray(b"\x01") * size_bytes)  # written, so that every page is resident
             return
         # A constant: the drilled run must draw the same random numbers as an undisturbed one.
-        array = mx.full((size_bytes,), 1, dtype=mx.uint8)
-        mx.eval(array)
-        self._kept.append(array)
+        whole, rest = divmod(size_bytes, ARRAY_BYTES)
+        arrays = [mx.full((size,), 1, dtype=mx.uint8) for size in (*[ARRAY_BYTES] * whole, rest) if size]
+        mx.eval(arrays)
+        self._kept += arrays
 
 
 def _hang(*, native: bool) -> None:
