@@ -93,7 +93,8 @@ def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = N
             except ChangedError as error:
                 raise RefusedError(f"{error} {advice(task.export_dir, job)}".rstrip()) from error
             trainer.notes += begin()
-            return trainer.run()
+            with contextlib.closing(trainer.sample_log):
+                return trainer.run()
 
 
 def _resumed_files(job: wire.Job, task: Task) -> list[Path]:
@@ -441,6 +442,7 @@ class Trainer:
         )  # fmt: skip
 
     def _save(self, *, waiting: bool) -> bool:
+        self.sample_log.flush()  # a checkpoint should not be ahead of it
         saved = self.saver.save(
             self.progress, self.source.epoch, self.facts, self.task, waiting=waiting, more=self.extras.state
         )
