@@ -17,7 +17,9 @@ from mlx_supervisor.core import events as ev
 from mlx_supervisor.journal import database
 from mlx_supervisor.journal.database import JournalError as JournalError
 from mlx_supervisor.journal.tables import row_of
-from mlx_supervisor.journal.writer import QUEUE_LIMIT_ROWS, JournalWriter, Retention
+from mlx_supervisor.journal.transactions import Retention
+from mlx_supervisor.journal.unsaved import end_of, history_of
+from mlx_supervisor.journal.writer import QUEUE_LIMIT_ROWS, JournalWriter
 
 TEXT_LIMIT = 4096
 FIELDS_LIMIT = 16 * 1024
@@ -97,13 +99,15 @@ class Journal:
     # ---- durable on return
 
     def save_history(self, run: str, snapshot: Mapping[str, object]) -> None:
-        """Save the run's history. Raises JournalError when it is not durable."""
+        """Save the run's history. Raises JournalError when it is not durable; then it is kept and saved later."""
         text = _dump(snapshot, f"the history of {run}")
         sql = (
             "INSERT INTO runs (run, history, used_s) VALUES (?,?,?)"
             " ON CONFLICT (run) DO UPDATE SET history = excluded.history, used_s = excluded.used_s"
         )
-        self._writer.durably(lambda connection: connection.execute(sql, (run, text, time.time())))
+        number = snapshot.get("generation")
+        keep = history_of(run, number if isinstance(number, int) else 0, text)
+        self._writer.durably(lambda connection: connection.execute(sql, (run, text, time.time())), keep)
 
     def open_generation(self, opened: OpenGeneration) -> None:
         """A worker is about to start, or was started. Raises JournalError when that is not durable."""
@@ -116,7 +120,11 @@ class Journal:
         self._writer.durably(write)
 
     def close_generation(self, run: str, generation: int, record: Mapping[str, object]) -> None:
-        """The generation ended; `record` is its part of the summary. Raises JournalError."""
+        """The generation ended; `record` is its part of the summary.
+
+        Raises JournalError when that is not durable; then it is kept and recorded later, at the latest by the next
+        supervisor if the disk allowed to write the file `unsaved`.
+        """
         text = _dump(record, f"the record of {run}'s generation {generation}")
         sql = "UPDATE generations SET record = ? WHERE run = ? AND generation = ?"
 
@@ -124,23 +132,26 @@ class Journal:
             if connection.execute(sql, (text, run, generation)).rowcount == 0:  # the journal was replaced meanwhile
                 row = (run, generation, 0, 0.0, "", "", None, None, time.time(), text)
                 connection.execute("INSERT INTO generations VALUES (?,?,?,?,?,?,?,?,?,?)", row)
-            self._writer.count_inserted("generations", run)
+            self._writer.transactions.count_inserted("generations", run)
 
-        self._writer.durably(write)
+        self._writer.durably(write, end_of(run, generation, text))
 
     def forget_run(self, run: str) -> None:
         """Delete everything about a run. Raises JournalError."""
         self._writer.durably(lambda connection: database.forget(connection, run))
+        self._writer.of_unsaved(lambda unsaved: unsaved.forget(run))
 
     # ---- reading: sees everything queued before; raises JournalError
 
     def load_history(self, run: str) -> dict[str, Any] | None:
         """The history last saved; None without one, or when it is unreadable, which is reported."""
         rows = self._writer.select("SELECT history FROM runs WHERE run = ?", (run,))
-        if not rows or rows[0]["history"] is None:
+        kept = self._writer.of_unsaved(lambda unsaved: unsaved.history(run))
+        text = kept or (rows[0]["history"] if rows else None)
+        if text is None:
             return None
         try:
-            history = json.loads(rows[0]["history"])
+            history = json.loads(text)
             if isinstance(history, dict):
                 return history
         except ValueError:
@@ -151,7 +162,9 @@ class Journal:
     def open_generations(self) -> list[OpenGeneration]:
         """Generations without a recorded end, of every run."""
         rows = self._writer.select("SELECT * FROM generations WHERE record IS NULL ORDER BY run, generation", ())
-        return [OpenGeneration(**{each.name: row[each.name] for each in fields(OpenGeneration)}) for row in rows]
+        ended = self._writer.of_unsaved(lambda unsaved: unsaved.ends())
+        found = [OpenGeneration(**{each.name: row[each.name] for each in fields(OpenGeneration)}) for row in rows]
+        return [each for each in found if (each.run, each.generation) not in ended]
 
     def generations(self, run: str) -> list[dict[str, Any]]:
         """The records of a run's ended generations, in order."""

@@ -3,16 +3,17 @@
 import sqlite3
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mlx_supervisor.journal import database
 from mlx_supervisor.journal.database import JournalError
-from mlx_supervisor.journal.tables import INSERTS, Row
+from mlx_supervisor.journal.tables import Row
+from mlx_supervisor.journal.transactions import Retention, Transactions, Work
+from mlx_supervisor.journal.unsaved import Record, Unsaved
 
 QUEUE_LIMIT_ROWS = 10_000
 BATCH_ROWS = 2_000
@@ -23,19 +24,6 @@ WAIT_LIMIT_S = 20.0
 """How long a caller waits for a durable write; well over SQLite's busy timeout."""
 
 T = TypeVar("T")
-Work = Callable[[sqlite3.Connection], T]
-
-_NEVER_STORABLE = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError, ValueError, OverflowError)
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """Rows kept of each run; up to a tenth more until the next trim."""
-
-    events: int = 100_000
-    steps: int = 200_000
-    samples: int = 50_000
-    generations: int = 10_000
 
 
 class JournalWriter:
@@ -46,20 +34,21 @@ class JournalWriter:
         self.failures = 0
         self._path = path
         self._on_error = on_error
-        self._retention = retention
         self._queue_limit = queue_limit
         self._wake = threading.Condition()
         self._rows: deque[tuple[str, Row]] = deque()
-        self._requests: deque[tuple[Work[Any], Future[Any]]] = deque()
+        self._requests: deque[tuple[Work[Any], Future[Any], Record | None]] = deque()
         self._closing = False
         self._failing = False
         self._failure_reported = False
         self._retry_at_s = 0.0
         self._reported_at_s: float | None = None
-        self._untrimmed: Counter[tuple[str, str]] = Counter()
         self._connection, damaged = database.connect(path)
         self._report_damage(damaged)
-        self._trim_soon()
+        self.transactions = Transactions(retention)
+        self.transactions.trim_soon(self._connection)
+        self.unsaved = Unsaved(path.with_name(f"{path.name}.unsaved"))
+        self._save_unsaved()
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
         self._thread.start()
 
@@ -75,17 +64,16 @@ class JournalWriter:
             if len(self._rows) in (1, BATCH_ROWS):
                 self._wake.notify_all()
 
-    def durably(self, write: Work[object]) -> None:
-        """Run `write` in a transaction after everything queued before; it is on the disk then. Raises JournalError."""
+    def durably(self, write: Work[object], keep: Record | None = None) -> None:
+        """Run `write` in a transaction after everything queued before; it is on the disk then. Raises JournalError.
 
-        def transaction(connection: sqlite3.Connection) -> None:
-            connection.execute("PRAGMA synchronous = FULL")
-            try:
-                self._commit(connection, write)
-            finally:
-                connection.execute("PRAGMA synchronous = NORMAL")
+        `keep`: what to keep in `unsaved` and to write later when this fails.
+        """
+        self._call(lambda connection: self.transactions.commit_flushed(connection, write), keep)
 
-        self._call(transaction)
+    def of_unsaved(self, read: Callable[[Unsaved], T]) -> T:
+        """The result of `read`, on the thread that owns `unsaved`. Raises JournalError."""
+        return self._call(lambda _: read(self.unsaved))
 
     def select(self, sql: str, parameters: Row) -> list[dict[str, Any]]:
         """The rows of a query that sees everything queued before. Raises JournalError."""
@@ -96,10 +84,6 @@ class JournalWriter:
             return [dict(zip(names, row, strict=True)) for row in cursor]
 
         return self._call(read)
-
-    def count_inserted(self, table: str, run: str) -> None:
-        """Count a row inserted by `durably`, for trimming."""
-        self._untrimmed[table, run] += 1
 
     def report(self, text: str, urgent: bool = False) -> bool:
         """Report an error, unless urgent at most once a minute. Returns whether it was reported."""
@@ -120,19 +104,20 @@ class JournalWriter:
             self._wake.notify_all()
         self._thread.join(WAIT_LIMIT_S)
 
-    def _call(self, work: Work[T]) -> T:
+    def _call(self, work: Work[T], keep: Record | None = None) -> T:
         future: Future[T] = Future()
         with self._wake:
             if self._closing:
                 raise JournalError(f"{self._path}: the journal is closed")
-            self._requests.append((work, future))
+            self._requests.append((work, future, keep))
             self._wake.notify_all()
         try:
             return future.result(WAIT_LIMIT_S)
         except TimeoutError:
             raise JournalError(f"{self._path}: no answer within {WAIT_LIMIT_S:g} s") from None
         except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
-            raise JournalError(f"{self._path}: {error}") from error
+            later = "" if keep is None else "; it is kept and written later"
+            raise JournalError(f"{self._path}: {error}{later}") from error
 
     # ---- on the writer thread
 
@@ -153,7 +138,7 @@ class JournalWriter:
     def _work_once(self) -> bool:
         """Wait for work and do it. Returns True when closing and nothing is left to do."""
         with self._wake:
-            self._wake.wait_for(lambda: bool(self._rows or self._requests or self._closing))
+            self._wake.wait_for(lambda: bool(self._rows or self._requests or self._closing), self._retry_in_s())
             self._wake.wait_for(lambda: self._is_urgent() or len(self._rows) >= BATCH_ROWS, COMMIT_INTERVAL_S)
             if self._failing:
                 self._wake.wait_for(self._is_urgent, max(0.0, self._retry_at_s - time.monotonic()))
@@ -162,17 +147,34 @@ class JournalWriter:
             closing = self._closing
         if batch:
             self._store(batch, last_try=closing)
-        for work, future in requests:
-            self._answer(work, future)
+        if self.unsaved:
+            self._save_unsaved()
+        for work, future, keep in requests:
+            self._answer(work, future, keep)
         with self._wake:
             return closing and not self._rows and not self._requests
+
+    def _retry_in_s(self) -> float | None:
+        return max(self._retry_at_s - time.monotonic(), 0.0) if self.unsaved else None
+
+    def _save_unsaved(self) -> None:
+        count = len(self.unsaved)
+        if count == 0:
+            return
+        try:
+            self.transactions.commit_flushed(self._connection, self.unsaved.apply)
+        except sqlite3.Error as error:
+            self._failed(error)
+            return
+        self.unsaved.clear()
+        self.report(f"{self._path}: wrote {count:,} records that were kept while it could not be written", urgent=True)
 
     def _is_urgent(self) -> bool:
         return bool(self._requests or self._closing)
 
     def _store(self, batch: deque[tuple[str, Row]], last_try: bool) -> None:
         try:
-            self._commit(self._connection, lambda connection: self._insert(connection, batch))
+            self.dropped += self.transactions.insert(self._connection, batch)
         except sqlite3.Error as error:
             self._put_back(batch, last_try)
             self._failed(error)
@@ -191,14 +193,20 @@ class JournalWriter:
                 self.dropped += 1
             self._rows.extendleft(reversed(batch))
 
-    def _answer(self, work: Work[Any], future: "Future[Any]", retry: bool = True) -> None:
+    def _answer(self, work: Work[Any], future: "Future[Any]", keep: Record | None, retry: bool = True) -> None:
         try:
-            future.set_result(work(self._connection))
+            result = work(self._connection)
         except Exception as error:
             if isinstance(error, sqlite3.Error) and self._failed(error) and retry:
-                self._answer(work, future, retry=False)
-            else:
-                future.set_exception(error)
+                self._answer(work, future, keep, retry=False)
+                return
+            if keep is not None:
+                self.unsaved.add(keep)
+            future.set_exception(error)
+        else:
+            if keep is not None:
+                self.unsaved.discard(keep)
+            future.set_result(result)
 
     def _failed(self, error: sqlite3.Error) -> bool:
         """Report the error and reopen the file where that may help. Returns whether to retry at once."""
@@ -224,42 +232,3 @@ class JournalWriter:
         if damaged is not None:
             text = f"{self._path} was damaged and renamed to {damaged.name}; the new journal has no run histories"
             self.report(text, urgent=True)
-
-    def _commit(self, connection: sqlite3.Connection, write: Work[object]) -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            write(connection)
-            self._trim(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:  # on a full disk SQLite has rolled back already
-                connection.execute("ROLLBACK")
-            raise
-
-    def _insert(self, connection: sqlite3.Connection, batch: deque[tuple[str, Row]]) -> None:
-        for table, row in batch:
-            try:
-                connection.execute(INSERTS[table], row)
-            except _NEVER_STORABLE:
-                self.dropped += 1  # this row can't be stored; the others can
-            else:
-                self._untrimmed[table, row[0]] += 1
-
-    def _trim_soon(self) -> None:
-        """Trim all runs at the first commit: a supervisor that restarts often never counts far enough."""
-        for table in INSERTS:
-            for (run,) in self._connection.execute(f"SELECT DISTINCT run FROM {table}"):  # noqa: S608 - constant names
-                self._untrimmed[table, run] = getattr(self._retention, table)
-
-    def _trim(self, connection: sqlite3.Connection) -> None:
-        for (table, run), count in list(self._untrimmed.items()):
-            kept = getattr(self._retention, table)
-            if count < max(1, kept // 10):
-                continue
-            key = "generation" if table == "generations" else "id"
-            connection.execute(
-                f"DELETE FROM {table} WHERE run = ?1 AND {key} <="  # noqa: S608 - constant names
-                f" (SELECT {key} FROM {table} WHERE run = ?1 ORDER BY {key} DESC LIMIT 1 OFFSET ?2)",
-                (run, kept),
-            )
-            del self._untrimmed[table, run]
