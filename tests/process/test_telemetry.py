@@ -124,6 +124,7 @@ def test_after_a_new_hello_frames_of_the_old_generation_are_dropped(folder: Path
 STEP = {
     "step": 7, "loss": 0.5, "tokens": 64, "samples": 8, "learning_rate": 1e-4, "seconds": 0.25, "batch_size": 4,
     "accumulation": 2, "active_bytes": 1, "cache_bytes": 2, "phase": "eval", "metrics": {"accuracy": 0.75},
+    "process_bytes": 3,
 }  # fmt: skip
 
 

@@ -113,6 +113,7 @@ class StepReport(WorkerEvent):
     """One optimizer update. Memory in bytes, as MLX counts it.
 
     `loss`: None if the update has no token to learn. `metrics`: the task's own; None: not a finite number.
+    `process_bytes`: the footprint of the worker alone at the end of the update, as it reads it itself; 0: unknown.
     """
 
     step: int
@@ -127,6 +128,7 @@ class StepReport(WorkerEvent):
     cache_bytes: int
     phase: Phase = Phase.TRAIN
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    process_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

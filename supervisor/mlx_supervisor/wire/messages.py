@@ -51,6 +51,9 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
 class Step(Message, frozen=True, kw_only=True, tag="step"):
     """One optimizer update; memory in bytes by MLX's counters. `dropped`: frames that this worker could not send.
 
+    `resident_bytes`, `process_bytes`: resident set and footprint of the worker alone, as it reads them at the end of
+    the update.
+
     `loss`: None if the update has no token to learn. `metrics`: the task's own, and `grad_norm` if the gradients are
     clipped.
     """
@@ -67,6 +70,7 @@ class Step(Message, frozen=True, kw_only=True, tag="step"):
     cache_bytes: Count
     peak_bytes: Count
     resident_bytes: Count
+    process_bytes: Count = 0
     phase: PhaseName = "train"
     dropped: Count = 0
     metrics: Metrics = {}

@@ -189,7 +189,7 @@ class AnyOrder(RuleBasedStateMachine):
             step, mib = step + 1, mib + 50
             self.feed(ev.Sample(self.now_s, self._g(offset), mib * MIB, 1, 1))
             report = (step, loss, 1, 1, 1e-3, seconds, batch, 1, 1, cache)
-            self.feed(ev.StepReport(self.now_s, self._g(offset), *report, phase))
+            self.feed(ev.StepReport(self.now_s, self._g(offset), *report, phase, process_bytes=cache))
 
     @rule(offset=offsets, footprint=footprints, available=counts, processes=small)
     def sample(self, offset: int, footprint: int, available: int, processes: int) -> None:

@@ -177,7 +177,7 @@ class MachineTimeline:
             memory = (int(self.mib * MIB), int(cache * MIB))
             yield ev.StepReport(
                 self.at_s, self._generation, self.step, 1.0, 100, batch * accumulation, 1e-3, seconds, batch,
-                accumulation, *memory
+                accumulation, *memory, process_bytes=int(self.mib * MIB),
             )  # fmt: skip
 
     def _sample(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:

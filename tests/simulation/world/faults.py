@@ -24,7 +24,9 @@ class Faults:
     noise_mib: float = 5.0
     spike: float = 0.0
     evaluation_mib: float = 0.0
+    misread: float = 0.0
     # what the worker does
+    step_s: float = 0.3
     evaluate_every: int = 0
     save_every: int = 12
     save_s: float = 0.2
@@ -163,6 +165,9 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"load_dies": 0.4, "load_s": 8.0},
     {"load_dies": 0.3, "memory_lingers_s": 60.0, "killed": 0.03},
     {"out_of_memory": 0.01, "gpu_error": 0.01},
+    {"step_s": 0.02, "leak_mib": 5.0},
+    {"misread": 0.5, "leak_mib": 30.0},
+    {"misread": 1.0, "step_s": 0.02, "leak_mib": 5.0},
 )
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH = 4
 """The micro-batch of a worker without a requested one."""
-STEP_S = (0.2, 0.4)
+STEP_SHARES = (0.67, 1.33)
+"""Of `Faults.step_s`."""
 EVALUATION_S = 3.0
 GRACE_S = 30.0
 """How long a worker continues after its supervisor died (the default of `Job.grace_s`)."""
@@ -82,7 +83,7 @@ class SimulatedWorker:
                 self.gradients_checkpointed,
                 world.can_checkpoint_gradients,
             )
-            world.clock.later(world.chance.uniform(*STEP_S), self._step)
+            world.clock.later(world.chance.uniform(*STEP_SHARES) * world.faults.step_s, self._step)
 
     # ---- training
 
@@ -99,7 +100,7 @@ class SimulatedWorker:
         self.leaked_mib += faults.leak_mib
         self.cache_mib += 0.1 * (faults.cache_mib - self.cache_mib)
         self.extra_mib = world.chance.uniform(0, 900) if world.happens(faults.spike) else 0.0
-        step_s = world.chance.uniform(*STEP_S)
+        step_s = world.chance.uniform(*STEP_SHARES) * world.faults.step_s
         self._report(step_s)
         if self.step - self.saved >= self.save_every and not self.writing:
             self._save()
@@ -119,7 +120,8 @@ class SimulatedWorker:
         accumulation = max(self.effective // self.batch, 1)
         at_s = world.clock.now_s + delay_s
         words = (self.step, 1.0, 900, self.effective, 1e-3, step_s, self.batch, accumulation)
-        world.channel.send(delay_s, ev.StepReport(at_s, self.generation, *words, active, cache))
+        own = 0 if world.happens(world.faults.misread) else int((self.held_mib() + self.cache_mib) * MIB)
+        world.channel.send(delay_s, ev.StepReport(at_s, self.generation, *words, active, cache, process_bytes=own))
 
     def _evaluate(self, extra_mib: float) -> None:
         self.extra_mib = extra_mib

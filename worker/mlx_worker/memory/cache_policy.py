@@ -1,16 +1,15 @@
 """When MLX's cache is cleared or limited, and MLX's memory counters."""
 
-import contextlib
 import gc
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import psutil
 
 from mlx_supervisor import wire
 from mlx_worker.memory.cache_budget import REVIEW_EVERY_STEPS, CacheBudget
+from mlx_worker.memory.own_footprint import OwnFootprint
 
 ROOM_SHARE = 0.9
 """Of the memory limit: `has_room` keeps the rest free, as need varies from update to update."""
@@ -18,12 +17,13 @@ ROOM_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Counters:
-    """Bytes: MLX's own counters, and the resident set of this process."""
+    """Bytes: MLX's own counters, the resident set of this process, and its footprint (`own_footprint`)."""
 
     active_bytes: int
     cache_bytes: int
     peak_bytes: int
     resident_bytes: int
+    process_bytes: int = 0
 
 
 class CachePolicy:
@@ -32,7 +32,7 @@ class CachePolicy:
     def __init__(self, job: wire.MemoryJob) -> None:
         self._job = job
         self._always = job.policy == "always"
-        self._process = psutil.Process()
+        self._own = OwnFootprint()
         self._peak_before_bytes = 0
         self._updates = 0
         self.device = Device()
@@ -173,12 +173,10 @@ class CachePolicy:
 
     def read(self) -> Counters:
         """The counters now."""
-        resident_bytes = 0
-        with contextlib.suppress(psutil.Error):
-            resident_bytes = self._process.memory_info().rss
+        resident_bytes, process_bytes = self._own.read()
         active_bytes = mx.get_active_memory()
         peak_bytes = max(mx.get_peak_memory(), self._peak_before_bytes, active_bytes)
-        return Counters(active_bytes, mx.get_cache_memory(), peak_bytes, resident_bytes)
+        return Counters(active_bytes, mx.get_cache_memory(), peak_bytes, resident_bytes, process_bytes)
 
     def _clear(self) -> None:
         mx.clear_cache()

@@ -438,7 +438,8 @@ class Trainer:
             learning_rate=rate, seconds=seconds,
             batch_size=launched.size, accumulation=launched.accumulation,
             active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes, peak_bytes=counters.peak_bytes,
-            resident_bytes=counters.resident_bytes, dropped=self.link.dropped, metrics=metrics,
+            resident_bytes=counters.resident_bytes, process_bytes=counters.process_bytes,
+            dropped=self.link.dropped, metrics=metrics,
         )  # fmt: skip
 
     def _save(self, *, waiting: bool) -> bool:

@@ -7,6 +7,7 @@ from statistics import median
 from types import MappingProxyType
 
 from mlx_supervisor.core import events as ev
+from mlx_supervisor.core.memory.step_ends import StepEnds
 from mlx_supervisor.core.memory.trend import Scale, Trend
 
 MB = 1e6
@@ -38,6 +39,9 @@ EAGER_SCALES = (
 (bench/leak_traces.py has the figures), in MB of 10^6 bytes."""
 DEVICE_SAMPLES = 3
 """Consecutive samples below MLX's counters: its arrays are on a device with memory of its own."""
+BUCKET_S = 0.01
+"""Shorter steps are judged together, by the lowest values of at least this long, so that windows and warm-up also span
+a time: noise such as a checkpoint being written lasts as long for short steps as for long ones."""
 STEP_TIMES = 15
 LONGER = 1.25
 """Recent tokens per step over earlier ones: above this ratio, longer sequences explain the growth."""
@@ -71,6 +75,9 @@ class GrowthMeter:
         self._native = Trend(NATIVE_SCALES, min_slope_bytes)
         self._children: Trend | None = None
         self._total = Trend(EAGER_SCALES, min_slope_bytes, eager=True)
+        self._ends = StepEnds()
+        self._lowest: dict[str, float] = {}
+        self._bucket_s = 0.0
         self._step_s: deque[float] = deque(maxlen=STEP_TIMES)
         self._tokens_recent = self._tokens_earlier = 0.0
         self._below = 0
@@ -83,10 +90,12 @@ class GrowthMeter:
         self._last_step = report.step
         self._step_s.append(report.seconds)
         self._count_tokens(report.tokens)
-        self._arrays.add(report.step, report.active_bytes)
-        self._cache.add(report.step, report.cache_bytes)
-        if sample is not None:
-            self._add_sample(report, sample)
+        self._collect(report, sample)
+        self._bucket_s += report.seconds
+        if self._bucket_s >= BUCKET_S:
+            for name, lowest in self._lowest.items():
+                self._trend(name).add(report.step, lowest)
+            self._lowest, self._bucket_s = {}, 0.0
 
     def _count_tokens(self, tokens: int) -> None:
         if self._tokens_earlier == 0:
@@ -94,16 +103,26 @@ class GrowthMeter:
         self._tokens_recent += (tokens - self._tokens_recent) / RECENT_STEPS
         self._tokens_earlier += (tokens - self._tokens_earlier) / EARLIER_STEPS
 
-    def _add_sample(self, report: ev.StepReport, sample: ev.Sample) -> None:
+    def _collect(self, report: ev.StepReport, sample: ev.Sample | None) -> None:
+        """Add one step to the bucket: the lowest value of each part counts."""
         mlx = report.active_bytes + report.cache_bytes
-        self._detect_device_memory(sample.footprint_bytes < mlx)
-        leader = sample.footprint_bytes - sample.children_bytes
-        self._native.add(report.step, leader if self.on_device else leader - mlx)
-        self._total.add(report.step, sample.footprint_bytes - (0 if self.on_device else report.cache_bytes))
-        if sample.children_bytes and self._children is None:
+        values: dict[str, float] = {"arrays": report.active_bytes, "cache": report.cache_bytes}
+        if sample is not None:
+            self._detect_device_memory(sample.footprint_bytes < mlx)
+        leader = self._ends.leader_bytes(report, sample)
+        if leader is not None:
+            children = self._ends.children_bytes
+            values["native"] = leader if self.on_device else leader - mlx
+            values["total"] = leader + children - (0 if self.on_device else report.cache_bytes)
+            if children or self._children is not None:
+                values["children"] = children
+        for name, value in values.items():
+            self._lowest[name] = min(value, self._lowest.get(name, value))
+
+    def _trend(self, name: str) -> Trend:
+        if name == "children" and self._children is None:
             self._children = Trend(NATIVE_SCALES, self._min_slope_bytes)
-        if self._children is not None:
-            self._children.add(report.step, sample.children_bytes)
+        return {"cache": self._cache, "total": self._total, **self._parts}[name]
 
     def _detect_device_memory(self, below: bool) -> None:
         if self.on_device:
@@ -112,6 +131,7 @@ class GrowthMeter:
         if self._below >= DEVICE_SAMPLES:
             self._native = Trend(NATIVE_SCALES, self._min_slope_bytes)
             self._total = Trend(EAGER_SCALES, self._min_slope_bytes, eager=True)
+            self._lowest.clear()
 
     @property
     def on_device(self) -> bool:

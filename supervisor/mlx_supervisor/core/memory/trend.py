@@ -36,7 +36,7 @@ RETURN_SAMPLES = 2
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """`block` samples give one minimum, `blocks` minima one slope, which counts above `threshold_bytes` per step.
+    """`block` samples give one minimum, `blocks` minima one slope, which counts above `threshold_bytes` per sample.
 
     `confirm`: consecutive windows required, each one block later.
     """
@@ -56,7 +56,7 @@ class Trend:
 
     def __init__(self, scales: Iterable[Scale], min_slope_bytes: float = 0.0, *, eager: bool = False) -> None:
         self._eager = eager
-        self._windows = [_Window(scale, max(scale.threshold_bytes, min_slope_bytes), eager) for scale in scales]
+        self._windows = [_Window(scale, min_slope_bytes, eager) for scale in scales]
         self._floors: deque[tuple[float, float]] = deque(maxlen=AVERAGE_BLOCKS)
         self._ceiling = _Ceiling()
         self._block = _Block(AVERAGE_BLOCK)
@@ -145,10 +145,10 @@ class _Ceiling:
 class _Window:
     """The last blocks of one scale, and their verdict."""
 
-    def __init__(self, scale: Scale, threshold_bytes: float, eager: bool) -> None:
+    def __init__(self, scale: Scale, min_slope_bytes: float, eager: bool) -> None:
         self._scale = scale
         self._eager = eager
-        self._threshold_bytes = threshold_bytes
+        self._min_slope_bytes = min_slope_bytes
         self._minima: deque[tuple[float, float]] = deque(maxlen=scale.blocks)
         self._ceiling = _Ceiling()
         self._reset()
@@ -210,6 +210,13 @@ class _Window:
         early, late = _slope(minima[:half]), _slope(minima[half:])
         steady = late >= FLATTENING * max(slope, early)
         return slope if steady and slope > self._threshold_bytes else None
+
+    @property
+    def _threshold_bytes(self) -> float:
+        """Per step. A sample may stand for many steps, and noise is the same however many they are."""
+        steps = self._minima[-1][0] - self._minima[0][0]
+        samples = self._scale.block * (self._scale.blocks - 1)
+        return max(self._scale.threshold_bytes * samples / steps, self._min_slope_bytes)
 
     def _above_ceiling(self, minima: list[tuple[float, float]], ceiling_bytes: float) -> bool:
         """Whether the floor exceeds its recent maximum. `ceiling_bytes`: the maximum over blocks too long for an
