@@ -160,6 +160,7 @@ class Telemetry:
 
 
 _EVENTS: dict[type[wire.Message], type[ev.WorkerEvent]] = {
+    wire.Device: ev.DeviceFound,
     wire.Ready: ev.Ready,
     wire.Step: ev.StepReport,
     wire.Checkpoint: ev.CheckpointReport,

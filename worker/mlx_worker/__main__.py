@@ -90,7 +90,12 @@ def _report(error: BaseException, link: Link) -> int:
         " ".join(errors[0].message.split()) if refused or not_finite else f"{type(error).__name__}: {errors[0].message}"
     )
     outcome = "refused" if refused else "failed"
-    link.send(wire.Bye, outcome=outcome, reason=reason, step=link.last_step, loss=link.last_loss, errors=errors)
+    held_bytes, free_bytes = _device_at_death() if outcome == "failed" else (None, None)
+    link.send(
+        wire.Bye,
+        outcome=outcome, reason=reason, step=link.last_step, loss=link.last_loss, errors=errors,
+        device_held_bytes=held_bytes, device_free_bytes=free_bytes,
+    )  # fmt: skip
     if refused:
         _print_refused(error)
         return wire.EXIT_REFUSED
@@ -99,6 +104,15 @@ def _report(error: BaseException, link: Link) -> int:
         return wire.EXIT_NOT_FINITE
     traceback.print_exception(error)
     return wire.EXIT_FAILED
+
+
+def _device_at_death() -> tuple[int | None, int | None]:
+    """What MLX held of a device's own memory, and what all processes left of it; None: unknown."""
+    if "mlx.core" not in sys.modules:
+        return None, None
+    from mlx_worker.memory.device import at_death
+
+    return at_death()
 
 
 def _parse() -> argparse.Namespace:

@@ -14,6 +14,7 @@ from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import TRAINS, Run
 from mlx_supervisor.core.machine.states import AT_REST, TRAINING
 from mlx_supervisor.core.memory.breaker import BreakerState
+from mlx_supervisor.core.memory.device import first_to_limit
 from mlx_supervisor.core.memory.growth import Growth
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import counted, duration, figures, growth_rate, loss_text, mebibytes, validation_text
@@ -118,11 +119,11 @@ def block(name: str, run: Run, now_s: float, width: int) -> list[Text]:
     """The live display's lines. None is wider than `width`: a line that wraps leaves traces on the terminal."""
     history, sample = run.history, run.last_sample
     used, limit = (0 if sample is None else sample.footprint_bytes), run.policy.memory.limit_bytes
-    progress, memory = progress_text(run), memory_text(used, limit)
-    room = width - LABEL_WIDTH - max(len(progress), len(memory)) - 3
+    progress, memory, device = progress_text(run), memory_text(used, limit), device_text(run)
+    room = width - LABEL_WIDTH - max(len(progress), len(memory), len(device)) - 3
     bar = room if room >= LEAST_BAR_WIDTH else 0
     further = {
-        "growth": growth_text(run.breaker.growth),
+        "growth": growth_text(first_to_limit(run.device, run.breaker.growth)),
         "loss": losses_of(run),
         "validation": validation_of(run),
         "metrics": ", ".join(figures(history.metrics)),
@@ -133,6 +134,7 @@ def block(name: str, run: Run, now_s: float, width: int) -> list[Text]:
         Text.assemble((f"{name}  ", "bold"), doing_text(run, now_s)),
         _row("progress", progress, _bar(bar, history.highest_step, history.target_steps)),
         _row("memory", memory, _bar(bar, used, limit)),
+        *([_row("device", device, _bar(bar, run.device.used_bytes, run.device.limit_bytes))] if device else []),
         *(_row(label, text) for label, text in further.items() if text),
     ]
     for row in rows:
@@ -176,6 +178,15 @@ def memory_text(used_bytes: int, limit_bytes: int) -> str:
     """Footprint and limit."""
     used, limit = mebibytes(used_bytes, limit_bytes)
     return f"{used} of {limit} MiB"
+
+
+def device_text(run: Run) -> str:
+    """`12,345 of 24,576 MiB, others 2,048`, of a device with its own memory; else ""."""
+    device = run.device
+    if not device.limit_bytes:
+        return ""
+    others = "" if not device.others_bytes else f", others {mebibytes(device.others_bytes)[0]}"
+    return memory_text(device.used_bytes, device.limit_bytes) + others
 
 
 def growth_text(growth: Growth) -> str:

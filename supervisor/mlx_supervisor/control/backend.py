@@ -106,7 +106,7 @@ class RunInfo(TypedDict, total=False):
     `leak`: "leaking", or "" without a leak. `breaker`: closed, open or half-open. `error`: what ended the last
     generation that failed. `waiting_for`: what keeps a worker that has made all steps from saving or exporting.
     `autopsy`: the objects that grew, as the worker found them. `*_to_limit`: until memory at its present growth
-    reaches the limit.
+    reaches the limit. `device_*`: of a device with its own memory; left out without one.
     """
 
     generation: int | None
@@ -127,6 +127,10 @@ class RunInfo(TypedDict, total=False):
     effective_batch: int | None
     footprint_bytes: int | None
     limit_bytes: int | None
+    device_used_bytes: int | None
+    device_limit_bytes: int | None
+    device_total_bytes: int | None
+    device_others_bytes: int | None
     active_bytes: int | None
     cache_bytes: int | None
     leak: str | None

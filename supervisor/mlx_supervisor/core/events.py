@@ -88,6 +88,27 @@ class Spawned(WorkerEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceFound(WorkerEvent):
+    """The worker computes on a device with its own memory. `limit_bytes`: what this run may hold of it.
+
+    `uuid`: as the driver names the device, "" if unknown.
+    """
+
+    total_bytes: int
+    limit_bytes: int
+    uuid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSample(WorkerEvent):
+    """The device's memory by its driver. `used_bytes`: of the worker's process group; None: the driver can't tell."""
+
+    used_bytes: int | None
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready(WorkerEvent):
     """The model is loaded and the checkpoint restored: steps follow.
 
@@ -114,6 +135,9 @@ class StepReport(WorkerEvent):
 
     `loss`: None if the update has no token to learn. `metrics`: the task's own; None: not a finite number.
     `process_bytes`: the footprint of the worker alone at the end of the update, as it reads it itself; 0: unknown.
+    `peak_bytes`: the highest active memory of the update. `device_limit_bytes`: the limit on a device with its own
+    memory, which these counters are of; 0: they are of the machine's memory. `device_free_bytes`: what all processes
+    leave of it; None: unknown.
     """
 
     step: int
@@ -129,6 +153,9 @@ class StepReport(WorkerEvent):
     phase: Phase = Phase.TRAIN
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     process_bytes: int = 0
+    peak_bytes: int = 0
+    device_limit_bytes: int = 0
+    device_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +241,8 @@ class Bye(WorkerEvent):
     """The worker's last message; the exit status has the final say. `errors`: what ended it, then what led to that.
 
     `lost`: what a stopped worker could not save or export, "" if nothing. `exported`: the folder of a completed run's
-    result, "" if there is none.
+    result, "" if there is none. `device_held_bytes`, `device_free_bytes`: of a device with its own memory, when an
+    error ended the worker: what MLX held, and what all processes left; None: unknown.
     """
 
     outcome: Outcome
@@ -225,6 +253,8 @@ class Bye(WorkerEvent):
     errors: tuple[Raised, ...] = ()
     lost: str = ""
     exported: str = ""
+    device_held_bytes: int | None = None
+    device_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +274,12 @@ class Sample(WorkerEvent):
 
 @dataclass(frozen=True, slots=True)
 class MachineSample(Event):
-    """The machine's memory while the run has no worker."""
+    """The machine's memory while the run has no worker. `device_free_bytes`: of the device that its last worker used;
+    None: unknown."""
 
     available_bytes: int
     pressure: MemoryPressure = MemoryPressure.NORMAL
+    device_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

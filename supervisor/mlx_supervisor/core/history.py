@@ -252,6 +252,7 @@ class Generation:
     first_step: int | None = None
     last_step: int | None = None
     peak_footprint_bytes: int = 0
+    peak_device_bytes: int = 0
     durable_before: int = 0
     pid: int | None = None
     gradient_checkpointing: bool = False
@@ -293,6 +294,7 @@ class Generation:
             "last_step": self.last_step,
             "seconds": round(at_s - self.started_s, 3),
             "peak_footprint_mib": round(self.peak_footprint_bytes / 2**20, 1),
+            "peak_device_mib": round(self.peak_device_bytes / 2**20, 1),
             "ended": ended,
             "cause": cause,
             "error": self.error,

@@ -18,6 +18,7 @@ from mlx_supervisor.control.backend import (
 )
 from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.core.machine.states import AT_REST, TRAINING, State
+from mlx_supervisor.core.memory.device import first_to_limit
 from mlx_supervisor.daemon.daemon import Daemon
 from mlx_supervisor.daemon.run import SupervisedRun
 from mlx_supervisor.process.launch import worker_command
@@ -184,7 +185,8 @@ class DaemonBackend(Backend):
 def run_info(run: SupervisedRun) -> RunInfo:
     """Progress and memory of a run."""
     machine = run.machine
-    history, step, sample, growth = machine.history, machine.last_step, machine.last_sample, machine.breaker.growth
+    history, step, sample = machine.history, machine.last_step, machine.last_sample
+    device, growth = machine.device, first_to_limit(machine.device, machine.breaker.growth)
     info = RunInfo(
         generation=history.generation,
         step=history.highest_step if step is None else step.step,
@@ -218,6 +220,9 @@ def run_info(run: SupervisedRun) -> RunInfo:
         waiting_for=machine.waiting_for,
         autopsy=list(history.autopsy),
     )
+    if device.limit_bytes:
+        info["device_used_bytes"], info["device_limit_bytes"] = device.used_bytes, device.limit_bytes
+        info["device_total_bytes"], info["device_others_bytes"] = device.total_bytes or None, device.others_bytes
     if sample is not None:
         info["footprint_bytes"] = sample.footprint_bytes
     if step is not None:

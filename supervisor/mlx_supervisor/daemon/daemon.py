@@ -19,6 +19,7 @@ from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.host.memory import machine_bytes
 from mlx_supervisor.journal.journal import Journal, OpenGeneration
 from mlx_supervisor.process.orphans import end_orphaned_worker
+from mlx_supervisor.sampling.device_sampler import DeviceSampler
 from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.settings.schema import Settings
 from mlx_supervisor.state_dir import StateDir, owner_of, record_owner, set_aside
@@ -62,10 +63,12 @@ class Daemon:
             opened.callback(_close_journal, journal)
             sampler = WorkerSampler(lambda run, sample: _ignore_closed(loop, lambda: self._on_sample(run, sample)))
             opened.callback(sampler.close)
+            devices = DeviceSampler(lambda run, sample: _ignore_closed(loop, lambda: self._on_message(run, sample)))
+            opened.callback(devices.close)
             telemetry = Telemetry(self.state.telemetry_socket, self._on_message, self._on_bad_frames)
             opened.callback(telemetry.close)
             opened.push_async_callback(self._close_runs)
-            self.shared = Shared(self.state, journal, telemetry, sampler, machine_bytes())
+            self.shared = Shared(self.state, journal, telemetry, sampler, machine_bytes(), devices)
             await self._forget(forget)
             for name in self.settings.runs:
                 self.add(name)

@@ -75,8 +75,9 @@ class SupervisedRun:
         self._failure_notice_s: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._drill_reported = False
+        self._device_problem = ""
         self._first_notice = None if history.generation > 0 else notice_without_history(name, settings, shared.state)
-        self._host = HostPoller(self.post)
+        self._host = HostPoller(self.post, lambda: self.worker.device_free_bytes())
         self.worker = WorkerProcess(name, settings, shared, self.log, self._recorder, self._post_worker)
         self.recovery = Recovery(name, shared.journal, self.machine, self._notice, self.post, self._changed.set)
         self.recovery.saved_step = lambda: newest_checkpoint(self.folder / "checkpoints")
@@ -226,8 +227,17 @@ class SupervisedRun:
             keep_job(self.folder)
         elif isinstance(event, ev.StepReport) and event.generation == self.machine.history.generation:
             self._recorder.step(self.machine, event)
+        elif isinstance(event, ev.DeviceFound) and event.generation == self.machine.history.generation:
+            self._watch_device(event)
         elif isinstance(event, ev.Bye):
             self.worker.bye.set()
+
+    def _watch_device(self, found: ev.DeviceFound) -> None:
+        problem = self.worker.watch_device(found)
+        if problem and problem != self._device_problem:
+            text = f"Device memory is watched by the worker's reports only, not between updates: {problem}."
+            self._notice(act.Notice("device_unwatched", text, act.Severity.WARNING, found.generation))
+        self._device_problem = problem
 
     # ---- actions
 

@@ -9,6 +9,7 @@ from mlx_supervisor.core import actions as act
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.journal.journal import Journal
+from mlx_supervisor.sampling.device_sampler import DeviceSampler
 from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.state_dir import StateDir
 from mlx_supervisor.telemetry import Telemetry
@@ -25,6 +26,7 @@ class Shared:
     telemetry: Telemetry
     sampler: WorkerSampler
     machine_bytes: int
+    devices: DeviceSampler
 
 
 class Observer:

@@ -4,6 +4,7 @@ import time
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.run_state import Run
+from mlx_supervisor.core.memory.device import first_to_limit
 from mlx_supervisor.core.policy import MIB
 from mlx_supervisor.core.words import figures, growth_rate, loss_text, mebibytes, remaining
 from mlx_supervisor.host.time_left import done_at
@@ -22,7 +23,7 @@ def step_line(machine: Run, step: ev.StepReport, left_out: set[str] | None = Non
     """
     left_out = set() if left_out is None else left_out
     history, sample = machine.history, machine.last_sample
-    leak, smoothed = machine.breaker.growth.bytes_per_step, history.smoothed_loss
+    leak, smoothed = first_to_limit(machine.device, machine.breaker.growth).bytes_per_step, history.smoothed_loss
     speed = machine.rate.speed(history.target_steps)
     parts = {
         "step": f"{time.strftime('%H:%M:%S')} step {step.step}/{history.target_steps}",
@@ -33,6 +34,7 @@ def step_line(machine: Run, step: ev.StepReport, left_out: set[str] | None = Non
         "speed": f"{speed.unit}/s={speed.per_s:,.0f}" if speed else "",
         "batch": f"batch={step.batch_size}x{step.accumulation}",
         "memory": _memory(None if sample is None else sample.footprint_bytes, machine.policy.memory.limit_bytes),
+        "device": _device(machine),
         "leak": f"leak={growth_rate(leak)}" if leak is not None and leak >= LEAK_SHOWN_BYTES else "",
         "restarts": f"restarts={history.restarts}" if history.restarts else "",
         "left": f"{remaining(speed.left_s)} left" if speed and speed.left_s else "",
@@ -47,6 +49,11 @@ def _joined(parts: dict[str, str]) -> str:
     until = [parts[name] for name in ("left", "done") if parts.get(name)]
     figures_shown = " ".join(text for name, text in parts.items() if text and name not in ("left", "done"))
     return ", ".join([figures_shown, *until])
+
+
+def _device(machine: Run) -> str:
+    device = machine.device
+    return _memory(device.used_bytes, device.limit_bytes).replace("memory", "device") if device.limit_bytes else ""
 
 
 def _memory(used_bytes: int | None, limit_bytes: int) -> str:

@@ -52,13 +52,15 @@ class WorkerProcess:
     exit_status: int | None = None
     bye: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the worker has sent its last message."""
+    device_uuid: str | None = None
+    _token: str = ""
     _stderr_offset: int = 0
     _caffeinate: Caffeinate = field(default_factory=Caffeinate)
     _waiting: asyncio.Task[None] | None = None
 
     def spawn(self, action: act.Spawn, limit_bytes: int, past: Past) -> None:
         """Start a worker. Raises OSError, WireError, StateDirError or JournalError."""
-        token = secrets.token_hex(16)
+        token = self._token = secrets.token_hex(16)
         folder, telemetry = self.shared.state.run_dir(self.run), self.shared.telemetry
         job_file = write_job(self.settings, self.run, folder, telemetry.address, action, limit_bytes, past)
         self._stderr_offset = self.log.stderr_offset()
@@ -101,6 +103,18 @@ class WorkerProcess:
         else:
             self.child.kill()
 
+    def watch_device(self, found: ev.DeviceFound) -> str:
+        """Sample the memory of the worker's device from now on. Returns "" or why that is impossible."""
+        if self.child is None:
+            return ""
+        self.device_uuid = found.uuid
+        limit, session = found.limit_bytes, self.child.pid
+        return self.shared.devices.watch(self.run, found.generation, found.uuid, limit, session, self._token)
+
+    def device_free_bytes(self) -> int | None:
+        """Of the device that the last worker used; None: unknown, or it has no memory of its own."""
+        return None if self.device_uuid is None else self.shared.devices.free_bytes(self.device_uuid)
+
     async def close(self) -> None:
         """Release what is held for the worker, which must have ended."""
         if self._waiting is not None:
@@ -115,6 +129,7 @@ class WorkerProcess:
             child.kill()
             status = ExitStatus(None, None, None)
         self.shared.sampler.unwatch(self.run)
+        self.shared.devices.unwatch(self.run)
         if status.exit_code is not None and not self.bye.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(BYE_WAIT_S):

@@ -17,10 +17,16 @@ log = structlog.get_logger()
 
 
 class HostPoller:
-    """Calls `post` with a `MachineSample`, on the event loop."""
+    """Calls `post` with a `MachineSample`, on the event loop.
 
-    def __init__(self, post: Callable[[MachineSample], None]) -> None:
+    `device_free`: reads the free memory of the device that the run's last worker used; None: unknown.
+    """
+
+    def __init__(
+        self, post: Callable[[MachineSample], None], device_free: Callable[[], int | None] = lambda: None
+    ) -> None:
         self._post = post
+        self._device_free = device_free
         self._timer: asyncio.TimerHandle | None = None
         self._interval_s = FIRST_INTERVAL_S
 
@@ -31,7 +37,8 @@ class HostPoller:
         except Exception as error:  # of any kind: a start must not fail because of it
             log.error("machine_memory_unreadable", error=repr(error))
             return
-        self._post(MachineSample(time.monotonic(), memory.available_bytes, memory.pressure))
+        free_bytes = self._device_free()
+        self._post(MachineSample(time.monotonic(), memory.available_bytes, memory.pressure, free_bytes))
 
     def repeat(self, waiting: bool) -> None:
         """Poll repeatedly while `waiting`. Calling it again is harmless."""

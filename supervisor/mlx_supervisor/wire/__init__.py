@@ -20,6 +20,7 @@ from mlx_supervisor.wire.messages import (
     Checkpoint,
     ClearCache,
     Cleared,
+    Device,
     Finding,
     Hello,
     Message,

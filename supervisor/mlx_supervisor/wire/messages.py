@@ -27,6 +27,17 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     token: Annotated[str, msgspec.Meta(max_length=128)]
 
 
+class Device(Message, frozen=True, kw_only=True, tag="device"):
+    """The worker computes on a device with its own memory (CUDA). Sent once, before model and data are loaded.
+
+    `uuid`: as the driver names the device, "" if unknown. `limit_bytes`: what this run may hold of `total_bytes`.
+    """
+
+    total_bytes: Count
+    limit_bytes: Count
+    uuid: ShortText = ""
+
+
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     """Model, data and checkpoint are loaded. `skipped`: skipped checkpoints, each with the reason.
 
@@ -55,7 +66,8 @@ class Step(Message, frozen=True, kw_only=True, tag="step"):
     the update.
 
     `loss`: None if the update has no token to learn. `metrics`: the task's own, and `grad_norm` if the gradients are
-    clipped.
+    clipped. `device_limit_bytes`: the limit on a device with its own memory, which the counters are of; 0: they are of
+    the machine's memory. `device_free_bytes`: what all processes leave of it, read at most once a second.
     """
 
     step: Count
@@ -74,6 +86,8 @@ class Step(Message, frozen=True, kw_only=True, tag="step"):
     phase: PhaseName = "train"
     dropped: Count = 0
     metrics: Metrics = {}
+    device_limit_bytes: Count = 0
+    device_free_bytes: Count | None = None
 
 
 class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
@@ -162,6 +176,8 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     """Last message of a worker. `errors`: the exception that ended it, then those that led to it.
 
     `lost`: what a stopped worker could not save or export. `exported`: the folder of a completed run's result, if any.
+    `device_held_bytes`, `device_free_bytes`: of a device with its own memory, after an error: what MLX held of it, and
+    what all processes left.
     """
 
     outcome: Literal["completed", "stopped", "failed", "refused"]
@@ -172,9 +188,13 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     errors: Annotated[list[Raised], msgspec.Meta(max_length=8)] = []
     lost: ShortText = ""
     exported: Text = ""
+    device_held_bytes: Count | None = None
+    device_free_bytes: Count | None = None
 
 
-WorkerMessage = Hello | Ready | Step | Checkpoint | PhaseChange | Validation | Tested | Cleared | AutopsyReport | Bye
+WorkerMessage = (
+    Hello | Device | Ready | Step | Checkpoint | PhaseChange | Validation | Tested | Cleared | AutopsyReport | Bye
+)
 
 
 class ClearCache(Message, frozen=True, kw_only=True, tag="clear_cache"):

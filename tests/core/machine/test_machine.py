@@ -1,6 +1,7 @@
 """Every golden timeline; together they take every arrow of the table."""
 
 import pytest
+from tests.core.machine.golden_device import DEVICE
 from tests.core.machine.golden_ends import ENDS
 from tests.core.machine.golden_ladder import LADDER
 from tests.core.machine.golden_memory import MEMORY
@@ -9,7 +10,7 @@ from tests.core.machine.timeline import Arrow, MachineTimeline
 
 from mlx_supervisor.core.machine.table import TABLE
 
-GOLDEN = MEMORY | LADDER | WAITING | ENDS
+GOLDEN = MEMORY | DEVICE | LADDER | WAITING | ENDS
 
 
 @pytest.mark.parametrize("name", GOLDEN)

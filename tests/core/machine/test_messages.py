@@ -2,6 +2,7 @@
 
 import json
 
+from tests.core.machine.golden_device import DEVICE
 from tests.core.machine.golden_ends import ENDS, RUNNING
 from tests.core.machine.golden_ladder import LADDER
 from tests.core.machine.golden_memory import MEMORY
@@ -16,7 +17,7 @@ from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import State
 from mlx_supervisor.core.policy import MIB
 
-GOLDEN = MEMORY | LADDER | WAITING | ENDS
+GOLDEN = MEMORY | DEVICE | LADDER | WAITING | ENDS
 
 
 def test_the_error_of_a_crash_is_in_the_reason() -> None:

@@ -167,17 +167,20 @@ class MachineTimeline:
         """Up to `words[0]` steps, each with one sample; fewer when the state changes."""
         self.mib = float(keys.pop("mib", self.mib))
         grow, cache, seconds = (float(keys.pop(k, d)) for k, d in (("grow", 0), ("cache", 0), ("seconds", 0.3)))
+        active, leak = float(keys.pop("active", 0)), float(keys.pop("leak", 0))
+        limit_bytes = self.machine.device.limit_bytes
         batch = int(keys.pop("batch", self.machine.batch.size or 8))
         accumulation = max((self.machine.batch.effective or batch) // batch, 1)
         for _ in range(int(words[0])):
             self.step += 1
             self.mib += grow
+            active += leak
             self.at_s += seconds
             yield ev.Sample(self.at_s, self._generation, int(self.mib * MIB), 2**40, 1)
-            memory = (int(self.mib * MIB), int(cache * MIB))
+            memory = (int((active if limit_bytes else self.mib) * MIB), int(cache * MIB))
             yield ev.StepReport(
                 self.at_s, self._generation, self.step, 1.0, 100, batch * accumulation, 1e-3, seconds, batch,
-                accumulation, *memory, process_bytes=int(self.mib * MIB),
+                accumulation, *memory, process_bytes=int(self.mib * MIB), device_limit_bytes=limit_bytes,
             )  # fmt: skip
 
     def _sample(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
@@ -199,10 +202,22 @@ class MachineTimeline:
     def _cleared(self, _: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         yield ev.Cleared(self.at_s, self._generation, 0, 0)
 
-    def _machine(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
-        """`machine 900` or `machine 900 critical`: available MiB, and the memory pressure."""
+    def _machine(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        """`machine 900` or `machine 900 critical`: available MiB, and the memory pressure. `device=50`: free MiB."""
         pressure = ev.MemoryPressure(words[1]) if len(words) > 1 else ev.MemoryPressure.NORMAL
-        yield ev.MachineSample(self.at_s, int(float(words[0]) * MIB), pressure)
+        free = int(float(keys.pop("device")) * MIB) if "device" in keys else None
+        yield ev.MachineSample(self.at_s, int(float(words[0]) * MIB), pressure, free)
+
+    def _device(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
+        """`device 1000 4000`: the limit on a device with its own memory, and all of it, in MiB."""
+        limit, total = (int(float(each) * MIB) for each in words)
+        yield ev.DeviceFound(self.at_s, self._generation, total, limit, "GPU-1")
+
+    def _driver(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
+        """`driver 600 3000 2`: this run's MiB by the driver (`?`: unknown), the free MiB, and how often in a row."""
+        used, free = (None if each == "?" else int(float(each) * MIB) for each in words[:2])
+        for _each in range(int(words[2]) if len(words) > 2 else 1):
+            yield ev.DeviceSample(self.at_s, self._generation, used, free or 0, self.machine.device.total_bytes)
 
     def _autopsied(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
         """`autopsied list, dict`: findings, separated by commas."""

@@ -71,15 +71,8 @@ def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) 
         held_bytes=held_bytes,
         gradient_checkpointing=recomputes,
         device=str(mx.default_device().type).removeprefix("DeviceType."),
-        device_limit_bytes=_device_limit_bytes(job.memory, memory.device.own_bytes),
+        device_limit_bytes=memory.device.limit_bytes(job.memory),
     )
-
-
-def _device_limit_bytes(job: wire.MemoryJob, own_bytes: int | None) -> int | None:
-    """Of a device with its own memory; None on all others."""
-    if own_bytes is None:
-        return None
-    return min(job.device_limit_bytes or int(job.device_limit_share * own_bytes), own_bytes)
 
 
 def _architecture(model: Any) -> str:

@@ -3,12 +3,12 @@
 import gc
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
 from mlx_supervisor import wire
-from mlx_worker.memory.cache_budget import REVIEW_EVERY_STEPS, CacheBudget
+from mlx_worker.memory.cache_budget import DEVICE_SHARE, REVIEW_EVERY_STEPS, CacheBudget
+from mlx_worker.memory.device import Device, countable_bytes
 from mlx_worker.memory.own_footprint import OwnFootprint
 
 ROOM_SHARE = 0.9
@@ -17,13 +17,15 @@ ROOM_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Counters:
-    """Bytes: MLX's own counters, the resident set of this process, and its footprint (`own_footprint`)."""
+    """Bytes: MLX's own counters, the resident set of this process, its footprint (`own_footprint`), and what all
+    processes leave of a device's own memory (None: it has none, or it was not read)."""
 
     active_bytes: int
     cache_bytes: int
     peak_bytes: int
     resident_bytes: int
     process_bytes: int = 0
+    device_free_bytes: int | None = None
 
 
 class CachePolicy:
@@ -36,11 +38,15 @@ class CachePolicy:
         self._peak_before_bytes = 0
         self._updates = 0
         self.device = Device()
+        self.device_limit_bytes = self.device.limit_bytes(job) or 0
+        """Of a device with its own memory, else 0."""
         self._budget = self._new_budget() if job.policy == "adaptive" else None
         if job.cache_limit_bytes is not None:
             mx.set_cache_limit(job.cache_limit_bytes)
         if self._budget is not None and self.device.enforces:
             mx.set_memory_limit(self._budget.room_bytes)
+        elif self.device_limit_bytes:  # whatever the policy, the cache gives way before the limit
+            mx.set_memory_limit(int(DEVICE_SHARE * countable_bytes(self.device_limit_bytes)))
         if self.device.wired_bytes is not None:  # Metal only; as mlx_lm's trainer does
             mx.set_wired_limit(self.device.wired_bytes)
 
@@ -48,14 +54,14 @@ class CachePolicy:
         limit_bytes, device = self._limit_bytes(), self.device
         if limit_bytes is None:
             return None
+        limit_bytes = countable_bytes(self.device_limit_bytes) or limit_bytes
         return CacheBudget(limit_bytes, own=device.own_bytes is not None, enforced=device.enforces)
 
     def _limit_bytes(self) -> int | None:
         """Of the memory that holds MLX's buffers; None without a limit."""
         job, device = self._job, self.device
         if device.own_bytes is not None:
-            limit_bytes = job.device_limit_bytes or int(job.device_limit_share * device.own_bytes)
-            return min(limit_bytes, device.own_bytes)
+            return self.device_limit_bytes
         if job.limit_bytes is not None and device.wired_bytes is not None:
             return min(job.limit_bytes, device.wired_bytes)
         return job.limit_bytes
@@ -176,25 +182,10 @@ class CachePolicy:
         resident_bytes, process_bytes = self._own.read()
         active_bytes = mx.get_active_memory()
         peak_bytes = max(mx.get_peak_memory(), self._peak_before_bytes, active_bytes)
-        return Counters(active_bytes, mx.get_cache_memory(), peak_bytes, resident_bytes, process_bytes)
+        free_bytes = self.device.recent_free_bytes()
+        return Counters(active_bytes, mx.get_cache_memory(), peak_bytes, resident_bytes, process_bytes, free_bytes)
 
     def _clear(self) -> None:
         mx.clear_cache()
         if self._job.release_pause_s:
             time.sleep(self._job.release_pause_s)
-
-
-class Device:
-    """The device that computes. `own_bytes`: its own memory (CUDA); `wired_bytes`: how much RAM it may use (Metal).
-
-    `enforces`: the allocator keeps active plus cached memory under `mx.set_memory_limit`, by freeing cached buffers
-    before it allocates more; the CPU's does not.
-    """
-
-    def __init__(self) -> None:
-        information: dict[str, Any] = dict(mx.device_info())
-        self.enforces = bool(mx.default_device().type == mx.DeviceType.gpu)
-        wired_bytes = information.get("max_recommended_working_set_size")
-        self.wired_bytes = None if wired_bytes is None else int(wired_bytes)
-        own_bytes = information.get("total_memory") if self.enforces else None
-        self.own_bytes = None if own_bytes is None else int(own_bytes)

@@ -81,6 +81,8 @@ def run(job: wire.Job, link: Link, stop: StopFlag, inputs: LoraInputs | None = N
     Raises RefusedError, NotFiniteError, and errors of MLX and the task.
     """
     memory = CachePolicy(job.memory)
+    if facts := memory.device.facts(memory.device_limit_bytes):
+        link.send(wire.Device, **facts)
     commands = Commands(link, stop, memory)
     drills = Drills(job.drill, job.generation)
     drills.slow_start(stop)
@@ -440,6 +442,7 @@ class Trainer:
             active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes, peak_bytes=counters.peak_bytes,
             resident_bytes=counters.resident_bytes, process_bytes=counters.process_bytes,
             dropped=self.link.dropped, metrics=metrics,
+            device_limit_bytes=self.memory.device_limit_bytes, device_free_bytes=counters.device_free_bytes,
         )  # fmt: skip
 
     def _save(self, *, waiting: bool) -> bool:

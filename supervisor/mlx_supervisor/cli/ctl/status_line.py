@@ -35,6 +35,7 @@ def details_of(extra: Mapping[str, Any]) -> list[str]:
         _batch(extra),
         "gradient checkpointing" if extra.get("gradient_checkpointing") else "",
         _memory(extra),
+        _device(extra),
         _leak(extra),
         _trips(extra),
         f"waiting for {extra['waiting_for']}" if extra.get("waiting_for") else "",
@@ -89,6 +90,11 @@ def _memory(extra: Mapping[str, Any]) -> str:
         numbers = mebibytes(used, limit)
         shown = f"{numbers[0]} MiB", f"{numbers[1]} MiB"
     return f"memory {shown[0]} of {shown[1]}"
+
+
+def _device(extra: Mapping[str, Any]) -> str:
+    used, limit = extra.get("device_used_bytes"), extra.get("device_limit_bytes")
+    return "" if used is None or not limit else f"device {_size(used)} of {_size(limit)}"
 
 
 def _size(value_bytes: float) -> str:

@@ -7,7 +7,7 @@ from mlx_supervisor.core.history import Generation
 from mlx_supervisor.core.machine.run_state import Ending, Run
 from mlx_supervisor.core.machine.starting import spawn, start
 from mlx_supervisor.core.machine.states import S
-from mlx_supervisor.core.restart.escalation import Rung, checkpoints_gradients, climb
+from mlx_supervisor.core.restart.escalation import CROWDED, Rung, checkpoints_gradients, climb
 from mlx_supervisor.core.words import counted, duration, sentence, shortened, size
 
 NEAR_SHARE = 0.85
@@ -48,7 +48,7 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     if cause is not Cause.REQUESTED:
         current.error = past.error = ending.text
     run.close_generation(at_s, ended, cause)
-    rung = climb(run.policy, run.batch, past, cause, progress=progress)
+    rung = CROWDED if ending.crowded else climb(run.policy, run.batch, past, cause, progress=progress)
     if refused:
         run.refuse(ending.text)
         return
@@ -96,9 +96,11 @@ def _what(ending: Ending) -> str:
     cause, text = ending.cause, shortened(last_line(ending.text), ERROR_CHARS).rstrip(".")
     if cause is Cause.NOT_FINITE:
         return sentence(text.partition(" (")[0])
-    if cause in (Cause.PRESSURE, Cause.LEAK) and text.startswith("used "):
+    if cause is Cause.DEVICE_OOM and text.startswith("this run held "):
+        text = text.partition("; ")[0]
+    if cause in (Cause.PRESSURE, Cause.LEAK) and text.startswith(("used ", "device memory used ")):
         return f"{text}: worker killed"
-    if cause is Cause.PRESSURE and text.startswith("memory "):
+    if cause is Cause.PRESSURE and text.startswith(("memory ", "device memory ")):
         return cause.value  # as for a leak, the trip's notice has the figures
     return WHAT[cause].format(text=text) if cause in WHAT else f"{cause.value}: {text}"
 

@@ -10,6 +10,7 @@ from mlx_supervisor.core.history import Generation, RunHistory
 from mlx_supervisor.core.machine.heartbeat import Heartbeat
 from mlx_supervisor.core.machine.states import AT_REST, S, State
 from mlx_supervisor.core.memory.breaker import Breaker, BreakerState, Trip
+from mlx_supervisor.core.memory.device import DeviceAccount
 from mlx_supervisor.core.memory.memory_wait import MemoryWait
 from mlx_supervisor.core.policy import RunPolicy
 from mlx_supervisor.core.rate import Rate
@@ -38,7 +39,10 @@ TRAINS = "training"
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why the supervisor ends the current generation. `requested_by`: the request to stop the run, "" for none."""
+    """Why the supervisor ends the current generation. `requested_by`: the request to stop the run, "" for none.
+
+    `crowded`: other processes took the device's memory, so that a smaller batch would not help.
+    """
 
     cause: Cause
     text: str
@@ -46,6 +50,7 @@ class Ending:
     advice: str = ""
     error_key: str = ""
     requested_by: str = ""
+    crowded: bool = False
 
 
 class Run:
@@ -56,6 +61,7 @@ class Run:
         self.history = history or RunHistory()
         self.state = RESTED.get(self.history.outcome, State.STOPPED)
         self.breaker = Breaker(policy.memory, policy.restart.close_after_steps)
+        self.device = DeviceAccount(policy.memory, policy.restart.close_after_steps)
         self.current: Generation | None = None
         self.last_sample: ev.Sample | None = None
         self.last_step: ev.StepReport | None = None

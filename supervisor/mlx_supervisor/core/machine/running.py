@@ -13,7 +13,7 @@ from mlx_supervisor.core.machine.run_state import REASON_LIMIT_CHARS, Ending, Ru
 from mlx_supervisor.core.machine.starting import batch_as_requested
 from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.memory.breaker import BreakerState, Trip
-from mlx_supervisor.core.words import counted, duration, figures, sentence, size, validation_text
+from mlx_supervisor.core.words import counted, duration, figures, mebibytes, sentence, size, validation_text
 
 FINDINGS_AT_MOST = 24
 FINDING_LIMIT_CHARS = 300
@@ -105,15 +105,21 @@ def on_step(run: Run, event: ev.StepReport) -> None:
     if event.phase is not Phase.TRAIN:
         return
     state_before = run.breaker.state
-    trip = run.breaker.step(event, run.batch.at_minimum)
+    on_device = event.device_limit_bytes > 0  # then the arrays are none of the machine's memory
+    of_host = replace(event, active_bytes=0, cache_bytes=0) if on_device else event
+    trips = run.breaker.step(of_host, run.batch.at_minimum), run.device.step(event, run.batch.at_minimum)
+    trip = trips[0] or trips[1]
+    if run.current is not None:
+        run.current.peak_device_bytes = run.device.peak_bytes
     if trip is not None:
         _soft_trip(run, event.at_s, trip)
         return
-    if run.breaker.leaking:
+    leaking = run.breaker.leaking or run.device.leaking
+    if leaking:
         _request_autopsy(run)
     if run.breaker.state is not state_before:
         run.say("breaker", f"Stable for {counted(run.policy.restart.close_after_steps, 'update')} since the restart.")
-    if run.breaker.state is BreakerState.CLOSED and not run.breaker.leaking:
+    if run.breaker.state is BreakerState.CLOSED and not leaking:
         _grow(run)
 
 
@@ -127,6 +133,7 @@ def _grow(run: Run) -> None:
 
 def on_phase(run: Run, event: ev.PhaseChange) -> None:
     run.breaker.phase(event.phase)
+    run.device.phase(event.phase)
     if run.current is not None:
         run.current.loading = event.phase is Phase.LOAD
     run.phase = event.phase
@@ -177,6 +184,7 @@ def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
         run.failed_checkpoints = 0
         run.history.durable_step = max(run.history.durable_step, event.step)
         run.breaker.checkpoint(event.seconds)
+        run.device.checkpoint(event.seconds)
         text = f"Saved checkpoint of step {event.step}: {size(event.size_bytes)} in {duration(event.seconds)}."
         run.say("checkpoint", text, step=event.step, seconds=event.seconds, quiet=True)
         run.save(wait=False)
@@ -206,6 +214,24 @@ def on_sample(run: Run, event: ev.Sample) -> None:
     trip = run.breaker.sample(event)
     if trip is not None:
         _hard_trip(run, event.at_s, trip)
+
+
+def on_device_found(run: Run, event: ev.DeviceFound) -> None:
+    run.device.found(event)
+    limit, total = mebibytes(event.limit_bytes, event.total_bytes)
+    text = f"The worker computes on a device with its own memory: limit {limit} of {total} MiB (memory.device_limit)."
+    run.say("device", text, quiet=run.history.generation > 1, limit_bytes=event.limit_bytes)
+
+
+def on_device_sample(run: Run, event: ev.DeviceSample) -> None:
+    trip = run.device.sample(event)
+    if run.current is not None:
+        run.current.peak_device_bytes = run.device.peak_bytes
+    if trip is not None:
+        _hard_trip(run, event.at_s, trip)
+    elif run.device.clear_due(event.at_s) and run.state is S.RUNNING:
+        run.say("relief", "Device memory is over the limit with MLX's cache: clearing the cache.", Severity.WARNING)
+        run.out.append(RequestClearCache(run.history.generation))
 
 
 def on_sample_relieving(run: Run, event: ev.Sample) -> None:

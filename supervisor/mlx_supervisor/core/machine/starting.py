@@ -104,6 +104,7 @@ def on_command_in_backoff(run: Run, event: ev.Command) -> None:
 def on_command_while_waiting(run: Run, event: ev.Command) -> None:
     if event.kind is not CommandKind.SUSPEND:
         run.memory.accept()
+        run.device.wait.accept()
     on_command_in_backoff(run, event)
 
 
@@ -132,16 +133,30 @@ def on_backoff_over(run: Run, event: ev.Tick) -> None:
 
 
 def on_machine_sample(run: Run, event: ev.MachineSample) -> None:
+    _update(run, event)
+
+
+def _update(run: Run, event: ev.MachineSample) -> None:
     run.memory.update(event.available_bytes, event.pressure)
+    run.device.wait.update(event.device_free_bytes)
+
+
+def _must_wait(run: Run) -> bool:
+    """Whether the machine or the device has too little memory for a start."""
+    return run.memory.must_wait(run.need_bytes) or run.device.wait.must_wait
+
+
+def _memory_figures(run: Run) -> str:
+    return run.device.wait.figures if run.device.wait.must_wait else run.memory.figures(run.need_bytes)
 
 
 def start(run: Run, at_s: float) -> None:
     """Start a worker as soon as enough memory is available."""
     wait_s = run.policy.restart.wait_for_memory_s
-    if wait_s <= 0 or not run.memory.must_wait(run.need_bytes):
+    if wait_s <= 0 or not _must_wait(run):
         spawn(run, at_s)
         return
-    figures = run.memory.figures(run.need_bytes)
+    figures = _memory_figures(run)
     text = f"waiting for memory: {figures}; at most {duration(wait_s)} (restart.wait_for_memory_s)"
     _pause(run, "waiting", text)
     run.go(S.WAITING, at_s + wait_s)
@@ -149,18 +164,21 @@ def start(run: Run, at_s: float) -> None:
 
 
 def on_memory_polled(run: Run, event: ev.MachineSample) -> None:
-    run.memory.update(event.available_bytes, event.pressure)
-    if not run.memory.must_wait(run.need_bytes):
-        run.say("waited", f"Memory is available again ({run.memory.figures(run.need_bytes)}): starting.")
+    waited_for_device = run.device.wait.must_wait
+    _update(run, event)
+    if not _must_wait(run):
+        figures = run.device.wait.figures if waited_for_device else run.memory.figures(run.need_bytes)
+        run.say("waited", f"Memory is available again ({figures}): starting.")
         spawn(run, event.at_s)
 
 
 def on_wait_over(run: Run, event: ev.Tick) -> None:
     """Start anyway: the limit still applies, and the run does not wait for the same memory again."""
-    figures, waited = run.memory.figures(run.need_bytes), duration(run.policy.restart.wait_for_memory_s)
+    figures, waited = _memory_figures(run), duration(run.policy.restart.wait_for_memory_s)
     text = f"Memory still short after {waited} ({figures}); another program may hold it. Starting anyway."
     run.say("waited", text, Severity.WARNING)
     run.memory.accept()
+    run.device.wait.accept()
     spawn(run, event.at_s)
 
 
@@ -172,6 +190,7 @@ def spawn(run: Run, at_s: float) -> None:
     past.begin_generation()
     run.reason = run.waiting_for = ""
     run.breaker.begin_generation()
+    run.device.begin_generation()
     run.memory.worker_started()
     run.heartbeat = Heartbeat(run.policy.restart.hang_timeout_s)
     run.current = Generation(past.generation, at_s, batch_size=run.batch.size, durable_before=past.durable_step)

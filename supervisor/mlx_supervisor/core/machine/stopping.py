@@ -11,6 +11,7 @@ from mlx_supervisor.core.words import duration
 
 KILLS_AT_MOST = 3
 DUMP_WAIT_S = 2.0
+OTHERS = "end other processes on the device, or set memory.device_limit to what they leave"
 EXIT_STOPPED_CODE = 75
 EXIT_REFUSED_CODE = 78
 
@@ -101,8 +102,13 @@ def _unrequested_ending(run: Run, event: ev.Exited) -> Ending:
     )
     if diagnosis.cause in MEMORY_CAUSES:
         run.count_trip()
-    text = diagnosis.text or _ended(event)
-    return Ending(diagnosis.cause, text, restart=True, advice=diagnosis.advice, error_key=diagnosis.error_key)
+    text, advice, crowded = diagnosis.text or _ended(event), diagnosis.advice, False
+    use = run.device.use_at_death(run.bye) if diagnosis.cause is Cause.DEVICE_OOM else None
+    if use is not None:
+        text = f"{use.text}; {text}"
+        crowded = use.crowded and run.device.wait.crowd()
+        advice = OTHERS if use.crowded else advice
+    return Ending(diagnosis.cause, text, True, advice, diagnosis.error_key, crowded=crowded)
 
 
 def _completed(run: Run, at_s: float, ended: str) -> None:

@@ -17,6 +17,7 @@ AFTER_EXIT = (S.STARTING, S.WAITING, S.BACKOFF, S.COMPLETED, S.FATAL)
 _POLL: dict[type[ev.Event], Rule] = {ev.MachineSample: (starting.on_machine_sample, ())}
 _OBSERVE: dict[type[ev.Event], Rule] = _POLL | {
     ev.Spawned: (starting.on_spawned, ()),
+    ev.DeviceFound: (running.on_device_found, ()),
     ev.Bye: (running.on_bye, ()),
     ev.CheckpointReport: (running.on_checkpoint, ()),
     ev.PhaseChange: (running.on_phase, ()),
@@ -50,6 +51,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
         ev.Ready: (starting.on_ready, (S.RUNNING, S.KILLING)),
         ev.StepReport: (running.on_step_before_ready, (S.RUNNING, S.KILLING)),
         ev.Sample: (running.on_sample, (S.KILLING,)),
+        ev.DeviceSample: (running.on_device_sample, (S.KILLING,)),
         ev.SampleMissing: (running.on_sample_missing, (S.TERMINATING,)),
         ev.Tick: (running.on_start_timeout, (S.TERMINATING,)),
         ev.Command: (running.on_command_before_ready, (S.TERMINATING, S.KILLING)),
@@ -59,6 +61,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     | {
         ev.StepReport: (running.on_step, (S.RELIEVING, S.DRAINING)),
         ev.Sample: (running.on_sample, (S.KILLING,)),
+        ev.DeviceSample: (running.on_device_sample, (S.KILLING,)),
         ev.SampleMissing: (running.on_sample_missing, (S.DRAINING,)),
         ev.Tick: (stopping.on_hang, (S.TERMINATING,)),
         ev.Command: (running.on_command_running, (S.DRAINING, S.KILLING)),
@@ -68,6 +71,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
         ev.Cleared: (running.on_cleared, ()),
         ev.StepReport: (running.on_step_recorded, ()),
         ev.Sample: (running.on_sample_relieving, (S.RUNNING, S.KILLING)),
+        ev.DeviceSample: (running.on_device_sample, (S.KILLING,)),
         ev.Tick: (running.on_relief_timeout, (S.DRAINING,)),
         ev.ActionFailed: (stopping.on_request_failed, (S.TERMINATING,)),
         ev.Command: (running.on_command_running, (S.DRAINING, S.KILLING)),
@@ -76,6 +80,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     | {
         ev.StepReport: (running.on_step_recorded, ()),
         ev.Sample: (running.on_sample, (S.KILLING,)),
+        ev.DeviceSample: (running.on_device_sample, (S.KILLING,)),
         ev.Tick: (stopping.on_drain_timeout, (S.TERMINATING,)),
         ev.ActionFailed: (stopping.on_request_failed, (S.TERMINATING,)),
         ev.Command: (running.on_command_ending, (S.KILLING,)),
@@ -84,6 +89,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     | {
         ev.StepReport: (running.on_step_recorded, ()),
         ev.Sample: (running.on_sample, (S.KILLING,)),
+        ev.DeviceSample: (running.on_device_sample, (S.KILLING,)),
         ev.Tick: (stopping.on_term_timeout, (S.KILLING,)),
         ev.Command: (running.on_command_ending, (S.KILLING,)),
     },

@@ -29,6 +29,9 @@ class Rung:
     end: str = ""
 
 
+CROWDED = Rung(False, "micro-batch kept (other processes hold the device's memory)")
+
+
 def checkpoints_gradients(policy: RunPolicy, history: RunHistory) -> bool:
     """Whether the next generation recomputes activations instead of keeping them."""
     setting = policy.memory.gradient_checkpointing
