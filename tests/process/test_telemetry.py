@@ -124,7 +124,7 @@ def test_after_a_new_hello_frames_of_the_old_generation_are_dropped(folder: Path
 STEP = {
     "step": 7, "loss": 0.5, "tokens": 64, "samples": 8, "learning_rate": 1e-4, "seconds": 0.25, "batch_size": 4,
     "accumulation": 2, "active_bytes": 1, "cache_bytes": 2, "phase": "eval", "metrics": {"accuracy": 0.75},
-    "process_bytes": 3,
+    "peak_bytes": 3, "device_limit_bytes": 2**35, "device_free_bytes": 2**36, "process_bytes": 3,
 }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_a_message_becomes_an_event_field_by_field(folder: Path) -> None:
             telemetry.expect("run", 1, TOKEN)
             worker = Peer(telemetry.address)
             worker.hello()
-            worker.send(type="step", seq=1, dropped=9, peak_bytes=3, resident_bytes=4, **STEP)
+            worker.send(type="step", seq=1, dropped=9, resident_bytes=4, **STEP)
             worker.send(type="cleared", seq=2, active_bytes=5, cache_bytes=6)
             worker.send(type="bye", seq=3, outcome="stopped", reason="a\r\nb", step=7, loss=0.5)
             worker.phase(4, detail="batch 3")

@@ -123,7 +123,8 @@ def _figures(summary: Mapping[str, Any]) -> str:
 
 def _table(generations: list[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("generation", "batch", "steps", "time", "peak MiB"):
+    on_device = any(record.get("peak_device_mib") for record in generations)
+    for heading in ("generation", "batch", "steps", "time", "peak MiB", *(["device MiB"] if on_device else [])):
         table.add_column(heading, justify="right")
     table.add_column("ended")
     for record in generations:
@@ -133,6 +134,7 @@ def _table(generations: list[Mapping[str, Any]]) -> Table:
             steps(record),
             duration(record.get("seconds", 0)),
             f"{record.get('peak_footprint_mib', 0):,.0f}",
+            *([f"{record.get('peak_device_mib', 0):,.0f}"] if on_device else []),
             f"{record.get('cause')} ({record.get('ended')})",
         )
     return table

@@ -42,6 +42,7 @@ GENERATION_KEYS = [
     "last_step",
     "seconds",
     "peak_footprint_mib",
+    "peak_device_mib",
     "ended",
     "cause",
     "error",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tests.simulation.checks.watch import AUTOSTART
+from tests.simulation.world.faults import MACHINE_MIB
 from tests.simulation.world.worker import SimulatedWorker
 
 from mlx_supervisor.core import actions as ac
@@ -317,7 +318,15 @@ class SimulatedSupervisor:
                 world.clock.later(world.chance.uniform(0, 4), self.receive, sample)
             else:
                 self.post(sample)
+            self._sample_device(worker, int(footprint_mib * MIB))
         world.clock.later(interval_s, self._sample, worker)
+
+    def _sample_device(self, worker: SimulatedWorker, used_bytes: int) -> None:
+        """The driver is read only now and then, and may not know the process."""
+        total_bytes, now_s = MACHINE_MIB * MIB, self.world.clock.now_s
+        if self.world.on_device and worker.alive and self.child is worker and worker.step % 3 == 0:
+            used, free = used_bytes if worker.step % 2 else None, max(total_bytes - used_bytes, 0)
+            self.post(ev.DeviceSample(now_s, worker.generation, used, free, total_bytes))
 
     def _missed(self, worker: SimulatedWorker, spell_s: float) -> None:
         """The sampler is stuck: each second of its silence is reported."""
@@ -334,7 +343,8 @@ class SimulatedSupervisor:
     def _poll_memory(self) -> None:
         """Read the machine's memory, for a run without a worker."""
         available = int(self.world.host.available_mib(0.0) * MIB)
-        self.post(ev.MachineSample(self.world.clock.now_s, available, self.world.host.pressure))
+        free = available if self.world.on_device else None
+        self.post(ev.MachineSample(self.world.clock.now_s, available, self.world.host.pressure, free))
 
     def _poll_while_waiting(self, interval_s: float) -> None:
         self._waiting = self.alive and self.machine.state is State.WAITING

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.simulation.world.deaths import Death, death_of
+from tests.simulation.world.faults import MACHINE_MIB
 
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.actions import Spawn
@@ -53,6 +54,8 @@ class SimulatedWorker:
         faults, chance = self.world.faults, self.world.chance
         load_s = faults.load_s * chance.uniform(0.3, 1.2)
         self.send(ev.PhaseChange, ev.Phase.LOAD, "model")
+        if self.world.on_device:
+            self.send(ev.DeviceFound, MACHINE_MIB * MIB, self.world.policy.memory.limit_bytes, "GPU-0")
         self.world.clock.later(load_s, self._loaded)
 
     def _loaded(self) -> None:
@@ -121,7 +124,12 @@ class SimulatedWorker:
         at_s = world.clock.now_s + delay_s
         words = (self.step, 1.0, 900, self.effective, 1e-3, step_s, self.batch, accumulation)
         own = 0 if world.happens(world.faults.misread) else int((self.held_mib() + self.cache_mib) * MIB)
-        world.channel.send(delay_s, ev.StepReport(at_s, self.generation, *words, active, cache, process_bytes=own))
+        device: dict[str, Any] = {}
+        if world.on_device:
+            limit_bytes, free = world.policy.memory.limit_bytes, int(world.host.available_mib(self.held_mib()) * MIB)
+            device = {"device_limit_bytes": limit_bytes, "device_free_bytes": free, "peak_bytes": active}
+        report = ev.StepReport(at_s, self.generation, *words, active, cache, process_bytes=own, **device)
+        world.channel.send(delay_s, report)
 
     def _evaluate(self, extra_mib: float) -> None:
         self.extra_mib = extra_mib

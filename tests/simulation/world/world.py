@@ -55,6 +55,8 @@ class World:
         self.target_steps = target_steps or chance.choice((40, 120, 300))
         self.sample_s, self.forgives = sample_s, forgives
         self.number = chance.randrange(2**32)
+        self.on_device = self.number % 4 == 0
+        """The arrays are also in the memory of a device, as large as the machine's and under the same limit."""
         self.kernel_tells = chance.random() < 0.5
         self.can_checkpoint_gradients = chance.random() < 0.7
         self.machine_type = machine_type

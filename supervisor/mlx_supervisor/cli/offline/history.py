@@ -19,6 +19,7 @@ from mlx_supervisor.journal.database import JournalError
 COLUMNS = (
     "run", "state_dir", "generation", "started", "ended", "seconds", "first_step", "last_step", "batch_size",
     "accumulation", "trips", "peak_footprint_mib", "loss", "cause", "exit", "error",
+    "peak_device_mib",
 )  # fmt: skip
 
 

@@ -116,6 +116,9 @@ def _live(run: KnownRun) -> dict[str, Any]:
         found |= {"step_at": iso(last["wall_s"]), **_speed(run, steps)}
         if run.worker is not None and last["generation"] == run.worker.generation:
             found["usual_step_s"] = usual_step_s(steps)
+            if last.get("device_limit_bytes"):
+                found["device_used_bytes"] = last["active_bytes"] + last["cache_bytes"]
+                found["device_limit_bytes"] = last["device_limit_bytes"]
     if sample is not None and run.worker is not None and sample["generation"] == run.worker.generation:
         found["footprint_bytes"] = sample["footprint_bytes"]
     if notice is not None:

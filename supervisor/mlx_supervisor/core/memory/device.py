@@ -64,7 +64,7 @@ class DeviceAccount:
         self._over_since_s: float | None = None
         self._clear_requested_s: float | None = None
         self._driver_bytes: int | None = None
-        self._reported_s = float("-inf")
+        self._reported_s, self._last_step = float("-inf"), -1
         self._new_breaker()
 
     def _new_breaker(self) -> None:
@@ -109,7 +109,9 @@ class DeviceAccount:
         overhead_bytes = self.overhead_bytes
         end_bytes = report.active_bytes + overhead_bytes
         peak_bytes = max(report.peak_bytes + overhead_bytes, end_bytes)
-        self._pace.add(report.step, report.active_bytes)
+        if report.step > self._last_step:  # else a repeated report
+            self._last_step = report.step
+            self._pace.add(report.step, report.active_bytes)
         for each in (peak_bytes, end_bytes):
             self._breaker.sample(ev.Sample(report.at_s, report.generation, each, 0, 1))
         trip = self._breaker.step(replace(report, cache_bytes=0, process_bytes=0), at_minimum)
