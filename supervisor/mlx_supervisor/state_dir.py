@@ -22,7 +22,7 @@ OWNER = "owner.json"
 """In a run's folder: the settings file that the run belongs to, also when the journal is lost."""
 PREVIOUS_AT_MOST = 9
 REPLACEABLE = frozenset(
-    {OWNER, "logs", "job.json", "accepted-job.json", "summary.json", "fingerprints.json", "reports.json"}
+    {OWNER, "worker.lock", "logs", "job.json", "accepted-job.json", "summary.json", "fingerprints.json", "reports.json"}
 )
 """What a run's folder has before the first checkpoint: never worth the loss of a run that was set aside."""
 

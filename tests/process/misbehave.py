@@ -4,6 +4,7 @@ Run as `python misbehave.py JOB_FILE`; the job's `task.args` choose the mode. It
 """
 
 import faulthandler
+import fcntl
 import os
 import signal
 import subprocess
@@ -171,6 +172,18 @@ class Worker:
         return wire.EXIT_COMPLETED
 
 
+def train_alone(job: wire.Job) -> int:
+    """A lock of the task's own, held until the end; the file `overlaps` records a second worker of the run."""
+    folder = Path(job.task.base_dir)
+    descriptor = os.open(folder / "alone", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with (folder / "overlaps").open("a") as file:
+            file.write(f"generation {job.generation}\n")
+    return descriptor
+
+
 def watch_lifeline(worker: Worker) -> None:
     """As in the real worker: the supervisor's death is a stop request."""
     import threading
@@ -184,7 +197,9 @@ def watch_lifeline(worker: Worker) -> None:
 
 def main() -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    worker = Worker(wire.load_job(Path(sys.argv[1]).read_bytes()))
+    job = wire.load_job(Path(sys.argv[1]).read_bytes())
+    train_alone(job)
+    worker = Worker(job)
     if worker.mode == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from mlx_supervisor import wire
 from mlx_worker.errors import NotFiniteError, RefusedError
+from mlx_worker.supervision import run_lock
 from mlx_worker.supervision.lifeline import watch_supervisor
 from mlx_worker.supervision.link import Link
 from mlx_worker.supervision.raised import errors_of
@@ -36,11 +37,13 @@ def main() -> NoReturn:
         sys.exit(wire.EXIT_REFUSED)
     if arguments.check is not None:
         sys.exit(_check(arguments, job, stop))
+    held = _hold(job)
     drilled = not job.drill.generations or job.generation in job.drill.generations
     install_signals(stop, ignore_sigterm=job.drill.ignore_sigterm and drilled)
     if not arguments.bare:
         watch_supervisor(stop, job.grace_s)
     link = Link(job.run, job.generation, None if arguments.bare else job.telemetry)
+    link.on_step = held.trained
     link.hello()
     link.phase("load")
     code = _run(job, link, stop)
@@ -145,6 +148,14 @@ def _read_job(path: Path) -> wire.Job:
         return wire.load_job(path.read_bytes())
     except (OSError, wire.WireError) as error:
         raise RefusedError(f"{path}: {error}") from None
+
+
+def _hold(job: wire.Job) -> run_lock.HeldRun:
+    try:
+        return run_lock.hold(job)
+    except RefusedError as error:
+        _print_refused(error)
+        sys.exit(wire.EXIT_REFUSED)
 
 
 def _print_refused(error: BaseException) -> None:

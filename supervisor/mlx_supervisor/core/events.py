@@ -81,6 +81,17 @@ class ActionFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StartBlocked(WorkerEvent):
+    """Another process holds the run's folder: the worker starts once it has ended. `reason` is a part of a sentence.
+
+    `lasting`: it could not be ended, and must be ended by a person.
+    """
+
+    reason: str
+    lasting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Spawned(WorkerEvent):
     """The process exists, but is not ready yet."""
 

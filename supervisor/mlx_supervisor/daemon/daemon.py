@@ -12,6 +12,7 @@ import structlog
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.machine.starting import AUTOSTART
 from mlx_supervisor.daemon.recorder import load_history
+from mlx_supervisor.daemon.recovery import not_started, unrecorded, unrecorded_worker
 from mlx_supervisor.daemon.run import SupervisedRun
 from mlx_supervisor.daemon.shared import Observer, Shared
 from mlx_supervisor.host import sd_notify
@@ -19,11 +20,13 @@ from mlx_supervisor.host.boot_id import boot_id
 from mlx_supervisor.host.memory import machine_bytes
 from mlx_supervisor.journal.journal import Journal, OpenGeneration
 from mlx_supervisor.process.orphans import end_orphaned_worker
+from mlx_supervisor.process.run_lock import end_holder, held
 from mlx_supervisor.sampling.device_sampler import DeviceSampler
 from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.settings.schema import Settings
-from mlx_supervisor.state_dir import StateDir, owner_of, record_owner, set_aside
+from mlx_supervisor.state_dir import StateDir, StateDirError, owner_of, record_owner, set_aside
 from mlx_supervisor.telemetry import Telemetry
+from mlx_supervisor.wire.run_lock import LOCK_FILE
 
 HOUSEKEEPING_INTERVAL_S = 1.0
 UNKNOWN_ORPHAN_GRACE_S = 70.0
@@ -88,9 +91,8 @@ class Daemon:
         """`add`, and wait until no orphan of this run is left."""
         run = self.add(name)
         orphans = [orphan for orphan in self.shared.journal.open_generations() if orphan.run == name]
-        if orphans:
-            self._recover_run(run, orphans)
-            await run.until(lambda: not run.recovery.active)
+        self._recover_run(run, orphans)
+        await run.until(lambda: not run.recovery.active)
         return run
 
     async def remove(self, name: str) -> None:
@@ -120,6 +122,7 @@ class Daemon:
                 await end_orphaned_worker(orphan.pid, orphan.create_time_s, orphan.token, grace_s=0.0)
         for name in names:
             folder = self.state.run_dir(name)
+            await _free(folder)
             owner = load_history(self.shared.journal, name).settings_file
             if owner and not owner_of(folder):
                 record_owner(folder, name, owner)
@@ -173,14 +176,19 @@ class Daemon:
         by_run: dict[str, list[OpenGeneration]] = {}
         for orphan in self.shared.journal.open_generations():
             by_run.setdefault(orphan.run, []).append(orphan)
+        for name, run in self.runs.items():
+            self._recover_run(run, by_run.get(name, []))
         for name, orphans in by_run.items():
-            if name in self.runs:
-                self._recover_run(self.runs[name], orphans)
-            else:
+            if name not in self.runs:
                 log.warning("ending_unknown_orphan", run=name, pid=orphans[-1].pid)
                 self._track(self._unknown_orphans, self._end_unknown_orphans(orphans))
 
     def _recover_run(self, run: SupervisedRun, orphans: list[OpenGeneration]) -> None:
+        if (worker := unrecorded_worker(run.machine, run.name, run.folder)) is not None:
+            orphans = [*orphans, worker]
+        if not orphans and not held(run.folder) and not unrecorded(run.machine, run.folder):
+            not_started(run.machine, self.shared.journal, run.name)
+            return
         run.recovery.active = True
         self._track(self._recoveries, run.recovery.recover(orphans))
 
@@ -207,6 +215,14 @@ class Daemon:
                 sd_notify.watchdog()
                 next_watchdog_s = time.monotonic() + watchdog_s / 2
             await asyncio.sleep(min(HOUSEKEEPING_INTERVAL_S, (watchdog_s or HOUSEKEEPING_INTERVAL_S) / 2))
+
+
+async def _free(folder: Path) -> None:
+    """End the worker that holds the folder. Raises StateDirError when that fails."""
+    reasons: list[str] = []
+    if not await end_holder(folder, 0.0, lambda: bool(reasons), reasons.append):
+        raise StateDirError(f"--fresh: {reasons[-1]}")
+    (folder / LOCK_FILE).unlink(missing_ok=True)  # it names a generation of the former run
 
 
 def _close_journal(journal: Journal) -> None:

@@ -81,6 +81,7 @@ class SupervisedRun:
         self.worker = WorkerProcess(name, settings, shared, self.log, self._recorder, self._post_worker)
         self.recovery = Recovery(name, shared.journal, self.machine, self._notice, self.post, self._changed.set)
         self.recovery.saved_step = lambda: newest_checkpoint(self.folder / "checkpoints")
+        self.recovery.folder = self.folder
         self._timer = DeadlineTimer(name, self.machine.next_deadline, self._on_deadline)
 
     # ---- for the daemon
@@ -197,6 +198,7 @@ class SupervisedRun:
         log.error("supervisor_bug", run=self.name, exc_info=error)
         self._broken = True
         self._events.clear()
+        self.worker.cancel_start()
         if self.worker.child is not None:
             self.worker.child.kill()
         self.machine.state = State.FATAL

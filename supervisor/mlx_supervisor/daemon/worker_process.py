@@ -19,10 +19,13 @@ from mlx_supervisor.daemon.shared import Shared
 from mlx_supervisor.host.caffeinate import Caffeinate
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs.run_log import RunLog
+from mlx_supervisor.process import run_lock
 from mlx_supervisor.process.child import Child, ExitStatus
 from mlx_supervisor.process.launch import worker_command, write_job
 from mlx_supervisor.settings.schema import Settings
 from mlx_supervisor.settings.to_job import Past
+from mlx_supervisor.state_dir import StateDirError
+from mlx_supervisor.wire.run_lock import HeldError, RunLock
 
 BYE_WAIT_S = 0.5
 """How long the last frames of a worker that has exited may still be in transit."""
@@ -57,21 +60,65 @@ class WorkerProcess:
     _stderr_offset: int = 0
     _caffeinate: Caffeinate = field(default_factory=Caffeinate)
     _waiting: asyncio.Task[None] | None = None
+    _blocked: asyncio.Task[None] | None = None
 
     def spawn(self, action: act.Spawn, limit_bytes: int, past: Past) -> None:
-        """Start a worker. Raises OSError, WireError, StateDirError or JournalError."""
-        token = self._token = secrets.token_hex(16)
-        folder, telemetry = self.shared.state.run_dir(self.run), self.shared.telemetry
+        """Start a worker, as soon as no other process holds the run's folder.
+
+        Raises OSError, WireError, StateDirError or JournalError.
+        """
+        folder = self.shared.state.run_dir(self.run)
+        try:
+            lock = run_lock.take(folder)
+        except HeldError:
+            loop = asyncio.get_running_loop()
+            self._blocked = loop.create_task(self._start_when_free(action, folder, limit_bytes, past))
+            return
+        try:
+            self._start_holding(lock, action, folder, limit_bytes, past)
+        finally:
+            lock.close()  # the worker has inherited it
+
+    async def _start_when_free(self, action: act.Spawn, folder: Path, limit_bytes: int, past: Past) -> None:
+        def blocked(reason: str, lasting: bool = True) -> None:
+            self.post(ev.StartBlocked(time.monotonic(), action.generation, reason, lasting))
+
+        restart = self.settings.runs[self.run].restart
+        blocked(f"{folder} is locked by a worker that is still running; it is being ended", lasting=False)
+        try:
+            await run_lock.end_holder(folder, restart.stop_grace_s + restart.term_grace_s, lambda: False, blocked)
+            self._blocked = None
+            self.spawn(action, limit_bytes, past)
+        except (OSError, StateDirError, JournalError, wire.WireError) as error:
+            log.error("action_failed", run=self.run, action="spawn", error=str(error))
+            self._blocked = None
+            self.post(ev.ActionFailed(time.monotonic(), "spawn", str(error), passing=True))
+
+    def cancel_start(self) -> bool:
+        """Cancel a start that waits for another process. Returns whether there was one."""
+        blocked, self._blocked = self._blocked, None
+        return blocked is not None and blocked.cancel()
+
+    def _stop_waiting(self, generation: int) -> None:
+        if self.cancel_start():
+            self.post(ev.Exited(time.monotonic(), generation, None, None, "", None, 0))
+
+    def _start_holding(self, lock: RunLock, action: act.Spawn, folder: Path, limit_bytes: int, past: Past) -> None:
+        token, telemetry = secrets.token_hex(16), self.shared.telemetry
+        self._token = token
         job_file = write_job(self.settings, self.run, folder, telemetry.address, action, limit_bytes, past)
         self._stderr_offset = self.log.stderr_offset()
         self.bye.clear()
         self.recorder.open_generation(action, token, 0, 0.0)
         telemetry.expect(self.run, action.generation, token)
-        self._start(action, [*worker_command(), str(job_file)], folder, token, limit_bytes)
+        lock.record(run_lock.holder(action.generation, token))
+        command = [*worker_command(), str(job_file)]
+        child = Child.spawn(command, folder, token, *self.log.descriptors(), lock.descriptors)
+        lock.record(run_lock.holder(action.generation, token, child.pid, child.create_time_s))
+        self._started(child, action, token, limit_bytes)
 
-    def _start(self, action: act.Spawn, command: list[str], folder: Path, token: str, limit_bytes: int) -> None:
-        stdout, stderr = self.log.descriptors()
-        child = self.child = Child.spawn(command, folder, token, stdout, stderr)
+    def _started(self, child: Child, action: act.Spawn, token: str, limit_bytes: int) -> None:
+        self.child = child
         if (problem := self._caffeinate.hold(child.pid)) is not None:
             log.warning("caffeinate_failed", run=self.run, error=problem)
         self.started_wall_s = time.time()
@@ -95,6 +142,8 @@ class WorkerProcess:
     def signal(self, action: act.DumpStacks | act.Terminate | act.Kill) -> None:
         """Send the worker, or its process group, a signal. Does nothing when it has ended."""
         if self.child is None:
+            if not isinstance(action, act.DumpStacks):
+                self._stop_waiting(action.generation)
             return
         if isinstance(action, act.DumpStacks):
             self.child.dump_stacks()
@@ -117,9 +166,10 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Release what is held for the worker, which must have ended."""
-        if self._waiting is not None:
-            self._waiting.cancel()
-            await asyncio.gather(self._waiting, return_exceptions=True)
+        for task in (self._waiting, self._blocked):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def _wait(self, child: Child, generation: int) -> None:
         try:

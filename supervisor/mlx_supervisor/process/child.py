@@ -14,7 +14,7 @@ import psutil
 from mlx_supervisor.host import jetsam
 from mlx_supervisor.host.cgroup import OomKills
 from mlx_supervisor.process.orphans import POLL_S, kill_group, kill_orphans
-from mlx_supervisor.wire import LIFELINE_VARIABLE, TOKEN_VARIABLE
+from mlx_supervisor.wire import LIFELINE_VARIABLE, LOCK_VARIABLE, TOKEN_VARIABLE
 
 FOLLOW_INTERVAL_S = 2.0
 """How often a worker's control group is read; more often in the first seconds, when a wrapper may move it."""
@@ -48,10 +48,16 @@ class Child:
         self.create_time_s = _create_time_s(process.pid)
 
     @classmethod
-    def spawn(cls, command: Sequence[str], cwd: Path, token: str, stdout: int, stderr: int) -> "Child":
-        """Start `command`. `token` goes into its environment. Raises OSError when that fails."""
+    def spawn(
+        cls, command: Sequence[str], cwd: Path, token: str, stdout: int, stderr: int, held: Sequence[int] = ()
+    ) -> "Child":
+        """Start `command`. `token` goes into its environment. Raises OSError when that fails.
+
+        `held`: open files that it inherits, with the lock of the run's folder.
+        """
         read_end, write_end = os.pipe()
         environment = os.environ | {TOKEN_VARIABLE: token, LIFELINE_VARIABLE: str(read_end)}
+        environment[LOCK_VARIABLE] = ",".join(map(str, held))
         environment.pop("NOTIFY_SOCKET", None)  # only the supervisor may talk to the service manager
         try:
             process = subprocess.Popen(
@@ -61,7 +67,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
-                pass_fds=[read_end],
+                pass_fds=[read_end, *held],
                 start_new_session=True,
             )
         except OSError:

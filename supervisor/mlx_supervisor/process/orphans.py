@@ -27,6 +27,9 @@ async def end_orphaned_worker(
     if pid == 0:
         return await _end_by_token(token, grace_s, hurried)
     deadline_s = time.monotonic() + grace_s
+    if is_running(pid, create_time_s):
+        with suppress(psutil.Error):
+            wake(psutil.Process(pid))
     while is_running(pid, create_time_s):
         if hurried() or time.monotonic() >= deadline_s:
             kill_group(pid)
@@ -88,6 +91,13 @@ def is_running(pid: int, create_time_s: float) -> bool:
         return abs(process.create_time() - create_time_s) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def wake(process: psutil.Process) -> None:
+    """Continue a process that was stopped (SIGSTOP): it sees that its supervisor died, saves a checkpoint and exits."""
+    with suppress(psutil.Error):
+        if process.status() == psutil.STATUS_STOPPED:
+            process.send_signal(signal.SIGCONT)
 
 
 def kill_group(pid: int) -> None:

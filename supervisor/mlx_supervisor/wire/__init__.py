@@ -42,6 +42,7 @@ from mlx_supervisor.wire.process import (
     EXIT_REFUSED,
     EXIT_STOPPED,
     LIFELINE_VARIABLE,
+    LOCK_VARIABLE,
     RESERVE_BYTES,
     STDERR_TAIL_LIMIT_BYTES,
     TOKEN_VARIABLE,

@@ -15,3 +15,5 @@ TOKEN_VARIABLE = "MLX_SUPERVISOR_TOKEN"  # noqa: S105 - the variable's name
 """Environment variable with the secret that the worker's hello must show; it also marks the worker's descendants."""
 LIFELINE_VARIABLE = "MLX_SUPERVISOR_LIFELINE"
 """Environment variable with the number of a pipe's read end; end of file there means that the supervisor died."""
+LOCK_VARIABLE = "MLX_SUPERVISOR_LOCK"
+"""Environment variable with the numbers of the open files that hold the lock of the run's folder, with commas."""

@@ -195,4 +195,24 @@ WAITING = {
             | Failed before the first step: 3 consecutive machine restarts during this run without a new checkpoint
             | (restart.max_reboots).
     """),
+    "another process holds the run's folder": (policy(start_timeout_s=100.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        blocked a worker runs       -> starting
+            | Start blocked: a worker runs.
+        blocked it survived lasting=yes -> starting
+        tick                        -> starting
+            | Start still blocked: it survived.
+        tick                        -> starting
+        spawned                     -> starting
+        early after=99              -> starting
+        tick                        -> terminating: term
+            | The worker is not ready after 1m40s; sending SIGTERM.
+    """),
+    "a blocked start is cancelled": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        blocked a worker runs       -> starting
+        stop                        -> terminating: term
+        exit                        -> stopped: close requested, save, finish stopped
+        start                       -> starting: save, spawn 2 batch 8 of 8
+    """),
 }  # fmt: skip

@@ -235,6 +235,10 @@ class MachineTimeline:
         lost = keys.pop("lost", "")
         yield ev.Bye(self.at_s, self._generation, ev.Outcome(words[0]), reason, step, 1.0, None, lost=lost)
 
+    def _blocked(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
+        """`blocked REASON`: another process holds the run's folder."""
+        yield ev.StartBlocked(self.at_s, self._generation, " ".join(words), keys.pop("lasting", "no") == "yes")
+
     def _exit(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         """`exit CODE`, `exit signal=9 oom=yes` or `exit` for a process that is not the supervisor's child."""
         oom = {"yes": True, "no": False, "unknown": None}[keys.pop("oom", "unknown")]

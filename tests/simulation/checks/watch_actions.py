@@ -164,7 +164,9 @@ class ActionWatch:
 
     def _check_cause(self, cause: str, event: ev.Exited) -> None:
         dead = self.world.last_dead
-        assert dead is not None
+        if dead is None or dead.generation != event.generation:  # its start was blocked, and then cancelled
+            check(self._watched.ordered, "every death has a cause", lambda: f"{event} without a worker")
+            return
         assert dead.death is not None
         self.tally.deaths[dead.death.kind, cause] += 1
         if not self._watched.ordered:

@@ -73,6 +73,7 @@ class Faults:
     commands_after_s: float = 0.0
     spawn_fails: float = 0.0
     spawn_fails_for_good: float = 0.0
+    start_blocked: float = 0.0
     journal_fails: float = 0.0
     request_fails: float = 0.0
     # chances per event
@@ -168,6 +169,8 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"step_s": 0.02, "leak_mib": 5.0},
     {"misread": 0.5, "leak_mib": 30.0},
     {"misread": 1.0, "step_s": 0.02, "leak_mib": 5.0},
+    {"start_blocked": 0.5, "killed": 0.01},
+    {"start_blocked": 0.5, "commands_after_s": 20.0, "supervisor_dies": 0.005},
 )
 
 

@@ -27,6 +27,8 @@ IDLE_SAMPLE_S = 2.0
 SILENCE_S = 5.0
 UNKILLABLE_S = 5.0
 SAMPLER_SPELL_S = 15.0
+BLOCKED_S = 200.0
+"""At most so long another process holds the run's folder."""
 FIRST_POLL_S, POLL_S = 0.05, 1.0
 
 
@@ -44,6 +46,7 @@ class SimulatedSupervisor:
         self.alive = True
         self.recovering = self.hurried = self.suspending = False
         self.child: SimulatedWorker | None = None
+        self._blocked: ac.Spawn | None = None
         self.forgives = world.happens(world.forgives)
         self._events: deque[ev.Event] = deque()
         self._working = False
@@ -218,6 +221,9 @@ class SimulatedSupervisor:
             case ac.Terminate() | ac.Kill():
                 if self.child is not None:
                     self.child.signal(9 if isinstance(action, ac.Kill) else 15)
+                elif self._blocked is not None:
+                    self._blocked = None
+                    self._events.append(ev.Exited(self.world.clock.now_s, action.generation, None, None))
             case _:
                 self._request(action)
 
@@ -262,6 +268,25 @@ class SimulatedSupervisor:
         self.journal.begin(action.generation, self.world.host.boot, self.world.clock.now_s, action.batch_size)
 
     def _spawn(self, action: ac.Spawn) -> None:
+        """Start a worker; at times another process holds the run's folder for a while."""
+        world = self.world
+        if not world.happens(world.faults.start_blocked):
+            self._start(action)
+            return
+        self._blocked = action
+        for lasting in (False, True)[: world.chance.choice((1, 1, 2))]:
+            self._events.append(
+                ev.StartBlocked(world.clock.now_s, action.generation, "another process holds it", lasting)
+            )
+        world.clock.later(world.chance.uniform(0.0, BLOCKED_S), self._unblocked, action)
+
+    def _unblocked(self, action: ac.Spawn) -> None:
+        if self.alive and self._blocked is action:
+            self._blocked = None
+            self._start(action)
+            self.post(self._events.popleft())
+
+    def _start(self, action: ac.Spawn) -> None:
         world, faults = self.world, self.world.faults
         self._open(action)
         if world.happens(faults.spawn_fails_for_good):

@@ -1,10 +1,14 @@
-"""The supervisor's death, seen as end of file on a pipe: checkpoint and exit."""
+"""The supervisor's death, seen as end of file on a pipe: checkpoint and exit, with every process that was started."""
 
+import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
+
+import psutil
 
 from mlx_supervisor import wire
 from mlx_worker.supervision.stop import StopFlag, leave_signals_to_the_main_thread
@@ -23,21 +27,46 @@ def watch_supervisor(stop: StopFlag, grace_s: float) -> None:
         os.set_inheritable(descriptor, False)
     except (ValueError, OSError) as error:
         raise RuntimeError(f"{wire.LIFELINE_VARIABLE}: expected an open file, found {number!r:.40}: {error}") from None
-    threading.Thread(target=_watch, args=(descriptor, stop, grace_s), name="lifeline", daemon=True).start()
+    broken = threading.Event()
+    atexit.register(_end_at_exit, broken)  # before any handler of the user's, so that it is called after them
+    threading.Thread(target=_watch, args=(descriptor, stop, grace_s, broken), name="lifeline", daemon=True).start()
 
 
-def _watch(descriptor: int, stop: StopFlag, grace_s: float) -> None:
+def _end_at_exit(broken: threading.Event) -> None:
+    """With the supervisor dead, nothing else would end what this worker has started."""
+    if broken.is_set():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        end_group()
+
+
+def _watch(descriptor: int, stop: StopFlag, grace_s: float, broken: threading.Event) -> None:
     leave_signals_to_the_main_thread()
     with contextlib.suppress(OSError):
         while os.read(descriptor, 4096):
             pass
+    broken.set()
     stop.request("the supervisor died")
     time.sleep(grace_s)
     end_group()
 
 
 def end_group() -> None:
-    """SIGKILL to the own process group, or to this process alone if it leads no group."""
+    """SIGKILL to everything that this worker has started, and to itself."""
+    token = os.environ.get(wire.TOKEN_VARIABLE, "")
+    if token:
+        _kill_marked(token)
     if os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_marked(token: str) -> None:
+    """SIGKILL to descendants in other sessions: the token is in their environment."""
+    for process in psutil.process_iter():
+        # macOS: environ may raise SystemError, and a restricted program's environment is hidden
+        with contextlib.suppress(psutil.Error, OSError, SystemError):
+            mine = process.pid != os.getpid() and process.uids().real == os.getuid()
+            if mine and process.environ().get(wire.TOKEN_VARIABLE) == token:
+                process.kill()

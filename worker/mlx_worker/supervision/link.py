@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -23,12 +24,13 @@ class Link:
     """Sends messages with a growing `seq` and receives commands. Use it from the main thread only.
 
     Without an endpoint (a bare run) it prints about a step a second and discards other messages. `dropped` counts
-    unsent frames. `last_step`, `last_loss`: of the last step sent.
+    unsent frames. `last_step`, `last_loss`: of the last step sent. `on_step` is called with the number of every step.
     """
 
     def __init__(self, run: str, generation: int, endpoint: str | None) -> None:
         self._run, self._generation, self._seq = run, generation, 0
         self.dropped = 0
+        self.on_step: Callable[[int], None] = lambda step: None
         self.last_step = 0
         self.last_loss: float | None = None
         self.current_phase: wire.PhaseName = "load"
@@ -61,6 +63,7 @@ class Link:
         """Send, or drop and count. Texts are shortened to the wire's limits."""
         if kind is wire.Step:
             self.last_step = fields["step"]
+            self.on_step(self.last_step)
             self.last_loss = self.last_loss if fields["loss"] is None else fields["loss"]
         if self._socket is None:
             self._print(kind, fields)

@@ -104,6 +104,8 @@ class Run:
         self.failed_checkpoints = 0
         self.waiting_for = ""
         """What a worker that has made all steps lacks to save or export its work; "" if nothing."""
+        self.blocked = ""
+        """Why the start waits for another process that holds the run's folder; "" if it does not."""
         self.drain_extended = False
         self.out: list[act.Action] = []
         self.allowed: tuple[State, ...] = ()
@@ -133,6 +135,8 @@ class Run:
             self.activity, self.activity_since_s = now, at_s
 
     def _activity(self) -> str:
+        if self.state is S.STARTING and self.blocked:
+            return "waiting for another process to end"
         if self.state is not S.RUNNING:
             return ACTIVITIES.get(self.state, self.state.value)
         if self.waiting_for:

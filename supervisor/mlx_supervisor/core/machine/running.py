@@ -70,6 +70,10 @@ def on_step_before_ready(run: Run, event: ev.StepReport) -> None:
 
 
 def on_start_timeout(run: Run, event: ev.Tick) -> None:
+    if run.blocked:  # no worker was started, and none may be
+        run.say("start_blocked", f"Start still blocked: {run.blocked}.", Severity.ERROR)
+        run.deadline_s = event.at_s + run.policy.restart.start_timeout_s
+        return
     text = f"not ready after {duration(run.policy.restart.start_timeout_s)}"
     run.say("start_timeout", f"The worker is {text}; sending SIGTERM.", Severity.ERROR)
     ending = Ending(Cause.START_TIMEOUT, text, restart=True)

@@ -188,7 +188,7 @@ def spawn(run: Run, at_s: float) -> None:
     past.unfinished, past.outcome, past.cooling = True, "", False
     past.durable_before = past.durable_step
     past.begin_generation()
-    run.reason = run.waiting_for = ""
+    run.reason = run.waiting_for = run.blocked = ""
     run.breaker.begin_generation()
     run.device.begin_generation()
     run.memory.worker_started()
@@ -214,7 +214,18 @@ def spawn(run: Run, at_s: float) -> None:
     )
 
 
+def on_start_blocked(run: Run, event: ev.StartBlocked) -> None:
+    """Wait without a limit: no failure is counted, and nothing starts beside another worker."""
+    run.blocked = event.reason
+    run.deadline_s = event.at_s + run.policy.restart.start_timeout_s
+    text = f"Start blocked: {event.reason}."
+    run.say("start_blocked", text, Severity.ERROR if event.lasting else Severity.WARNING)
+
+
 def on_spawned(run: Run, event: ev.Spawned) -> None:
+    if run.blocked and run.state is S.STARTING:
+        run.deadline_s = event.at_s + run.policy.restart.start_timeout_s
+    run.blocked = ""
     run.budget.started()
     if run.current is not None:
         run.current.pid = event.pid

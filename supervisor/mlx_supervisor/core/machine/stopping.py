@@ -66,7 +66,7 @@ def on_kill_timeout(run: Run, event: ev.Tick) -> None:
 
 
 def on_exited(run: Run, event: ev.Exited) -> None:
-    ended, past = _ended(event), run.history
+    ended, past = "not started" if run.blocked else _ended(event), run.history
     past.durable_step = max(past.durable_step, min(event.durable_step, past.highest_step))
     if event.exit_code == 0 and _all_steps_done(run):
         _completed(run, event.at_s, ended)

@@ -48,6 +48,7 @@ TABLE: dict[State, dict[type[ev.Event], Rule]] = {
     },
     S.STARTING: _OBSERVE
     | {
+        ev.StartBlocked: (starting.on_start_blocked, ()),
         ev.Ready: (starting.on_ready, (S.RUNNING, S.KILLING)),
         ev.StepReport: (running.on_step_before_ready, (S.RUNNING, S.KILLING)),
         ev.Sample: (running.on_sample, (S.KILLING,)),
