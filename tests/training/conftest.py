@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ class Worker:
         self.stdout_path, self.stderr_path = self.folder / "stdout.log", self.folder / "stderr.log"
         read_end, self.lifeline = os.pipe()
         environment = os.environ | {
-            wire.TOKEN_VARIABLE: TOKEN,
+            wire.TOKEN_VARIABLE: f"{TOKEN} {secrets.token_hex(8)}",  # a worker kills what has the same
             wire.LIFELINE_VARIABLE: str(read_end),
             "MLX_DISABLE_COMPILE": "" if compiled else "1",
         }

@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -35,10 +34,7 @@ def watch_supervisor(stop: StopFlag, grace_s: float) -> None:
 def _end_at_exit(broken: threading.Event) -> None:
     """With the supervisor dead, nothing else would end what this worker has started."""
     if broken.is_set():
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        end_group()
+        end_started()
 
 
 def _watch(descriptor: int, stop: StopFlag, grace_s: float, broken: threading.Event) -> None:
@@ -54,19 +50,21 @@ def _watch(descriptor: int, stop: StopFlag, grace_s: float, broken: threading.Ev
 
 def end_group() -> None:
     """SIGKILL to everything that this worker has started, and to itself."""
-    token = os.environ.get(wire.TOKEN_VARIABLE, "")
-    if token:
-        _kill_marked(token)
+    end_started()
     if os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kill_marked(token: str) -> None:
-    """SIGKILL to descendants in other sessions: the token is in their environment."""
+def end_started() -> None:
+    """SIGKILL to every other process of the own group, and to those in other sessions with the worker's token."""
+    token, own = os.environ.get(wire.TOKEN_VARIABLE, ""), os.getpid()
+    leads = os.getpgid(0) == own
     for process in psutil.process_iter():
         # macOS: environ may raise SystemError, and a restricted program's environment is hidden
         with contextlib.suppress(psutil.Error, OSError, SystemError):
-            mine = process.pid != os.getpid() and process.uids().real == os.getuid()
-            if mine and process.environ().get(wire.TOKEN_VARIABLE) == token:
+            if process.pid == own or process.uids().real != os.getuid():
+                continue
+            in_group = leads and os.getpgid(process.pid) == own
+            if in_group or (token and process.environ().get(wire.TOKEN_VARIABLE) == token):
                 process.kill()
