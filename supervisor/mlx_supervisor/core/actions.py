@@ -57,10 +57,15 @@ class RequestAutopsy(Action):
 
 @dataclass(frozen=True, slots=True)
 class RequestStop(Action):
-    """Request the worker to finish the current update, save a checkpoint and exit."""
+    """Request the worker to finish the current update, save a checkpoint and exit.
+
+    `waits`: on a full or failing disk it may wait until the checkpoint is saved; otherwise it exits within the grace
+    period.
+    """
 
     generation: int
     reason: str
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from mlx_supervisor.daemon.identity import claim, notice_without_history
 from mlx_supervisor.daemon.recorder import Recorder, load_history
 from mlx_supervisor.daemon.recovery import Recovery
 from mlx_supervisor.daemon.shared import Observer, Observers, Shared
-from mlx_supervisor.daemon.summary import summary_of, write_summary
+from mlx_supervisor.daemon.summary import SummaryFile, summary_of
 from mlx_supervisor.daemon.worker_process import WorkerProcess, drill_text, newest_checkpoint
 from mlx_supervisor.journal.database import JournalError
 from mlx_supervisor.logs.run_log import RunLog
@@ -36,9 +36,7 @@ from mlx_supervisor.state_dir import StateDirError
 
 FAILURE_NOTICE_INTERVAL_S = 60.0
 """At most one notice in this time for failures of the same action."""
-TRANSIENT_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
-)
+TRANSIENT_ERRORS = wire.DISK_ERRORS | {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors that may pass within a minute; a start that fails with any other is likely to fail again."""
 SILENCE_S = 5.0
 """After this long without a sample, the sampler may have failed: each further second counts as a missing sample."""
@@ -82,6 +80,7 @@ class SupervisedRun:
         self.recovery = Recovery(name, shared.journal, self.machine, self._notice, self.post, self._changed.set)
         self.recovery.saved_step = lambda: newest_checkpoint(self.folder / "checkpoints")
         self.recovery.folder = self.folder
+        self._summary_file = SummaryFile(self.folder)
         self._timer = DeadlineTimer(name, self.machine.next_deadline, self._on_deadline)
 
     # ---- for the daemon
@@ -120,9 +119,10 @@ class SupervisedRun:
             await self._changed.wait()
 
     def housekeep(self) -> None:
-        """Once a second: rotate the logs, make deleted ones again, and report missing samples when the sampler has
-        stopped."""
+        """Once a second: rotate the logs, make deleted ones again, write a summary that the disk refused, and report
+        missing samples when the sampler has stopped."""
         self.log.rotate_if_needed()
+        self._summary_file.retry()
         if self.log.restore_if_deleted():
             text = f"Log files in {self.log.folder} were deleted during the run; made them again."
             self._notice(act.Notice("logs_deleted", text, act.Severity.WARNING))
@@ -141,6 +141,7 @@ class SupervisedRun:
     async def close(self) -> None:
         """Release everything. The run must be at rest."""
         self._timer.cancel()
+        self._summary_file.retry(last=True)
         self._host.repeat(False)
         await self.worker.close()
         await self.recovery.close()
@@ -189,7 +190,7 @@ class SupervisedRun:
             text = f"{ACTION_TEXTS.get(name, name)} failed: {error}"
             notice = act.Notice("action_failed", text, act.Severity.ERROR)
             self._observers.show(lambda observer: observer.on_notice(notice))
-        transient = isinstance(error, JournalError) or getattr(error, "errno", None) in TRANSIENT_ERRORS
+        transient = isinstance(error, JournalError | StateDirError) or getattr(error, "errno", None) in TRANSIENT_ERRORS
         self._events.append(ev.ActionFailed(now_s, name, str(error), transient))
 
     def _give_up(self, error: Exception) -> None:
@@ -255,7 +256,7 @@ class SupervisedRun:
                 self._spawn(action)
             case act.Finish():
                 self.worker.stopped_wall_s = time.time()
-                write_summary(self.folder, self.summary())
+                self._summary_file.write(self.summary())
             case act.RequestClearCache() | act.RequestAutopsy() | act.RequestStop() | act.RequestResize():
                 self.worker.request(action)
             case act.DumpStacks() | act.Terminate() | act.Kill():

@@ -106,7 +106,10 @@ class WorkerProcess:
     def _start_holding(self, lock: RunLock, action: act.Spawn, folder: Path, limit_bytes: int, past: Past) -> None:
         token, telemetry = secrets.token_hex(16), self.shared.telemetry
         self._token = token
-        job_file = write_job(self.settings, self.run, folder, telemetry.address, action, limit_bytes, past)
+        try:
+            job_file = write_job(self.settings, self.run, folder, telemetry.address, action, limit_bytes, past)
+        except OSError as error:  # of the state folder, not of the command that is started
+            raise StateDirError(f"job.json can't be written in {folder}: {error.strerror}") from error
         self._stderr_offset = self.log.stderr_offset()
         self.bye.clear()
         self.recorder.open_generation(action, token, 0, 0.0)

@@ -36,6 +36,7 @@ from mlx_supervisor.wire.messages import (
     WorkerMessage,
 )
 from mlx_supervisor.wire.process import (
+    DISK_ERRORS,
     EXIT_COMPLETED,
     EXIT_FAILED,
     EXIT_NOT_FINITE,

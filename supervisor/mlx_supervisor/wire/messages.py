@@ -202,9 +202,13 @@ class ClearCache(Message, frozen=True, kw_only=True, tag="clear_cache"):
 
 
 class Stop(Message, frozen=True, kw_only=True, tag="stop"):
-    """Finish the update, write a checkpoint, say bye, and exit with `EXIT_STOPPED`."""
+    """Finish the update, write a checkpoint, say bye, and exit with `EXIT_STOPPED`.
+
+    `waits`: on a full or failing disk, wait until the checkpoint is saved; a later request without it ends the wait.
+    """
 
     reason: ShortText = ""
+    waits: bool = False
 
 
 class Resize(Message, frozen=True, kw_only=True, tag="resize"):

@@ -1,8 +1,12 @@
-"""Exit statuses, environment variables and the disk reserve of the worker."""
+"""Exit statuses, environment variables, the disk reserve and the disk's errors of the worker."""
+
+import errno
 
 STDERR_TAIL_LIMIT_BYTES = 16 * 1024
 RESERVE_BYTES = 64 * 1024 * 1024
 """Disk space that every checkpoint leaves free, for logs and the journal."""
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO})
+"""The disk is full, read-only, failing or unplugged, or its server does not answer: a later attempt may succeed."""
 EXIT_COMPLETED = 0
 EXIT_FAILED = 1
 EXIT_STOPPED = 75

@@ -1,4 +1,4 @@
-"""Golden timelines of starts that wait: for the machine's memory, and after the machine restarted."""
+"""Golden timelines of starts that wait for memory or after a reboot, and of workers that wait for the disk."""
 
 from tests.core.machine.timeline import policy
 
@@ -11,6 +11,14 @@ NEEDS_2000 = """
         steps 3 mib=2000            -> running
 """
 """9000 MiB available before the first start, 2000 used: 1800 are required."""
+
+TRIPPED = """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 3                     -> running
+        saved                       -> running: save
+        steps 100 grow=60           -> draining: ask stop
+"""
 
 WAITING = {
     "memory that is freed at once costs no wait": (policy(backoff_s=0.0), NEEDS_2000 + """
@@ -214,5 +222,44 @@ WAITING = {
         stop                        -> terminating: term
         exit                        -> stopped: close requested, save, finish stopped
         start                       -> starting: save, spawn 2 batch 8 of 8
+    """),
+    "a soft trip waits for the disk and loses no update": (policy(stop_grace_s=60.0), TRIPPED + """
+        saved error=full            -> draining
+        phase checkpoint the disk   -> draining
+            | Waiting for the disk.
+        early after=55              -> draining
+        phase checkpoint the disk   -> draining
+        early after=55              -> draining
+        phase checkpoint the disk   -> draining
+        saved                       -> draining: save
+        phase train                 -> draining
+            | The wait is over.
+        bye stopped                 -> draining
+        exit 75                     -> starting: close memory leak, save, spawn 2 batch 4 of 8
+            | 0 steps lost
+    """),
+    "a worker that waits and falls silent is stopped": (policy(stop_grace_s=60.0), TRIPPED + """
+        phase checkpoint the disk   -> draining
+        early after=59              -> draining
+        tick                        -> terminating: term
+    """),
+    "a stop ends the wait of a soft trip": (policy(stop_grace_s=60.0), TRIPPED + """
+        phase checkpoint the disk   -> draining
+        stop                        -> draining: ask stop
+            | Stop requested; the worker tries to save once more and exits.
+        phase checkpoint the disk   -> draining
+        early after=59              -> draining
+        tick                        -> terminating: term
+        exit 75                     -> stopped: close memory leak, save, finish stopped
+    """),
+    "a stop waits for the disk only within the grace period": (policy(stop_grace_s=60.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 3                     -> running
+        stop                        -> draining: ask stop
+        phase checkpoint the disk   -> draining
+        early after=30              -> draining
+        phase checkpoint the disk   -> draining
+        tick                        -> terminating: term
     """),
 }  # fmt: skip

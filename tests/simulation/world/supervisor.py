@@ -254,7 +254,7 @@ class SimulatedSupervisor:
         elif world.happens(world.faults.lost):
             return
         elif isinstance(action, ac.RequestStop):
-            worker.stopping = True
+            worker.stop(action.waits)
         elif isinstance(action, ac.RequestClearCache):
             worker.clear()
         elif isinstance(action, ac.RequestAutopsy):

@@ -22,6 +22,8 @@ STEP_SHARES = (0.67, 1.33)
 EVALUATION_S = 3.0
 GRACE_S = 30.0
 """How long a worker continues after its supervisor died (the default of `Job.grace_s`)."""
+RETRY_S = (1.0, 20.0)
+"""Between two attempts to save on a full disk."""
 UNKILLABLE_DELAY_S = (5.0, 300.0)
 """How late SIGKILL takes effect on a process that hangs in the kernel."""
 CHECKPOINTED_SHARE = 0.45
@@ -42,7 +44,7 @@ class SimulatedWorker:
         self.step = self.saved = 0
         self.alive = True
         self.ready = self.hung = self.stopping = self.termed = self.leaving = self.writing = False
-        self.kill_pending = False
+        self.kill_pending = self.waits = False
         self.unkillable = world.happens(world.faults.unkillable)
         self.death: Death | None = None
         self.leaked_mib = self.cache_mib = self.extra_mib = 0.0
@@ -203,12 +205,19 @@ class SimulatedWorker:
         disk, done = self.world.host.disk, self.step >= self.world.target_steps
         if not failed and disk.acknowledged < self.step:
             self._save()
+        elif failed and self.waits and not self.termed:
+            self.send(ev.PhaseChange, ev.Phase.CHECKPOINT, "waiting", "the disk")
+            self.world.clock.later(self.world.chance.uniform(*RETRY_S), self._try_again)
         elif failed and done:
             self._die("disk_full")
         else:
             outcome = ev.Outcome.COMPLETED if done else ev.Outcome.STOPPED
             self.send(ev.Bye, outcome, "", self.step, 1.0, "ab" * 32 if done else None)
             self._die("completed" if done else "stopped")
+
+    def _try_again(self) -> None:
+        if self.alive and not self.hung:
+            self._leave_now(failed=not self.waits or self.termed)
 
     def _ends_at_this_step(self) -> bool:
         """Whether the worker dies or hangs at this step."""
@@ -279,6 +288,11 @@ class SimulatedWorker:
         self.alive = False
 
     # ---- requests
+
+    def stop(self, waits: bool) -> None:
+        """Save and exit; `waits` for the disk until a request without it."""
+        self.waits = waits and (self.waits or not self.stopping)
+        self.stopping = True
 
     def clear(self) -> None:
         """Clear the caches between two updates; the footprint follows later."""

@@ -24,7 +24,10 @@ def test_the_last_checkpoint_waits_for_room_and_no_update_is_trained_twice(super
     calm = supervisor.run(supervisor.job(steps=6, checkpoint=AT_THE_END))
     worker = supervisor.start(full_disk(supervisor, "full"))
     wait = waiting(worker)
-    assert "save step 6 (cannot write model.safetensors: No space left on device (ENOSPC))" in wait.waiting_for
+    assert (
+        "save step 6 (cannot write model.safetensors: No space left on device (ENOSPC); it needs 2 MiB"
+        in wait.waiting_for
+    )
     assert f"the result is already in {worker.folder / 'export'}" in wait.waiting_for
     assert (worker.folder / "export" / "done.txt").exists(), "that disk has room"
     assert worker.saved_steps == []
@@ -43,10 +46,63 @@ def test_a_stop_ends_the_wait_and_names_what_is_lost(supervisor):
     waiting(worker)
     worker.send(wire.Stop, reason="enough")
     assert worker.wait() == wire.EXIT_STOPPED
-    assert worker.bye.lost.endswith("ENOSPC)): the next start trains steps 3 to 6 again")
+    assert worker.bye.lost.endswith("reserve of 1 MiB): the next start trains steps 3 to 6 again")
     assert worker.bye.lost.startswith("step 6 not saved (")
     assert worker.bye.reason == "enough"
     assert worker.saved_steps == [2]
+
+
+def full_at_4(supervisor, name, grace_s=60.0):
+    """A run whose disk fills up after update 4, which is when it is told to stop."""
+    args = {"flag": str(supervisor.folder / "flag"), "from_step": 4, "pause_s": 0.2}
+    job = supervisor.job(name, entry="slow_disk:full", steps=500, args=args, checkpoint=AT_THE_END, grace_s=grace_s)
+    worker = supervisor.start(job)
+    worker.until(wire.Step, lambda message: message.step >= 4)
+    return worker
+
+
+def test_a_soft_trip_on_a_full_disk_waits_and_no_update_is_trained_twice(supervisor):
+    worker = full_at_4(supervisor, "tripped")
+    worker.send(wire.Stop, reason="memory grows", waits=True)
+    wait = waiting(worker)
+    assert "it is in memory, a stop loses it" in wait.waiting_for
+    assert worker.process.poll() is None
+    (supervisor.folder / "flag").unlink()
+    assert worker.wait() == wire.EXIT_STOPPED
+    assert worker.bye.lost == ""
+    assert worker.saved_steps == [worker.bye.step]
+    assert worker.of(wire.PhaseChange)[-1].waiting_for == "", "the wait is over"
+
+
+def test_a_stop_ends_the_wait_of_a_soft_trip(supervisor):
+    worker = full_at_4(supervisor, "impatient")
+    worker.send(wire.Stop, reason="memory grows", waits=True)
+    waiting(worker)
+    worker.send(wire.Stop, reason="enough")
+    assert worker.wait() == wire.EXIT_STOPPED
+    assert "trains steps 1 to" in worker.bye.lost
+    assert worker.bye.reason == "memory grows"
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_stop_waits_for_the_disk_within_the_grace_period(supervisor, room):
+    worker = full_at_4(supervisor, f"stop-{room}", grace_s=60.0 if room else 3.0)
+    worker.send(wire.Stop, reason="enough")
+    wait = waiting(worker)
+    assert "a stop waits at most half of restart.stop_grace_s" in wait.waiting_for
+    if room:
+        (supervisor.folder / "flag").unlink()
+    assert worker.wait() == wire.EXIT_STOPPED, "at the latest after half the grace period"
+    assert (worker.bye.lost == "", worker.saved_steps == [worker.bye.step]) == (room, room)
+
+
+def test_the_death_of_the_supervisor_leaves_the_wait_a_part_of_the_grace_period(supervisor):
+    worker = supervisor.start(full_disk(supervisor, "orphan"))
+    waiting(worker)
+    worker.sever()
+    (supervisor.folder / "flag").unlink()
+    assert worker.wait() == wire.EXIT_COMPLETED
+    assert (worker.folder / "checkpoints" / "step-000000006").is_dir()
 
 
 def test_after_its_longest_wait_the_worker_gives_up_without_a_restart(supervisor):
@@ -117,11 +173,13 @@ def test_too_little_room_is_refused_at_the_first_start_and_noted_at_a_restart(su
     task = {"entry": "slow_disk:cramped", "checkpoint": AT_THE_END}
     refused = supervisor.run(supervisor.job("cramped", args={"free_mib": 10}, **task))
     assert refused.process.returncode == wire.EXIT_REFUSED
-    assert refused.bye.reason.startswith("disk nearly full (10 MiB free, 66 needed for a checkpoint): free space on")
+    assert refused.bye.reason.startswith(
+        "disk nearly full (needs 66 MiB for a checkpoint including a reserve of 64 MiB; 10 MiB free): free space on"
+    )
     roomy = supervisor.run(supervisor.job("cramped", args={"free_mib": 500}, steps=6, **task))
     assert (roomy.process.returncode, roomy.ready.notes) == (wire.EXIT_COMPLETED, [])
     resumed = supervisor.run(supervisor.job("cramped", args={"free_mib": 10}, steps=8, generation=2, **task))
-    assert any("disk nearly full (10 MiB free, 66 needed" in note for note in resumed.ready.notes)
+    assert any("disk nearly full (needs 66 MiB for a checkpoint" in note for note in resumed.ready.notes)
     assert [step.step for step in resumed.steps] == [7, 8], "it trains on, and the last checkpoint may use the reserve"
     assert resumed.process.returncode == wire.EXIT_COMPLETED
 

@@ -5,6 +5,7 @@ or deleted; once its lock is free it is deleted.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -134,8 +135,14 @@ class CheckpointStore:
             with _as_checkpoint_error(f"cannot delete temporary folders in {self.folder}"):
                 self._sweep()
             needed_bytes = needed_for(*arrays.values()) + len(payload) + reserve_bytes
-            notes += self._make_room(path, needed_bytes)
-            size_bytes, renamed = self._write(path, step, arrays, payload)
+            notes += self._make_room(path, needed_bytes, reserve_bytes)
+            try:
+                size_bytes, renamed = self._write(path, step, arrays, payload)
+            except DiskError as error:
+                if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # the room was there before, or a quota is not in the free space
+                raise DiskError(f"{error}; it {needs(needed_bytes, reserve_bytes)}") from error.__cause__
             notes += renamed
             self._damaged.discard(path)
         notes += self._delete_old(path)
@@ -195,8 +202,11 @@ class CheckpointStore:
         self._damaged.clear()
         return [f"{self.folder} was deleted during the run, with its checkpoints; made it again"]
 
-    def _make_room(self, path: Path, needed_bytes: int) -> list[str]:
-        """Delete what the new checkpoint `path` replaces, if only that makes room. Raises DiskError."""
+    def _make_room(self, path: Path, needed_bytes: int, reserve_bytes: int) -> list[str]:
+        """Delete what the new checkpoint `path` replaces, if only that makes room. Raises DiskError.
+
+        `needed_bytes`: with the reserve.
+        """
         free_bytes = self.free_bytes()
         if free_bytes >= needed_bytes:
             return []
@@ -209,7 +219,7 @@ class CheckpointStore:
             free_bytes = self.free_bytes()
             if free_bytes >= needed_bytes:
                 return notes
-        raise DiskError(disk_nearly_full(free_bytes, needed_bytes))
+        raise DiskError(disk_nearly_full(free_bytes, needed_bytes, reserve_bytes=reserve_bytes))
 
     def free_bytes(self) -> int:
         """What this user may still write to the disk of the checkpoints. Raises DiskError."""
@@ -362,10 +372,15 @@ def needed_for(*named: Mapping[str, mx.array]) -> int:
     return sum(array.nbytes for array in arrays) + 256 * (len(arrays) + 4)
 
 
-def disk_nearly_full(free_bytes: int, needed_bytes: int, purpose: str = "") -> str:
-    """In MiB, rounded so that the needed room is more than the free room. `purpose`: "for the export"."""
-    needed = f"{-(-needed_bytes // 2**20):,} needed {purpose}".rstrip()
-    return f"disk nearly full ({free_bytes // 2**20:,} MiB free, {needed})"
+def needs(needed_bytes: int, reserve_bytes: int, purpose: str = "") -> str:
+    """In MiB, rounded up. `needed_bytes`: with the reserve. `purpose`: "for the export"."""
+    reserve = f"including a reserve of {reserve_bytes // 2**20:,} MiB" if reserve_bytes else ""
+    return " ".join(filter(None, (f"needs {-(-needed_bytes // 2**20):,} MiB", purpose, reserve)))
+
+
+def disk_nearly_full(free_bytes: int, needed_bytes: int, purpose: str = "", *, reserve_bytes: int) -> str:
+    """The free room is rounded down, so that it is less than the needed room. Parameters as of `needs`."""
+    return f"disk nearly full ({needs(needed_bytes, reserve_bytes, purpose)}; {free_bytes // 2**20:,} MiB free)"
 
 
 def weights_sha256(trained: Mapping[str, mx.array]) -> str:

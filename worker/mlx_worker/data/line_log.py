@@ -1,5 +1,6 @@
 """A text file to which whole lines are appended, on a disk that may fail."""
 
+import contextlib
 import errno
 import json
 import os
@@ -62,6 +63,9 @@ class LineLog:
     def close(self) -> list[str]:
         """Try a last time, then close. Returns the lines that could not be written."""
         self.flush()
+        if self._written:  # a part of the first line is in the file
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - self._written)
         self._close()
         return [line.decode().rstrip("\n") for line in self._lines]
 

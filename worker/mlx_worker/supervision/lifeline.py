@@ -43,6 +43,7 @@ def _watch(descriptor: int, stop: StopFlag, grace_s: float, broken: threading.Ev
         while os.read(descriptor, 4096):
             pass
     broken.set()
+    stop.orphaned = True
     stop.request("the supervisor died")
     time.sleep(grace_s)
     end_group()

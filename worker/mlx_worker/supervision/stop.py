@@ -8,17 +8,23 @@ from types import FrameType
 
 
 class StopFlag:
-    """Set once, by the first request; the loop reads it between updates."""
+    """Set once, by the first request; the loop reads it between updates.
+
+    `waits`: the last checkpoint may wait for the disk as long as it takes. `orphaned`: the supervisor has died.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.waits = self.orphaned = False
 
     @property
     def requested(self) -> bool:
         return self.reason is not None
 
-    def request(self, reason: str) -> None:
-        # A plain attribute without a lock: a signal handler may interrupt any code.
+    def request(self, reason: str, *, waits: bool = False) -> None:
+        """The first reason counts. One request without `waits` is enough to end a wait."""
+        # Plain attributes without a lock: a signal handler may interrupt any code.
+        self.waits = waits and (self.waits or self.reason is None)
         if self.reason is None:
             self.reason = reason or "stop requested"
 

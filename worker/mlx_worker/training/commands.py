@@ -25,7 +25,7 @@ class Commands:
                     counters = self._memory.relieve()
                     self.link.send(wire.Cleared, active_bytes=counters.active_bytes, cache_bytes=counters.cache_bytes)
                 case wire.Stop():
-                    self.stop.request(command.reason)
+                    self.stop.request(command.reason, waits=command.waits)
                 case wire.Resize():
                     self._resize = command
                 case wire.Autopsy():

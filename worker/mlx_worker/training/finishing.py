@@ -1,14 +1,13 @@
 """That a finished run is not lost: room and output folder are checked before the first update, and at the end the
 worker keeps its state in memory until the disk takes the last checkpoint and the export."""
 
-import errno
 import os
 import re
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlx_supervisor import wire
@@ -19,6 +18,7 @@ from mlx_worker.checkpoint.store import RESERVE_BYTES, CheckpointStore, DiskErro
 from mlx_worker.errors import RefusedError
 from mlx_worker.extras.extras import Extras
 from mlx_worker.supervision.hang_watchdog import HangWatchdog
+from mlx_worker.supervision.stop import StopFlag
 from mlx_worker.task import Task
 from mlx_worker.training.commands import Commands
 
@@ -27,11 +27,13 @@ WAIT_LIMIT_S = 24 * 3600.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 """Between two attempts; the pause doubles from the first to the longest."""
+GRACE_SHARE = 0.5
+"""Of the grace period: how long a stop waits for the disk. The rest is for the last attempt."""
 HEARTBEAT_S = 5.0
 POLL_S = 0.1
 TRAINER_BYTES = 1024 * 1024
 """Room for `trainer.json` and the manifest."""
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+STOP_WAITS = "it is in memory; a stop waits at most half of restart.stop_grace_s for it"
 _MLX_DISK_ERROR = re.compile(r"\[\w+\] (?:Unable to write|Failed to open file) ")
 
 
@@ -47,6 +49,34 @@ def unwritable(folder: Path) -> str:
         reason = "it is not a folder" if folder.is_file() else describe(error)
         return f"cannot write to {folder}: {reason}; choose a folder that can be written"
     return ""
+
+
+class Patience:
+    """How long one wait for the disk may last, by the stop requests so far and those to come.
+
+    Without a request, or after one that waits: without limit. After a request, or the supervisor's death: a part of the
+    grace period. A request during the wait ends it at once: who made it knows of the wait.
+    """
+
+    def __init__(self, stop: StopFlag, grace_s: float) -> None:
+        self._stop, self._limit_s = stop, GRACE_SHARE * grace_s
+        self._begun_s = time.monotonic()
+        self._at_once = not stop.requested or stop.waits
+        self._requested_s: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the wait began."""
+        return time.monotonic() - self._begun_s
+
+    def ends(self) -> bool:
+        """Whether the wait is over."""
+        if not self._stop.requested or self._stop.waits:
+            return False
+        if self._at_once and not self._stop.orphaned:
+            return True
+        self._requested_s = self.seconds if self._requested_s is None else self._requested_s
+        return self.seconds - self._requested_s > self._limit_s
 
 
 class Finishing:
@@ -72,6 +102,8 @@ class Finishing:
         self.exported = ""
         """The folder with the result, once it is there."""
         self._reported_s = float("-inf")
+        self.while_waiting: Callable[[], object] = lambda: None
+        """Called before each attempt: other files on the disk may be written again, too."""
 
     # Before the first update
 
@@ -105,15 +137,11 @@ class Finishing:
         if together:
             what, needed_bytes = "a checkpoint and the export", checkpoint_bytes + export_bytes
         if free_bytes < needed_bytes:
-            yield (
-                f"{disk_nearly_full(free_bytes, needed_bytes, f'for {what}')}: free space on the disk of "
-                f"{self._store.folder}, or choose another state folder (--state-dir)"
-            )
+            full = disk_nearly_full(free_bytes, needed_bytes, f"for {what}", reserve_bytes=RESERVE_BYTES)
+            yield f"{full}: free space on the disk of {self._store.folder}, or choose another folder (--state-dir)"
         if export_bytes and not together and export_free_bytes < export_bytes:
-            yield (
-                f"{disk_nearly_full(export_free_bytes, export_bytes, 'for the export')}: free space on the disk of "
-                f"{self._folder}, or choose another folder ({self._export_key()})"
-            )
+            full = disk_nearly_full(export_free_bytes, export_bytes, "for the export", reserve_bytes=0)
+            yield f"{full}: free space on the disk of {self._folder}, or choose another folder ({self._export_key()})"
 
     def _keep_problems(self) -> Iterator[str]:
         """Whether the disk has room for as many checkpoints as the settings keep.
@@ -161,16 +189,17 @@ class Finishing:
         task's own export.
         """
         self._require_retryable(saved)
-        exported, pause_s, begun_s = self._export(saved), FIRST_PAUSE_S, time.monotonic()
+        patience = Patience(self._stop, self._job.grace_s)
+        exported, pause_s = self._export(saved), FIRST_PAUSE_S
         waited = not (saved and exported)
         while not (saved and exported):
             lost = self.lost(step, saved=saved)
-            if self._stop.requested:
+            if patience.ends():
                 return lost
-            if time.monotonic() - begun_s > WAIT_LIMIT_S:
+            if patience.seconds > WAIT_LIMIT_S:
                 raise RefusedError(f"gave up after {WAIT_LIMIT_S / 3600:.3g} hours of waiting; {lost}")
             self._report_wait(step, saved, exported)
-            self._pause(pause_s)
+            self._pause(pause_s, patience)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             if not saved:
                 saved = self._saver.retry()
@@ -178,9 +207,29 @@ class Finishing:
             if not exported and (saved or not self._task_failed):
                 exported = self._export(saved)
         if waited:
-            self._link.phase("train")
-            print(f"the wait is over: step {step} is saved")
+            self._end_wait(step)
         return ""
+
+    def save_before_exit(self, step: int, *, saved: bool) -> str:
+        """After a stop before the last step: wait until its checkpoint is durable, as long as the stop allows.
+
+        Returns "", or what is lost.
+        """
+        patience, pause_s, waited = Patience(self._stop, self._job.grace_s), FIRST_PAUSE_S, not saved
+        while not saved:
+            if not self._saver.can_retry or patience.ends() or patience.seconds > WAIT_LIMIT_S:
+                return self.lost(step, saved=False)
+            self._report_wait(step, saved, exported=False)
+            self._pause(pause_s, patience)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            saved = self._saver.retry()
+        if waited:
+            self._end_wait(step)
+        return ""
+
+    def _end_wait(self, step: int) -> None:
+        self._link.phase("train")
+        print(f"the wait is over: step {step} is saved")
 
     def _require_retryable(self, saved: bool) -> None:
         if not saved and not self._saver.can_retry:
@@ -209,11 +258,11 @@ class Finishing:
         return True
 
     def _disk_problem(self, error: Exception) -> str:
-        """Why waiting may help: the disk is full, or the output folder can't be written. "" if it would not help.
+        """Why waiting may help: the disk is full or fails, or the output folder can't be written. "" if it would not.
 
         MLX reports a full disk as RuntimeError. Other errors in a folder that can be written are the task's own.
         """
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in wire.DISK_ERRORS:
             return describe(error)
         of_mlx = isinstance(error, RuntimeError) and _MLX_DISK_ERROR.match(str(error)) is not None
         if not (of_mlx or isinstance(error, OSError)):
@@ -239,7 +288,7 @@ class Finishing:
             text += f"step {step} is saved, a stop loses nothing"
         else:
             text = f"the disk of {self._store.folder} to save step {step} ({self._saver.error}); "
-            text += "it is in memory, a stop loses it"
+            text += "it is in memory, a stop loses it" if not self._stop.requested or self._stop.waits else STOP_WAITS
             if exported and self._task.export is not None:
                 text += f"; the result is already in {self._folder}"
         subject = "export" if saved else "checkpoint"
@@ -250,13 +299,14 @@ class Finishing:
             self._subject, self._reported_s = subject, float("-inf")
         self._waiting_for = text
 
-    def _pause(self, seconds: float) -> None:
-        """Sleep, report that the worker lives, and answer commands; a stop request ends it early."""
+    def _pause(self, seconds: float, patience: "Patience") -> None:
+        """Sleep, report that the worker lives, and answer commands; a stop request may end it early."""
         end_s = time.monotonic() + seconds
-        while (now_s := time.monotonic()) < end_s and not self._stop.requested:
+        while (now_s := time.monotonic()) < end_s and not patience.ends():
             if now_s - self._reported_s >= self._heartbeat_s:
                 self._reported_s = now_s
                 self._watchdog.arm(CHECKPOINT_BOUND_S)
                 self._link.phase("checkpoint", "waiting", self._waiting_for)
             self._commands.poll()
             time.sleep(min(POLL_S, max(end_s - now_s, 0.0)))
+        self.while_waiting()

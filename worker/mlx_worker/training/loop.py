@@ -231,6 +231,7 @@ class Trainer:
         self.notes += self.finishing.check(resumed=newest is not None)
         self.evaluation = Evaluation(job, task, commands, memory, self.watchdog, self.saver, self.average)
         self.sample_log = SampleLog(job)
+        self.finishing.while_waiting = self.sample_log.flush
         self._finished_s = float("-inf")
         self._first_step = self.progress.step + 1
 
@@ -266,7 +267,7 @@ class Trainer:
             lost = self.finishing.deliver(self.progress.step, saved=saved)
             completed = not lost
         else:
-            lost = "" if saved else self.finishing.lost(self.progress.step, saved=False)
+            lost = self.finishing.save_before_exit(self.progress.step, saved=saved)
             completed = False
         if completed:
             self.evaluation.test(self.progress.step, self.plan.size)

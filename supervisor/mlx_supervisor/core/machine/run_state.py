@@ -35,6 +35,7 @@ ACTIVITIES = {
 """What a run does in a state, for people; while it runs, its worker's phase says more."""
 PHASES = {ev.Phase.EVAL: "evaluating", ev.Phase.CHECKPOINT: "saving a checkpoint"}
 TRAINS = "training"
+WAITS_FOR_DISK = "waiting for disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class Ending:
     error_key: str = ""
     requested_by: str = ""
     crowded: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the worker may wait for the disk with what it has trained: no person waits for its end."""
+        return self.restart and self.cause is not Cause.REQUESTED
 
 
 class Run:
@@ -103,7 +109,7 @@ class Run:
         self.suspending = False
         self.failed_checkpoints = 0
         self.waiting_for = ""
-        """What a worker that has made all steps lacks to save or export its work; "" if nothing."""
+        """What a worker that has made all steps, or must end, lacks to save or export its work; "" if nothing."""
         self.blocked = ""
         """Why the start waits for another process that holds the run's folder; "" if it does not."""
         self.drain_extended = False
@@ -137,10 +143,12 @@ class Run:
     def _activity(self) -> str:
         if self.state is S.STARTING and self.blocked:
             return "waiting for another process to end"
+        if self.state is S.DRAINING and self.waiting_for:
+            return WAITS_FOR_DISK
         if self.state is not S.RUNNING:
             return ACTIVITIES.get(self.state, self.state.value)
         if self.waiting_for:
-            return "waiting for disk"
+            return WAITS_FOR_DISK
         return PHASES.get(self.phase) or (TRAINS if self.last_step else "compiling the first update")
 
     def next_deadline(self) -> float | None:
@@ -183,7 +191,7 @@ class Run:
     def drain(self, at_s: float, ending: Ending) -> None:
         self.ending = ending
         self.drain_extended = False
-        self.out.append(act.RequestStop(self.history.generation, ending.text[:REASON_LIMIT_CHARS]))
+        self.out.append(act.RequestStop(self.history.generation, ending.text[:REASON_LIMIT_CHARS], ending.waits))
         self.go(S.DRAINING, at_s + self.policy.restart.stop_grace_s)
 
     def terminate(self, at_s: float, ending: Ending, grace_s: float) -> None:

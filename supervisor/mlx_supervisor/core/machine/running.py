@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import isfinite
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.actions import RequestAutopsy, RequestClearCache, RequestResize, Severity
+from mlx_supervisor.core.actions import RequestAutopsy, RequestClearCache, RequestResize, RequestStop, Severity
 from mlx_supervisor.core.diagnosis.autopsy import headline
 from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.events import CommandKind, Phase
@@ -47,6 +47,10 @@ def on_command_ending(run: Run, event: ev.Command) -> None:
     run.ending = replace(run.ending, restart=False, requested_by=_request_text(event))
     if event.kind is CommandKind.KILL and run.state is not S.KILLING:
         _kill(run, event, run.ending)
+    elif run.state is S.DRAINING and run.waiting_for:
+        run.say(event.kind.value, sentence(f"{_request_text(event)}; the worker tries to save once more and exits"))
+        run.out.append(RequestStop(run.history.generation, run.ending.requested_by[:REASON_LIMIT_CHARS]))
+        run.deadline_s = event.at_s + run.policy.restart.stop_grace_s
 
 
 def _kill(run: Run, event: ev.Command, ending: Ending) -> None:
@@ -146,6 +150,8 @@ def on_phase(run: Run, event: ev.PhaseChange) -> None:
     if bool(event.waiting_for) != bool(run.waiting_for):  # a notice at either end: the worker repeats it for hours
         _say_wait(run, event)
     run.waiting_for = event.waiting_for
+    if run.state is S.DRAINING and event.waiting_for and run.ending is not None and run.ending.waits:
+        run.deadline_s = event.at_s + run.policy.restart.stop_grace_s
 
 
 def _say_wait(run: Run, event: ev.PhaseChange) -> None:
