@@ -18,6 +18,7 @@ import deaths  # beside this file
 import zmq
 
 from mlx_supervisor import wire
+from mlx_worker.supervision import run_lock
 from mlx_worker.supervision.raised import errors_of
 
 MIB = 1024 * 1024
@@ -35,6 +36,7 @@ class Worker:
         self.seq = 0
         self.stop = False
         self.kept: list[bytearray] = []
+        self.held = run_lock.hold(job)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 500)
         assert job.telemetry is not None
@@ -69,6 +71,10 @@ class Worker:
     def report(self, seconds: float) -> None:
         size = self.job.batch.size or 1
         effective = self.job.batch.effective or size
+        self.held.trained(self.step)
+        if "made" in self.args:
+            with Path(self.job.task.base_dir, self.args["made"]).open("a") as file:
+                file.write(f"{self.step}\n")
         self.send(
             wire.Step,
             step=self.step,
