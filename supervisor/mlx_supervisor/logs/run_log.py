@@ -28,7 +28,7 @@ class RunLog:
         self._max_bytes = max_bytes
         self._backups = backups
         self._stderr_truncated_bytes = 0
-        self._stderr_deleted = False
+        self._stderr_deleted = self._torn = False
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stdout = _open(self.stdout_path)
         try:
@@ -51,7 +51,10 @@ class RunLog:
         """Append one line to stdout.log; control characters other than tab become spaces."""
         data = _CONTROL.sub(" ", text)[:LINE_LIMIT].encode("utf-8", "replace") + b"\n"
         with contextlib.suppress(OSError):
-            os.write(self._stdout, data)
+            if self._torn:  # the disk took only a part of an earlier line
+                data = b"\n" + data
+            written = os.write(self._stdout, data)
+            self._torn = written < len(data) and (written > 0 or self._torn)
 
     def stderr_offset(self) -> int:
         """The end of stderr, in bytes ever written: read it before a generation, pass it to `tail_since` after."""

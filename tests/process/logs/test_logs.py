@@ -116,6 +116,22 @@ def test_a_full_disk_loses_lines_and_logs_how_many(tmp_path: Path) -> None:
     assert json.loads(text.splitlines()[-1])["event"] == "after"
 
 
+def test_a_line_torn_by_a_full_disk_is_not_glued_to_the_next(run_log: RunLog) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        run_log.line("before")
+        run_log.line("torn by the disk")
+        run_log.line("lost")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    run_log.line("after")
+    run_log.line("last")
+    assert run_log.stdout_path.read_text() == "before\ntor\nafter\nlast\n"
+
+
 def test_a_worker_and_the_supervisor_write_into_one_file(run_log: RunLog) -> None:
     out, err = run_log.descriptors()
     run_log.line("before")

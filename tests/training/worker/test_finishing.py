@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -72,6 +73,18 @@ def test_a_soft_trip_on_a_full_disk_waits_and_no_update_is_trained_twice(supervi
     assert worker.bye.lost == ""
     assert worker.saved_steps == [worker.bye.step]
     assert worker.of(wire.PhaseChange)[-1].waiting_for == "", "the wait is over"
+
+
+def test_the_wait_of_a_soft_trip_reports_more_often_than_the_grace_period(supervisor):
+    """The supervisor sends SIGTERM to a worker that is silent for that long."""
+    worker = full_at_4(supervisor, "reports", grace_s=2.0)
+    worker.send(wire.Stop, reason="memory grows", waits=True)
+    waiting(worker)
+    begun_s = time.monotonic()
+    for _ in range(3):
+        last = worker.messages[-1].seq
+        worker.until(wire.PhaseChange, lambda message, last=last: message.seq > last and message.waiting_for)
+    assert time.monotonic() - begun_s < 5.0, "1.5 s on an idle machine"
 
 
 def test_a_stop_ends_the_wait_of_a_soft_trip(supervisor):

@@ -96,7 +96,8 @@ class Finishing:
         self._job, self._task, self._store, self._saver = job, task, store, saver
         self._link, self._stop, self._commands, self._watchdog = commands.link, commands.stop, commands, watchdog
         self._folder = task.export_dir or Path(job.run_dir) / "export"
-        self._heartbeat_s = HEARTBEAT_S if job.hang_timeout_s is None else min(HEARTBEAT_S, job.hang_timeout_s / 4)
+        allowed_s = job.grace_s if job.hang_timeout_s is None else min(job.grace_s, job.hang_timeout_s)
+        self._heartbeat_s = min(HEARTBEAT_S, allowed_s / 4)
         self._export_error = self._waiting_for = self._subject = ""
         self._task_failed = False
         self.exported = ""
