@@ -96,8 +96,8 @@ def _what(ending: Ending) -> str:
     cause, text = ending.cause, shortened(last_line(ending.text), ERROR_CHARS).rstrip(".")
     if cause is Cause.NOT_FINITE:
         return sentence(text.partition(" (")[0])
-    if cause is Cause.DEVICE_OOM and text.startswith("this run held "):
-        text = text.partition("; ")[0]
+    if cause is Cause.DEVICE_OOM and text.startswith("this run held "):  # the error itself is in the summary
+        return f"{cause.value}: {last_line(ending.text).partition('; ')[0]}"
     if cause in (Cause.PRESSURE, Cause.LEAK) and text.startswith(("used ", "device memory used ")):
         return f"{text}: worker killed"
     if cause is Cause.PRESSURE and text.startswith(("memory ", "device memory ")):
