@@ -44,7 +44,6 @@ def test_a_leak_on_the_device_trips_softly_before_its_limit(tmp_path, device):
     assert summary["replayed_steps"] == 0
     assert max(record["peak_device_mib"] for record in summary["generations"]) <= 24 * 1024 + LEAK_MIB
     assert summary["weights_sha256"] == calm["weights_sha256"]
-    assert f"leak={LEAK_MIB}.0 MiB/step" in done.stderr + (tmp_path / "wild/state/runs/run/logs/stdout.log").read_text()
     assert "device=" in done.stderr
     assert "Device memory grows by 500.0 MiB/step and would pass the limit of 24,576 MiB" in done.stderr
 
