@@ -41,7 +41,7 @@ class StateDir:
         self.journal = path / "journal.db"
         self.log = path / "supervisor.log"
         self._prepare()
-        self._lock = self._claim()
+        self._locks = self._claim()
 
     def run_dir(self, run: str) -> Path:
         """The run's folder, created if needed. Raises StateDirError."""
@@ -54,7 +54,8 @@ class StateDir:
 
     def close(self) -> None:
         """Unlock the folder."""
-        os.close(self._lock)
+        for lock in self._locks:
+            os.close(lock)
 
     def _prepare(self) -> None:
         try:
@@ -65,28 +66,48 @@ class StateDir:
         except OSError as error:
             raise StateDirError(unusable(self.path, error.strerror)) from error
 
-    def _claim(self) -> int:
+    def _claim(self) -> list[int]:
+        """Lock the file, and the folder too: a cleaner of temporary folders may delete the file."""
         path = self.path / "supervisor.lock"
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateDirError(f"{path} can't be written: {error.strerror}") from error
+        folder = -1
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            _lock_folder(folder)
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError:
             owner = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock)
+            _close(lock, folder)
             raise StateDirError(
                 f"state_dir {self.path} is in use by a running supervisor (process {owner}): `mlx-supervisor status` "
                 "shows its runs, `supervisorctl -c FILE status` (or stop, restart) controls them; "
                 "to train beside it, add --state-dir FOLDER"
             ) from None
         except OSError as error:
-            os.close(lock)
+            _close(lock, folder)
             raise StateDirError(f"{path} can't be written: {error.strerror}") from error
-        return lock
+        return [lock, folder]
+
+
+def _lock_folder(folder: int) -> None:
+    """Raises BlockingIOError while another supervisor holds it."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # NFS locks only files that are open for writing
+        return
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def unusable(path: Path, reason: str | None) -> str:

@@ -88,7 +88,7 @@ class DaemonBackend(Backend):
             async with asyncio.timeout(PAUSE_S):
                 await run.until(begun)
         await run.until(lambda: begun() or run.machine.state in PAUSED)
-        await run.until(lambda: run.machine.state in TRAINING | PAUSED or run.at_rest)
+        await run.until(lambda: run.machine.state in TRAINING | PAUSED or run.at_rest or _is_blocked(run))
         if run.machine.state is State.COMPLETED or run.machine.state in TRAINING:
             return
         spawned = run.pid is not None or run.worker.exit_status is not None
@@ -180,6 +180,11 @@ class DaemonBackend(Backend):
         if run is None:
             raise Fault(FaultCode.BAD_NAME, name)
         return run
+
+
+def _is_blocked(run: SupervisedRun) -> bool:
+    """Whether the start waits for a process that only a person can end; `reason` names it."""
+    return bool(run.machine.blocked and run.machine.reason)
 
 
 def run_info(run: SupervisedRun) -> RunInfo:

@@ -14,6 +14,7 @@ import pytest
 from tests.process import harness
 
 from mlx_supervisor.process import run_lock
+from mlx_supervisor.state_dir import StateDir, StateDirError
 from mlx_supervisor.wire import EXIT_REFUSED
 from mlx_supervisor.wire.run_lock import HeldError, RunLock, is_held, read_holder
 
@@ -125,3 +126,12 @@ def test_the_kernel_frees_the_lock_and_a_torn_record_names_no_holder(tmp_path: P
     assert read_holder(tmp_path) is None
     lock.close()
     assert not is_held(tmp_path)
+
+
+def test_a_deleted_lock_file_lets_no_second_supervisor_in(tmp_path: Path) -> None:
+    first = StateDir(tmp_path / "state")
+    (tmp_path / "state/supervisor.lock").unlink()
+    with pytest.raises(StateDirError, match="in use by a running supervisor"):
+        StateDir(tmp_path / "state")
+    first.close()
+    StateDir(tmp_path / "state").close()

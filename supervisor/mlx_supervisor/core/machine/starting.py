@@ -217,6 +217,7 @@ def spawn(run: Run, at_s: float) -> None:
 def on_start_blocked(run: Run, event: ev.StartBlocked) -> None:
     """Wait without a limit: no failure is counted, and nothing starts beside another worker."""
     run.blocked = event.reason
+    run.reason = event.reason if event.lasting else ""
     run.deadline_s = event.at_s + run.policy.restart.start_timeout_s
     text = f"Start blocked: {event.reason}."
     run.say("start_blocked", text, Severity.ERROR if event.lasting else Severity.WARNING)
@@ -225,6 +226,7 @@ def on_start_blocked(run: Run, event: ev.StartBlocked) -> None:
 def on_spawned(run: Run, event: ev.Spawned) -> None:
     if run.blocked and run.state is S.STARTING:
         run.deadline_s = event.at_s + run.policy.restart.start_timeout_s
+        run.reason = ""
     run.blocked = ""
     run.budget.started()
     if run.current is not None:
