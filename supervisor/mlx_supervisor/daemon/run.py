@@ -38,6 +38,8 @@ FAILURE_NOTICE_INTERVAL_S = 60.0
 """At most one notice in this time for failures of the same action."""
 TRANSIENT_ERRORS = wire.DISK_ERRORS | {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors that may pass within a minute; a start that fails with any other is likely to fail again."""
+STATE_DIR_ERRORS = TRANSIENT_ERRORS | {errno.EACCES, errno.EPERM, errno.ENOENT}
+"""The same for the state folder, whose permissions or disk may come back."""
 SILENCE_S = 5.0
 """After this long without a sample, the sampler may have failed: each further second counts as a missing sample."""
 ACTION_TEXTS = {
@@ -190,7 +192,10 @@ class SupervisedRun:
             text = f"{ACTION_TEXTS.get(name, name)} failed: {error}"
             notice = act.Notice("action_failed", text, act.Severity.ERROR)
             self._observers.show(lambda observer: observer.on_notice(notice))
-        transient = isinstance(error, JournalError | StateDirError) or getattr(error, "errno", None) in TRANSIENT_ERRORS
+        if isinstance(error, StateDirError):
+            transient = getattr(error.__cause__, "errno", None) in STATE_DIR_ERRORS
+        else:
+            transient = isinstance(error, JournalError) or getattr(error, "errno", None) in TRANSIENT_ERRORS
         self._events.append(ev.ActionFailed(now_s, name, str(error), transient))
 
     def _give_up(self, error: Exception) -> None:

@@ -304,7 +304,8 @@ def test_room_is_the_limit_minus_the_peak_of_an_update(monkeypatch: pytest.Monke
     assert memory.has_room(250)
     assert not memory.has_room(251)
     monkeypatch.setattr(memory, "device", SimpleNamespace(own_bytes=2000, wired_bytes=None, enforces=True))
-    assert memory.has_room(990), "80 % of the device's own, whatever the process holds elsewhere"
+    memory.device_limit_bytes = 1600
+    assert memory.has_room(990), "the device's limit counts, whatever the process holds elsewhere"
     assert not memory.has_room(991)
     unlimited = CachePolicy(memory_job(policy="never"))
     assert unlimited.has_room(2**60)
