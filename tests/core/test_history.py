@@ -17,6 +17,7 @@ VALUES: dict[object, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     str: st.text(),
     list[int]: st.lists(st.integers(0, 2**53), max_size=9),
+    list[float]: st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=9),
     list[str]: st.lists(st.text(), max_size=9),
     dict[str, float | None]: st.dictionaries(st.text(max_size=8), st.none() | st.floats(0, 1e12), max_size=3),
     int | None: st.none() | st.integers(0, 2**53),

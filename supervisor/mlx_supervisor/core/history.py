@@ -34,6 +34,7 @@ class RunHistory:
     generation; `timed_s`: wall time from the first to the last update of each. `best_validation_…`: the lowest so far.
     `proven_limit_bytes`: the lowest limit under which the run made an update, 0 before any. `starts`: starts that
     a person requested, or autostart of a run that was not interrupted; every other generation is a restart.
+    `external_s`: when other processes ended the worker within the last hour, without a new checkpoint.
     `refused`: why the latest start failed before its first update, of a run that had made some; its outcome stays.
     `error`: the latest, "" once a later generation is ready.
     `generation_…`: the current generation's share of the totals, needed if the supervisor dies and must add the rest.
@@ -52,6 +53,8 @@ class RunHistory:
     without_progress: int = 0
     memory_without_progress: int = 0
     waits: int = 0
+    external_s: list[float] = field(default_factory=list)
+    external_without_progress: int = 0
     reboots: int = 0
     cooling: bool = False
     last_error: str = ""

@@ -55,14 +55,15 @@ class RestartPolicy:
     A restart after a crash waits `backoff_s`, doubled each time up to `backoff_max_s`, plus a random share of at
     most `jitter`; memory restarts do not wait. A generation of at least `healthy_s` resets the wait.
     `max_memory_without_progress`: the same limit for generations that memory ended. `max_same_error`: consecutive
-    deaths by the same error of the user's code at the same step. `wait_for_memory_s`: how long a start may wait for
-    available memory. `reboot_cooldown_s`: the wait after the machine restarted; `max_reboots`: consecutive machine
-    restarts without progress.
+    deaths by the same error of the user's code at the same step. `max_external`: starts within an hour after deaths by
+    other processes. `wait_for_memory_s`: how long a start may wait for available memory. `reboot_cooldown_s`: the wait
+    after the machine restarted; `max_reboots`: consecutive machine restarts without progress.
     """
 
     max_without_progress: int
     max_memory_without_progress: int
     max_same_error: int
+    max_external: int
     max_reboots: int
     backoff_s: float
     backoff_max_s: float

@@ -90,6 +90,7 @@ class RestartSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_without_progress: Positive = 3
     max_memory_without_progress: Positive = 5
     max_same_error: Positive = 2
+    max_external: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
     max_reboots: Positive = 3
     backoff_s: Seconds = 1.0
     backoff_max_s: Seconds = 60.0

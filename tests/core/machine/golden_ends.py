@@ -189,6 +189,20 @@ ENDS = {
         saved                       -> running: save
         exit 1                      -> starting: close crash, save, spawn 4 batch 8 of 8 save 25
     """),
+    "other processes that kill every worker": (policy(max_without_progress=1, max_external=3, jitter=0.0), RUNNING + """
+        exit signal=9 oom=no        -> backoff: close killed externally, save
+            | Another process sent the worker SIGKILL; restarting in 1 s with batch 8 × 1, 3 steps lost.
+        tick                        -> starting: save, spawn 2 batch 8 of 8 save 1
+        exit signal=9 oom=no        -> backoff: close killed externally, save
+            | Another process sent the worker SIGKILL (2 times within an hour; restart.max_external = 3); restarting in
+            | 2 s with batch 8 × 1.
+        tick                        -> starting: save, spawn 3 batch 8 of 8 save 1
+        exit signal=9 oom=no        -> backoff: close killed externally, save
+            | Another process sent the worker SIGKILL (3 times within an hour; restart.max_external = 3, which is
+            | spent); restarting in 59m57s with batch 8 × 1.
+        early after=3000            -> backoff
+        tick                        -> starting: save, spawn 4 batch 8 of 8 save 1
+    """),
     "killed externally keeps the batch": (policy(), RUNNING + """
         saved                       -> running: save
         exit signal=9 oom=no        -> starting: close killed externally, save, spawn 2 batch 8 of 8
@@ -197,7 +211,7 @@ ENDS = {
         tick                        -> starting: save, spawn 3 batch 8 of 8
         ready                       -> running
         exit 75                     -> backoff: close stopped externally, save
-            | The worker was stopped, but not by the supervisor; restarting in 2 s with batch 8 × 1.
+            | The worker was stopped, but not by the supervisor (2 times within an hour; restart.max_external = 20);
     """),
     "refused: the run fails at once": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8

@@ -54,6 +54,7 @@ policies = st.builds(
         max_without_progress=st.integers(1, 4),
         max_memory_without_progress=st.integers(1, 4),
         max_same_error=st.integers(1, 3),
+        max_external=st.integers(1, 3),
         max_reboots=st.integers(1, 3),
         backoff_s=st.sampled_from([0.0, 1.0]),
         wait_for_memory_s=st.sampled_from([0.0, 100.0]),

@@ -12,6 +12,7 @@ from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause
 from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.policy import RestartPolicy
 from mlx_supervisor.core.restart.budget import REFUSED_STARTS_AT_MOST, RestartBudget
+from mlx_supervisor.core.restart.external import HOURS_AT_MOST
 
 
 def steady(**changes: float) -> RestartPolicy:
@@ -151,3 +152,26 @@ def test_other_causes_are_never_the_same_error() -> None:
 
 def test_one_error_is_enough_if_the_settings_say_so() -> None:
     assert RestartBudget(restart_policy(max_same_error=1)).repeated(Cause.CRASH, "ValueError", 5)
+
+
+def test_deaths_by_other_processes_are_a_rate() -> None:
+    history = RunHistory()
+    budget = RestartBudget(restart_policy(max_without_progress=1, max_external=3, backoff_s=1.0, jitter=0.0), history)
+    ends: list[str | None] = []
+    at_s = 0.0
+    while not ends or ends[-1] is None:
+        ends.append(budget.generation_ended(Cause.KILLED, progress=False, at_s=at_s))
+        assert len(history.external_s) <= 3
+        at_s += budget.delay_s(Cause.KILLED, progress=False, eased=False, at_s=at_s)
+    assert len(ends) == 3 * HOURS_AT_MOST
+    assert at_s > (HOURS_AT_MOST - 1) * 3600
+    assert "restart.max_external" in str(ends[-1])
+
+
+def test_a_checkpoint_or_a_person_clears_the_budget_for_deaths_by_other_processes() -> None:
+    history = RunHistory(external_without_progress=71, external_s=[5.0, 6.0, 7.0])
+    budget = RestartBudget(restart_policy(max_external=3), history)
+    assert budget.generation_ended(Cause.INTERRUPTED, progress=True, at_s=8.0) is None
+    assert history.external_without_progress == 0
+    budget.reset()
+    assert budget.delay_s(Cause.INTERRUPTED, progress=False, eased=False, at_s=9.0) < 3

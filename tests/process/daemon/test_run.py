@@ -310,6 +310,18 @@ def test_a_run_killed_externally_resumes_at_the_same_batch(tmp_path: Path) -> No
     assert summary["replayed_steps"] == 4  # 11 and 12, twice
 
 
+def test_a_run_survives_more_external_kills_than_generations_without_progress(tmp_path: Path) -> None:
+    done = harness.run(
+        harness.write_settings(
+            tmp_path,
+            args={"mode": "self_kill", "at_step": 2, "generations": 5},
+            restart={"max_without_progress": 1, "backoff_s": 0.05, "backoff_max_s": 0.1},
+        )
+    )
+    assert done.summary()["outcome"] == "completed"
+    assert "SIGKILL (5 times within an hour; restart.max_external = 20)" in done.stderr
+
+
 def test_the_worker_of_a_killed_supervisor_checkpoints_and_the_next_supervisor_resumes(tmp_path: Path) -> None:
     settings = harness.write_settings(tmp_path, args={"delay_s": 0.01, "save_every": 10_000}, steps=200)
     with harness.Foreground(settings) as foreground:

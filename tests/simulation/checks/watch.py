@@ -20,6 +20,7 @@ from mlx_supervisor.core.events import CommandKind
 from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.machine.states import AT_REST, State
 from mlx_supervisor.core.machine.table import TABLE
+from mlx_supervisor.core.restart.external import HOURS_AT_MOST
 
 if TYPE_CHECKING:
     from tests.simulation.world.journal import OpenGeneration
@@ -197,6 +198,7 @@ class Watch(ActionWatch):
         self._exempt = 0 if acknowledged > self._acknowledged else self._exempt
         self._acknowledged = acknowledged
         limit = policy.max_without_progress + policy.max_memory_without_progress + policy.max_reboots + SHRINKS_AT_MOST
+        limit += HOURS_AT_MOST * policy.max_external
         check(
             self._without_progress - self._exempt <= limit + 1,
             "restarts without progress are bounded",

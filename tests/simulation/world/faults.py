@@ -215,6 +215,7 @@ def drawn_policy(chance: Random) -> RunPolicy:
         max_without_progress=of((2, 3, 6)),
         max_memory_without_progress=of((2, 5)),
         max_same_error=of((1, 2, 3)),
+        max_external=of((1, 3)),
         max_reboots=of((1, 3)),
         backoff_s=of((0.0, 1.0, 1.0)),
         healthy_s=of((10.0, 600.0)),

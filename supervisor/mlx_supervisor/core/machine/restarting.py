@@ -7,6 +7,7 @@ from mlx_supervisor.core.history import Generation
 from mlx_supervisor.core.machine.run_state import Ending, Run
 from mlx_supervisor.core.machine.starting import spawn, start
 from mlx_supervisor.core.machine.states import S
+from mlx_supervisor.core.restart import external
 from mlx_supervisor.core.restart.escalation import CROWDED, Rung, checkpoints_gradients, climb
 from mlx_supervisor.core.words import counted, duration, sentence, shortened, size
 
@@ -55,12 +56,12 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     if not ending.restart:
         run.end(S.FATAL if cause is Cause.REFUSED else S.STOPPED, (ending.requested_by or ending.text) + _lost(run))
         return
-    final = _reason_to_give_up(run, ending, rung, progress, at_s - current.started_s)
+    final = _reason_to_give_up(run, ending, rung, progress, at_s)
     if final is not None:
         run.end(S.FATAL, final)
         return
     past.tighter_steps = _tighter_interval(run, current, saved)
-    _restart(run, at_s, ending, ended, rung, run.budget.delay_s(cause, progress=progress, eased=rung.eased))
+    _restart(run, at_s, ending, ended, rung, run.budget.delay_s(cause, progress=progress, eased=rung.eased, at_s=at_s))
 
 
 def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, delay_s: float) -> None:
@@ -68,7 +69,10 @@ def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, dela
     if cause is Cause.NOT_FINITE:
         run.say("not_finite", f"{_what(ending)} {sentence(ending.advice)}", Severity.WARNING, error=ending.text)
     how = f"in {duration(delay_s)} " if delay_s else ""
-    parts = [_what(ending), f"restarting {how}{_with_batch(run)}".rstrip() + _steps_lost(run) + _lost(run), rung.end]
+    what = _what(ending)
+    if cause in external.EXTERNAL_CAUSES:
+        what += external.text(run.history, at_s, run.policy.restart.max_external)
+    parts = [what, f"restarting {how}{_with_batch(run)}".rstrip() + _steps_lost(run) + _lost(run), rung.end]
     text = sentence("; ".join(part for part in parts[cause is Cause.NOT_FINITE :] if part))
     facts: dict[str, Field] = {"cause": cause.value, "batch_size": run.batch.size, "batch": rung.text}
     facts |= {"error": ending.text, "ended": ended}
@@ -126,7 +130,7 @@ def _lost_work(run: Run, cause: Cause) -> bool:
     return trained and cause not in (Cause.REQUESTED, Cause.REFUSED) and not orderly
 
 
-def _reason_to_give_up(run: Run, ending: Ending, rung: Rung, progress: bool, uptime_s: float) -> str | None:
+def _reason_to_give_up(run: Run, ending: Ending, rung: Rung, progress: bool, at_s: float) -> str | None:
     """Why there is no restart, or None."""
     cause = ending.cause
     if cause is Cause.REQUESTED:
@@ -134,7 +138,8 @@ def _reason_to_give_up(run: Run, ending: Ending, rung: Rung, progress: bool, upt
         return None
     advice = f"; {ending.advice}" if ending.advice else ""
     repeated = _repeated_error(run, ending, advice)
-    spent = run.budget.generation_ended(cause, progress=progress, eased=rung.eased, uptime_s=uptime_s)
+    uptime_s = 0.0 if run.current is None else at_s - run.current.started_s
+    spent = run.budget.generation_ended(cause, progress=progress, eased=rung.eased, uptime_s=uptime_s, at_s=at_s)
     return _limit_too_low(run, cause, rung) or repeated or (spent and f"{ending.text.rstrip('.')}; {spent}{advice}")
 
 

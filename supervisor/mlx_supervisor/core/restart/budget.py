@@ -1,8 +1,8 @@
 """Whether to restart, and how long to wait before it.
 
 Every limit counts consecutive generations without a new checkpoint; progress resets the counts. Generations that
-memory ended, crashes, and restarts of the machine are counted separately. The counts are in the run's
-history, so they survive the supervisor.
+memory or other processes ended, crashes, and restarts of the machine are counted separately. The counts are in the
+run's history, so they survive the supervisor.
 """
 
 from random import Random
@@ -10,6 +10,7 @@ from random import Random
 from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause
 from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.policy import RestartPolicy
+from mlx_supervisor.core.restart import external
 
 REFUSED_STARTS_AT_MOST = 60
 """Consecutive failed starts (a full disk, no process available): with the default backoff, about an hour."""
@@ -36,7 +37,8 @@ class RestartBudget:
         """A person started or restarted the run: every count begins again."""
         past = self._past
         past.without_progress = past.memory_without_progress = 0
-        past.waits = past.reboots = past.same_errors = 0
+        past.waits = past.reboots = past.same_errors = past.external_without_progress = 0
+        past.external_s = []
 
     def start_refused(self) -> float | None:
         """A start failed for a passing reason: seconds until the next attempt; None after too many."""
@@ -50,7 +52,7 @@ class RestartBudget:
         self._refused_starts = 0
 
     def generation_ended(
-        self, cause: Cause, *, progress: bool, eased: bool = False, uptime_s: float = 0.0
+        self, cause: Cause, *, progress: bool, eased: bool = False, uptime_s: float = 0.0, at_s: float = 0.0
     ) -> str | None:
         """Why to give up, or None. A memory death is not counted when the next generation needs less (`eased`)."""
         past = self._past
@@ -58,7 +60,10 @@ class RestartBudget:
             past.waits = 0
         if progress:
             past.without_progress = past.memory_without_progress = past.reboots = 0
+            past.external_without_progress = 0
             return None
+        if cause in external.EXTERNAL_CAUSES:
+            return external.note(past, at_s, self._policy.max_external)
         if cause in OF_MEMORY:
             past.memory_without_progress += not eased
             count, at_most = past.memory_without_progress, self._policy.max_memory_without_progress
@@ -91,7 +96,7 @@ class RestartBudget:
         at_most = NOT_FINITE_AT_MOST if cause is Cause.NOT_FINITE else self._policy.max_same_error
         return past.same_errors >= at_most
 
-    def delay_s(self, cause: Cause, *, progress: bool, eased: bool) -> float:
+    def delay_s(self, cause: Cause, *, progress: bool, eased: bool, at_s: float = 0.0) -> float:
         """Seconds to wait before the next generation.
 
         0 after progress: such a run completes however often it dies, so waiting only costs time. 0 after a memory cause
@@ -100,7 +105,10 @@ class RestartBudget:
         if cause is Cause.REQUESTED or progress or (cause in MEMORY_CAUSES and eased):
             return 0.0
         self._past.waits += 1
-        return self._wait_s(self._past.waits - 1)
+        wait_s = self._wait_s(self._past.waits - 1)
+        if cause in external.EXTERNAL_CAUSES:
+            return max(wait_s, external.wait_s(self._past, at_s, self._policy.max_external))
+        return wait_s
 
     def _wait_s(self, doublings: int) -> float:
         policy = self._policy
