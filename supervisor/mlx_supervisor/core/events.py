@@ -69,6 +69,13 @@ class Tick(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Paused(Event):
+    """The supervisor itself did not run for `seconds`: the machine or its container was paused, or a call blocked."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ActionFailed(Event):
     """An action failed. `action`: "spawn", or the action's class name.
 

@@ -29,6 +29,8 @@ from mlx_supervisor.telemetry import Telemetry
 from mlx_supervisor.wire.run_lock import LOCK_FILE
 
 HOUSEKEEPING_INTERVAL_S = 1.0
+PAUSE_S = 2.0
+"""Housekeeping that is this late means that the supervisor did not run."""
 UNKNOWN_ORPHAN_GRACE_S = 70.0
 """Grace period of an orphan whose run is no longer in the settings: the defaults' stop and SIGTERM grace together."""
 
@@ -207,10 +209,15 @@ class Daemon:
 
     async def _run_housekeeping(self) -> None:
         watchdog_s = sd_notify.watchdog_interval_s()
-        next_watchdog_s = time.monotonic()
+        next_watchdog_s = last_s = time.monotonic()
         while True:
+            now_s = time.monotonic()
+            paused_s, last_s = now_s - last_s - HOUSEKEEPING_INTERVAL_S, now_s
             for run in list(self.runs.values()):
-                run.housekeep()
+                if paused_s > PAUSE_S:
+                    run.post(ev.Paused(now_s, paused_s))
+                else:
+                    run.housekeep()
             if watchdog_s is not None and time.monotonic() >= next_watchdog_s:
                 sd_notify.watchdog()
                 next_watchdog_s = time.monotonic() + watchdog_s / 2

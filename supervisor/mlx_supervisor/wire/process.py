@@ -13,6 +13,9 @@ EXIT_STOPPED = 75
 """Stopped on request, checkpointed first (sysexits' EX_TEMPFAIL: try again later)."""
 EXIT_NOT_FINITE = 65
 """The loss is NaN or infinite (sysexits' EX_DATAERR); no checkpoint holds that update."""
+EXIT_HANG = 70
+"""The worker's own watchdog ended it (sysexits' EX_SOFTWARE). The last line of its stderr begins with HANG_LINE."""
+HANG_LINE = "watchdog: no progress for"
 EXIT_REFUSED = 78
 """The job can't be done, and a restart would not help (sysexits' EX_CONFIG)."""
 TOKEN_VARIABLE = "MLX_SUPERVISOR_TOKEN"  # noqa: S105 - the variable's name

@@ -9,6 +9,7 @@ import pytest
 
 from mlx_supervisor import wire
 from mlx_supervisor.core.diagnosis.causes import (
+    EXIT_HANG_CODE,
     EXIT_NOT_FINITE_CODE,
     MEMORY_CAUSES,
     TEXT_CHARS,
@@ -423,3 +424,14 @@ def test_the_list_for_readers_is_whole_and_says_which_halve_the_batch() -> None:
 
 def test_the_last_line_has_no_control_characters() -> None:
     assert last_line("one\n\x1b[31mtwo\x1b[0m \x85 three\x07\u202e\n\n") == "two  three"
+
+
+DUMP = 'Thread 0x00007f (most recent call first):\n  File "/home/u/train.py", line 3 in step\n'
+
+
+def test_the_end_by_the_workers_own_watchdog_is_a_hang() -> None:
+    assert EXIT_HANG_CODE == wire.EXIT_HANG
+    found = of(f"{DUMP}\n{wire.HANG_LINE} 450 s; ending the worker\n", EXIT_HANG_CODE)
+    assert (found.cause, found.text) == (Cause.HANG, "its own watchdog ended it: no progress for 450 s")
+    assert of(f"Timeout (0:05:00)!\n{DUMP}", 1).cause is Cause.HANG, "by Python's fault handler"
+    assert of(f"Timeout (0:05:00)!\n{DUMP}\nepoch 2\n", 1).cause is Cause.CRASH, "a dump that the process survived"

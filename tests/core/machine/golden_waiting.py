@@ -21,6 +21,25 @@ TRIPPED = """
 """
 
 WAITING = {
+    "a pause of the machine is no hang": (policy(hang_timeout_s=10.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 3                     -> running
+        paused 45 after=46          -> running
+            | The supervisor did not run for 45 s (the machine or its container was paused): the worker's deadlines are
+            | moved by as much.
+        early after=5               -> running
+        tick                        -> terminating: dump, term  # the worker did not wake up
+    """),
+    "a pause is no part of a grace period": (policy(stop_grace_s=20.0), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 3                     -> running
+        stop                        -> draining: ask stop
+        paused 45 after=46          -> draining
+        early after=10              -> draining
+        exit 75                     -> stopped: close requested, save, finish stopped
+    """),
     "memory that is freed at once costs no wait": (policy(backoff_s=0.0), NEEDS_2000 + """
         machine 1800                -> running
         exit 1                      -> starting: close crash, save, spawn 2 batch 8 of 8 save 1

@@ -235,6 +235,10 @@ class MachineTimeline:
         lost = keys.pop("lost", "")
         yield ev.Bye(self.at_s, self._generation, ev.Outcome(words[0]), reason, step, 1.0, None, lost=lost)
 
+    def _paused(self, words: list[str], _: dict[str, str]) -> Iterator[ev.Event]:
+        """`paused 45`: the supervisor did not run for so many seconds."""
+        yield ev.Paused(self.at_s, float(words[0]))
+
     def _blocked(self, words: list[str], keys: dict[str, str]) -> Iterator[ev.Event]:
         """`blocked REASON`: another process holds the run's folder."""
         yield ev.StartBlocked(self.at_s, self._generation, " ".join(words), keys.pop("lasting", "no") == "yes")

@@ -114,13 +114,14 @@ def test_a_supervisor_that_was_stopped_for_a_while_does_not_report_a_hang(tmp_pa
         harness.eventually(saved.exists)
         foreground.process.send_signal(signal.SIGSTOP)
         came_to = int(saved.read_text() or 0)
-        harness.eventually(lambda: int(saved.read_text() or 0) > came_to + 200)  # more than 2 s
+        harness.eventually(lambda: int(saved.read_text() or 0) > came_to + 400)  # more than 4 s
         foreground.process.send_signal(signal.SIGCONT)
         steps = harness.journaled_steps(tmp_path)
         harness.eventually(lambda: harness.journaled_steps(tmp_path) > steps + 200)
         harness.interrupt(foreground)
         assert foreground.wait() == 130
     assert "Hang" not in foreground.stderr
+    assert "The supervisor did not run for " in foreground.stderr
     assert len(foreground.summary()["generations"]) == 1
 
 

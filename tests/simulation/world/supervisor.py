@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LATE_S = 1.0
 """A deadline noticed this late was missed in sleep: then pending events come first, once, for as long."""
 IDLE_SAMPLE_S = 2.0
+PAUSE_S = 3.0
 SILENCE_S = 5.0
 UNKILLABLE_S = 5.0
 SAMPLER_SPELL_S = 15.0
@@ -135,6 +136,12 @@ class SimulatedSupervisor:
     def stall(self, seconds: float) -> None:
         """Be stuck: no event and no deadline is handled for a while."""
         self._busy_s = self.world.clock.now_s + seconds
+        if seconds > PAUSE_S:
+            self.world.clock.later(seconds, self._awake, seconds)
+
+    def _awake(self, seconds: float) -> None:
+        if self.alive:
+            self.post(ev.Paused(self.world.clock.now_s, seconds))
 
     def receive(self, event: ev.Event) -> None:
         """From a source. Late events get the time of their reading, except samples."""

@@ -12,6 +12,8 @@ import psutil
 from mlx_supervisor import wire
 from mlx_worker.supervision.stop import StopFlag, leave_signals_to_the_main_thread
 
+GRACE_SLICES = 50
+
 
 def watch_supervisor(stop: StopFlag, grace_s: float) -> None:
     """Wait, in a thread, for end of file on the lifeline: then request a stop, and after `grace_s` kill the group.
@@ -26,7 +28,7 @@ def watch_supervisor(stop: StopFlag, grace_s: float) -> None:
         os.set_inheritable(descriptor, False)
     except (ValueError, OSError) as error:
         raise RuntimeError(f"{wire.LIFELINE_VARIABLE}: expected an open file, found {number!r:.40}: {error}") from None
-    broken = threading.Event()
+    broken, stop.supervised = threading.Event(), True
     atexit.register(_end_at_exit, broken)  # before any handler of the user's, so that it is called after them
     threading.Thread(target=_watch, args=(descriptor, stop, grace_s, broken), name="lifeline", daemon=True).start()
 
@@ -43,9 +45,10 @@ def _watch(descriptor: int, stop: StopFlag, grace_s: float, broken: threading.Ev
         while os.read(descriptor, 4096):
             pass
     broken.set()
-    stop.orphaned = True
+    stop.supervised, stop.orphaned = False, True
     stop.request("the supervisor died")
-    time.sleep(grace_s)
+    for _ in range(GRACE_SLICES):  # a pause of the machine ends at most one slice early
+        time.sleep(grace_s / GRACE_SLICES)
     end_group()
 
 

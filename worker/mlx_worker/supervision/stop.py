@@ -10,12 +10,13 @@ from types import FrameType
 class StopFlag:
     """Set once, by the first request; the loop reads it between updates.
 
-    `waits`: the last checkpoint may wait for the disk as long as it takes. `orphaned`: the supervisor has died.
+    `waits`: the last checkpoint may wait for the disk as long as it takes. `supervised`: a supervisor lives.
+    `orphaned`: it has died.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self.waits = self.orphaned = False
+        self.waits = self.supervised = self.orphaned = False
 
     @property
     def requested(self) -> bool:

@@ -225,7 +225,7 @@ class Trainer:
         )
         self.source, self.average = self.extras.source, self.extras.average
         self.notes = [*changed, *self.extras.notes, *task.notes]
-        self.watchdog = HangWatchdog(job.hang_timeout_s)
+        self.watchdog = HangWatchdog(job.hang_timeout_s, lambda: commands.stop.supervised)
         self.saver = Saver(job, store, newest, self.link, memory, self.watchdog)
         self.finishing = Finishing(job, task, store, self.saver, commands, self.watchdog, self.extras)
         self.notes += self.finishing.check(resumed=newest is not None)

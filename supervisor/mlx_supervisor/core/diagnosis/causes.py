@@ -41,6 +41,8 @@ MEMORY_CAUSES = frozenset({Cause.PRESSURE, Cause.LEAK, Cause.OOM_KILL, Cause.DEV
 
 EXIT_NOT_FINITE_CODE = 65
 """Equal to `wire.EXIT_NOT_FINITE`, which the core must not import; a test compares them."""
+EXIT_HANG_CODE = 70
+"""Equal to `wire.EXIT_HANG`; likewise."""
 TEXT_CHARS = 300
 SIGABRT, SIGKILL, SIGSEGV = 6, 9, 11
 POLITE_SIGNALS = frozenset({1, 2, 15})
@@ -187,9 +189,9 @@ def diagnose(
     if exit_code is None and signal is None:
         return _diagnosis(Cause.KILLED, "the worker ended, and its exit status is unknown")
     end = read_end(stderr_tail)
-    if exit_code == EXIT_NOT_FINITE_CODE:
-        said = errors[0].message if errors else end.last.removeprefix("failed: ")
-        return _diagnosis(Cause.NOT_FINITE, said or "loss became NaN or infinite")
+    named = _by_exit_code(exit_code, end, errors)
+    if named is not None:
+        return named
     if signal is not None and signal != SIGABRT:
         return _by_signal(signal, end, near_limit)
     aborted = end.aborted if signal == SIGABRT else None
@@ -210,6 +212,19 @@ def _killed(oom_killed: bool | None, near_limit: bool) -> Diagnosis:
     if oom_killed is None and near_limit:
         return _diagnosis(Cause.PRESSURE, "the worker was killed near the memory limit (sender unknown)")
     return _diagnosis(Cause.KILLED, "another process sent the worker SIGKILL")
+
+
+def _by_exit_code(exit_code: int | None, end: StderrEnd, errors: tuple[Raised, ...]) -> Diagnosis | None:
+    """A cause that the worker itself names by its exit status, or by Python's fault handler; None: another one."""
+    if exit_code == EXIT_NOT_FINITE_CODE:
+        said = errors[0].message if errors else end.last.removeprefix("failed: ")
+        return _diagnosis(Cause.NOT_FINITE, said or "loss became NaN or infinite")
+    if exit_code == EXIT_HANG_CODE:
+        silence = end.last.removeprefix("watchdog: ").partition(";")[0]
+        return _diagnosis(Cause.HANG, f"its own watchdog ended it: {silence}")
+    if exit_code == 1 and end.timed_out and not errors:
+        return _diagnosis(Cause.HANG, "its own watchdog ended it: no progress")
+    return None
 
 
 def _by_error(chain: tuple[Raised, ...]) -> Diagnosis:

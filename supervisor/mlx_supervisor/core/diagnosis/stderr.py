@@ -48,13 +48,14 @@ class StderrEnd:
     """`raised`: the error of the last traceback. `aborted`: the C++ exception that nothing caught.
 
     `fatal`: the signal by the name that Python's fault handler printed, with the place in the dumped thread.
-    `last`: the last line with a letter or digit in it.
+    `last`: the last line with a letter or digit in it. `timed_out`: Python's fault handler ended a hung process.
     """
 
     raised: Raised | None = None
     aborted: Raised | None = None
     fatal: Raised | None = None
     last: str = ""
+    timed_out: bool = False
 
 
 def printable(text: str) -> str:
@@ -78,7 +79,8 @@ def read_end(text: str) -> StderrEnd:
     before = [line for line in lines[:start] if line.strip() and not _NOISE.search(line)]
     name = next((found[1] for line in dump if (found := _FATAL.match(line))), None)
     last = next((line.strip() for line in reversed(before) if any(map(str.isalnum, line))), "")
-    return StderrEnd(_last_raised(before), _aborted(before), _fatal(name, dump) if name else None, last)
+    timed_out = any(line.startswith("Timeout (") for line in dump)
+    return StderrEnd(_last_raised(before), _aborted(before), _fatal(name, dump) if name else None, last, timed_out)
 
 
 def _last_raised(lines: list[str]) -> Raised | None:

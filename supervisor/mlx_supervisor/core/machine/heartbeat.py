@@ -29,6 +29,11 @@ class Heartbeat:
         if step_s is not None:
             self._slowest_s = max(step_s, self._slowest_s or 0.0)
 
+    def pause(self, seconds: float) -> None:
+        """The supervisor did not run for `seconds`: that time is no silence."""
+        if self._last_s is not None:
+            self._last_s += seconds
+
     def extend(self, seconds: float) -> None:
         """Allow this much more silence, for a request that takes so long. 0: it was answered."""
         self._extended_s = seconds

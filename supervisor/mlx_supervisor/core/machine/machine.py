@@ -16,6 +16,8 @@ def apply(run: Run, event: ev.Event) -> list[Action]:
     stale = stale and not isinstance(event, ev.Recovered)
     if rule is None or stale or (isinstance(event, ev.Tick) and not _is_due(run, event.at_s)):
         return []
+    if isinstance(event, ev.Paused) and run.counted_until_s is not None:
+        run.counted_until_s += event.seconds
     _count_active(run, event.at_s)
     if isinstance(event, ev.Command):
         hurried = run.suspending and event.kind is CommandKind.KILL

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlx_supervisor.core import events as ev
-from mlx_supervisor.core.machine import running, starting, stopping
+from mlx_supervisor.core.machine import pause, running, starting, stopping
 from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.machine.states import S, State
 
@@ -16,6 +16,7 @@ Rule = tuple[Handler, tuple[State, ...]]
 AFTER_EXIT = (S.STARTING, S.WAITING, S.BACKOFF, S.COMPLETED, S.FATAL)
 _POLL: dict[type[ev.Event], Rule] = {ev.MachineSample: (starting.on_machine_sample, ())}
 _OBSERVE: dict[type[ev.Event], Rule] = _POLL | {
+    ev.Paused: (pause.on_paused, ()),
     ev.Spawned: (starting.on_spawned, ()),
     ev.DeviceFound: (running.on_device_found, ()),
     ev.Bye: (running.on_bye, ()),
