@@ -23,6 +23,7 @@ OWNER = "owner.json"
 PREVIOUS_AT_MOST = 9
 REPLACEABLE = frozenset(
     {OWNER, "worker.lock", "logs", "job.json", "accepted-job.json", "summary.json", "fingerprints.json", "reports.json"}
+    | {"last-message.json", ".last-message.json.tmp"}
 )
 """What a run's folder has before the first checkpoint: never worth the loss of a run that was set aside."""
 

@@ -141,7 +141,7 @@ class Telemetry:
             raise wire.WireError("sequence", f"{message.seq} repeated")
         self.dropped["lost"] += message.seq - peer.next_seq
         peer.next_seq = message.seq + 1
-        self._receive(peer.run, _event_of(message, time.monotonic()))
+        self._receive(peer.run, event_of(message, time.monotonic()))
 
     def _greet(self, identity: bytes, hello: wire.Hello) -> None:
         token = self._expected.get((hello.run, hello.generation))
@@ -175,7 +175,8 @@ _EVENTS: dict[type[wire.Message], type[ev.WorkerEvent]] = {
 _FIELDS = {kind: [(each.name, each.type) for each in fields(kind) if each.name != "at_s"] for kind in _EVENTS.values()}
 
 
-def _event_of(message: wire.Message, at_s: float) -> ev.Event:
+def event_of(message: wire.Message, at_s: float) -> ev.Event:
+    """The event of a worker's message other than a hello."""
     kind = _EVENTS[type(message)]
     return kind(at_s, **{name: _value(name, of, getattr(message, name)) for name, of in _FIELDS[kind]})
 

@@ -49,6 +49,7 @@ LAYERS = {
             "supervision",
             "autopsy",
             "checkpoint",
+            "last_message",
             "extras",
         ),
         *("tasks", "tasks.mlx_lm", "training", "check", "export", "__main__"),

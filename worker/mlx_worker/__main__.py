@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlx_supervisor import wire
+from mlx_worker import last_message
 from mlx_worker.errors import NotFiniteError, RefusedError
 from mlx_worker.supervision import run_lock
 from mlx_worker.supervision.lifeline import watch_supervisor
@@ -43,7 +44,7 @@ def main() -> NoReturn:
     if not arguments.bare:
         watch_supervisor(stop, job.grace_s)
     link = Link(job.run, job.generation, None if arguments.bare else job.telemetry)
-    link.on_step = held.trained
+    link.on_step, link.on_bye = held.trained, last_message.writer(Path(job.run_dir))
     link.hello()
     link.phase("load")
     code = _run(job, link, stop)

@@ -260,7 +260,8 @@ class Bye(WorkerEvent):
 
     `lost`: what a stopped worker could not save or export, "" if nothing. `exported`: the folder of a completed run's
     result, "" if there is none. `device_held_bytes`, `device_free_bytes`: of a device with its own memory, when an
-    error ended the worker: what MLX held, and what all processes left; None: unknown.
+    error ended the worker: what MLX held, and what all processes left; None: unknown. `target_steps`: of the run, 0:
+    unknown.
     """
 
     outcome: Outcome
@@ -273,6 +274,7 @@ class Bye(WorkerEvent):
     exported: str = ""
     device_held_bytes: int | None = None
     device_free_bytes: int | None = None
+    target_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +326,8 @@ class Exited(WorkerEvent):
     Exactly one of `exit_code` and `signal` is set; neither if the process was not the supervisor's child.
     `stderr_tail`: the end of its stderr, bounded by the adapter. `oom_killed`: whether the kernel counted an
     out-of-memory kill during this generation; None where it is unknown. `durable_step`: of the newest checkpoint on
-    disk, which a killed worker may not have reported; 0 if there is none.
+    disk, which a killed worker may not have reported; 0 if there is none. `first_step`, `last_step`: the updates that
+    the worker made by what it left on disk, heard or not; 0 for none, or unknown.
     """
 
     exit_code: int | None
@@ -332,6 +335,8 @@ class Exited(WorkerEvent):
     stderr_tail: str = ""
     oom_killed: bool | None = None
     durable_step: int = 0
+    first_step: int = 0
+    last_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,18 @@ class RunHistory:
         self.generation_steps += steps
         self.generation_train_s += train_s
 
+    def add_unheard(self, first_step: int, last_step: int) -> None:
+        """Count the updates of the current generation, `first_step` to `last_step`, that were not reported.
+
+        Their durations are unknown.
+        """
+        steps = last_step - first_step + 1 - self.generation_steps
+        if steps > 0:
+            new_steps = max(min(last_step - self.highest_step, steps), 0)
+            self.replayed_steps += steps - new_steps
+            self.generation_steps += steps
+        self.highest_step = max(self.highest_step, last_step)
+
     @property
     def smoothed_loss(self) -> float | None:
         """Exponential mean of the updates' losses, replays left out, corrected for its start; None before any."""

@@ -25,7 +25,9 @@ from mlx_supervisor.process.launch import worker_command, write_job
 from mlx_supervisor.settings.schema import Settings
 from mlx_supervisor.settings.to_job import Past
 from mlx_supervisor.state_dir import StateDirError
-from mlx_supervisor.wire.run_lock import HeldError, RunLock
+from mlx_supervisor.telemetry import event_of
+from mlx_supervisor.wire.last_message import read_last_message
+from mlx_supervisor.wire.run_lock import HeldError, RunLock, read_progress
 
 BYE_WAIT_S = 0.5
 """How long the last frames of a worker that has exited may still be in transit."""
@@ -57,6 +59,7 @@ class WorkerProcess:
     """Set when the worker has sent its last message."""
     device_uuid: str | None = None
     _token: str = ""
+    _saved_before: int = 0
     _stderr_offset: int = 0
     _caffeinate: Caffeinate = field(default_factory=Caffeinate)
     _waiting: asyncio.Task[None] | None = None
@@ -106,6 +109,7 @@ class WorkerProcess:
     def _start_holding(self, lock: RunLock, action: act.Spawn, folder: Path, limit_bytes: int, past: Past) -> None:
         token, telemetry = secrets.token_hex(16), self.shared.telemetry
         self._token = token
+        self._saved_before = newest_checkpoint(folder / "checkpoints")
         try:
             job_file = write_job(self.settings, self.run, folder, telemetry.address, action, limit_bytes, past)
         except OSError as error:  # of the state folder, not of the command that is started
@@ -194,8 +198,31 @@ class WorkerProcess:
         self.exit_status = -1 if status.exit_code is None else status.exit_code
         tail = self.log.tail_since(self._stderr_offset, wire.STDERR_TAIL_LIMIT_BYTES)
         found = newest_checkpoint(self.shared.state.path / "runs" / self.run / "checkpoints")
-        now_s, oom_killed = time.monotonic(), status.oom_killed
-        self.post(ev.Exited(now_s, generation, status.exit_code, status.signal, tail, oom_killed, found))
+        self._read_last_message(generation)
+        now_s, oom_killed, (first, last) = time.monotonic(), status.oom_killed, self._trained(generation, found)
+        self.post(ev.Exited(now_s, generation, status.exit_code, status.signal, tail, oom_killed, found, first, last))
+
+    def _read_last_message(self, generation: int) -> None:
+        """Take the worker's last message from its file if it did not arrive."""
+        if self.bye.is_set():
+            return
+        folder = self.shared.state.path / "runs" / self.run
+        message = read_last_message(folder, self.run, generation, self._token)
+        if message is not None:
+            log.warning("last_message_read", run=self.run, generation=generation, outcome=message.outcome)
+            self.post(event_of(message, time.monotonic()))
+
+    def _trained(self, generation: int, saved: int) -> tuple[int, int]:
+        """The first and the last update of this generation by what is on disk; 0 for none.
+
+        `saved`: the newest checkpoint. The worker notes its updates in its lock; a disk that refused that may have
+        the checkpoint.
+        """
+        made = read_progress(self.shared.state.path / "runs" / self.run)
+        first, last = (made.resumed + 1, made.last) if made is not None and made.generation == generation else (0, 0)
+        if saved > max(last, self._saved_before):
+            first, last = first or self._saved_before + 1, saved
+        return first, last
 
 
 def newest_checkpoint(folder: Path) -> int:

@@ -177,7 +177,7 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
 
     `lost`: what a stopped worker could not save or export. `exported`: the folder of a completed run's result, if any.
     `device_held_bytes`, `device_free_bytes`: of a device with its own memory, after an error: what MLX held of it, and
-    what all processes left.
+    what all processes left. `target_steps`: as in `ready`, 0 before it.
     """
 
     outcome: Literal["completed", "stopped", "failed", "refused"]
@@ -190,6 +190,7 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
     exported: Text = ""
     device_held_bytes: Count | None = None
     device_free_bytes: Count | None = None
+    target_steps: Count = 0
 
 
 WorkerMessage = (

@@ -12,6 +12,8 @@ from tests.core.machine.timeline import MachineTimeline, policy
 from mlx_supervisor.core import actions as ac
 from mlx_supervisor.core import events as ev
 from mlx_supervisor.core.history import DEFAULT_MTBF_S, RunHistory
+from mlx_supervisor.core.machine.machine import apply
+from mlx_supervisor.core.machine.run_state import Run
 from mlx_supervisor.core.policy import MIB
 
 
@@ -294,3 +296,22 @@ def test_the_batch_of_a_generation_is_known_once_it_is_ready() -> None:
     """)
     (closed,) = [each for each in line.actions if isinstance(each, ac.CloseGeneration)]
     assert (closed.record["batch_size"], closed.record["accumulation"]) == (8, 1)
+
+
+def test_updates_that_no_report_arrived_of_count() -> None:
+    run = Run(policy(), RunHistory(generation=4, highest_step=20, durable_step=10, target_steps=40))
+    apply(run, ev.Command(0.0, ev.CommandKind.START))
+    apply(run, ev.Spawned(1.0, 5, 7))
+    ended = apply(run, ev.Exited(9.0, 5, None, 9, durable_step=30, first_step=11, last_step=35))
+    past = run.history
+    assert (past.durable_step, past.highest_step, past.replayed_steps, past.without_progress) == (30, 35, 10, 0)
+    [closed] = [each for each in ended if isinstance(each, ac.CloseGeneration)]
+    assert (closed.record["first_step"], closed.record["last_step"]) == (11, 35)
+
+
+def test_a_checkpoint_that_the_generation_did_not_write_is_no_progress() -> None:
+    run = Run(policy(), RunHistory(generation=4, highest_step=20, durable_step=10, target_steps=40))
+    apply(run, ev.Command(0.0, ev.CommandKind.START))
+    apply(run, ev.Spawned(1.0, 5, 7))
+    apply(run, ev.Exited(9.0, 5, None, 9, durable_step=30))
+    assert (run.history.highest_step, run.history.replayed_steps) == (20, 0)

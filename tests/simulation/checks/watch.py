@@ -99,6 +99,8 @@ class Watch(ActionWatch):
             watched.missing += 1
         elif kind is ev.Ready or (kind is ev.CheckpointReport and event.ok):  # type: ignore[attr-defined]
             shadow.durable = max(shadow.durable, event.step)  # type: ignore[attr-defined]
+        elif kind is ev.Exited and event.last_step:  # type: ignore[attr-defined]
+            shadow.durable = max(shadow.durable, event.durable_step)  # type: ignore[attr-defined]
         elif kind is ev.Recovered and event.machine_restarted:  # type: ignore[attr-defined]
             shadow.cooling, self._rebooted_s = True, event.at_s
         elif isinstance(event, ev.Command):

@@ -325,6 +325,8 @@ class SimulatedSupervisor:
                 death.signal,
                 death.stderr_tail,
                 death.oom_killed,
+                self.world.host.disk.newest,
+                *worker.trained,
             )
         )
 

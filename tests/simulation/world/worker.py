@@ -41,7 +41,7 @@ class SimulatedWorker:
         self.refused = spawn.batch_size not in (None, self.batch)
         self.gradients_checkpointed = spawn.gradient_checkpointing
         self.save_every = spawn.checkpoint_every_steps or world.faults.save_every
-        self.step = self.saved = 0
+        self.step = self.saved = self.resumed_at = 0
         self.alive = True
         self.ready = self.hung = self.stopping = self.termed = self.leaving = self.writing = False
         self.kill_pending = self.waits = False
@@ -49,6 +49,11 @@ class SimulatedWorker:
         self.death: Death | None = None
         self.leaked_mib = self.cache_mib = self.extra_mib = 0.0
         self._load()
+
+    @property
+    def trained(self) -> tuple[int, int]:
+        """The first and the last update that it noted on disk; 0 for none."""
+        return (self.resumed_at + 1, self.step) if self.step > self.resumed_at else (0, 0)
 
     # ---- start
 
@@ -74,7 +79,7 @@ class SimulatedWorker:
             world.clock.later(10.0, self._loaded)
         else:
             self.ready = True
-            self.step = self.saved = world.host.disk.newest
+            self.step = self.saved = self.resumed_at = world.host.disk.newest
             world.watch.resumed(self)
             self.send(
                 ev.Ready,

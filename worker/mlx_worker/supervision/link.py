@@ -24,13 +24,16 @@ class Link:
     """Sends messages with a growing `seq` and receives commands. Use it from the main thread only.
 
     Without an endpoint (a bare run) it prints about a step a second and discards other messages. `dropped` counts
-    unsent frames. `last_step`, `last_loss`: of the last step sent. `on_step` is called with the number of every step.
+    unsent frames. `last_step`, `last_loss`: of the last step sent. `on_step` is called with the number of every step,
+    `on_bye` with the last message before it is sent.
     """
 
     def __init__(self, run: str, generation: int, endpoint: str | None) -> None:
         self._run, self._generation, self._seq = run, generation, 0
         self.dropped = 0
         self.on_step: Callable[[int], None] = lambda step: None
+        self.on_bye: Callable[[wire.Bye], None] = lambda message: None
+        self._target_steps = 0
         self.last_step = 0
         self.last_loss: float | None = None
         self.current_phase: wire.PhaseName = "load"
@@ -65,6 +68,10 @@ class Link:
             self.last_step = fields["step"]
             self.on_step(self.last_step)
             self.last_loss = self.last_loss if fields["loss"] is None else fields["loss"]
+        elif kind is wire.Ready:
+            self._target_steps = fields["target_steps"]
+        elif kind is wire.Bye:
+            fields["target_steps"] = self._target_steps
         if self._socket is None:
             self._print(kind, fields)
             return
@@ -72,6 +79,8 @@ class Link:
 
         message = kind(run=self._run, generation=self._generation, seq=self._seq, **_shortened(kind, fields))
         self._seq += 1
+        if isinstance(message, wire.Bye):
+            self.on_bye(message)
         try:
             self._socket.send(wire.encode(message), zmq.NOBLOCK)
         except (zmq.ZMQError, wire.WireError):

@@ -214,6 +214,7 @@ def on_checkpoint(run: Run, event: ev.CheckpointReport) -> None:
 
 def on_bye(run: Run, event: ev.Bye) -> None:
     run.bye = event
+    run.history.target_steps = event.target_steps or run.history.target_steps
 
 
 def on_sample(run: Run, event: ev.Sample) -> None:
