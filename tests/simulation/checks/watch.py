@@ -238,7 +238,7 @@ class Watch(ActionWatch):
         self._watched = GenerationWatch(past.generation, past.trips)
         self._rebooted_s = min(self._rebooted_s, self.world.clock.now_s)  # another boot's clock begins anew
         self._check_always(machine)
-        if past.outcome in ("completed", "failed"):
+        if past.outcome in ("completed", "failed") or past.refused:  # a refused start leaves the outcome as it was
             return
         check(
             past.unfinished or request not in ("run", "suspend"),

@@ -8,6 +8,7 @@ from mlx_supervisor.core.history import Generation
 from mlx_supervisor.core.machine.heartbeat import Heartbeat
 from mlx_supervisor.core.machine.run_state import ALREADY_COMPLETE, REASON_LIMIT_CHARS, Ending, Run
 from mlx_supervisor.core.machine.states import S
+from mlx_supervisor.core.machine.unheard import count_unheard
 from mlx_supervisor.core.rate import Rate
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
 from mlx_supervisor.core.words import duration, sentence, size
@@ -87,6 +88,10 @@ def on_survivor_exited(run: Run, event: ev.Exited) -> None:
     if run.survivor is not None:
         text = f"Generation {run.survivor}, which survived SIGKILL, has exited; starts are allowed again."
         run.say("survivor_exited", text)
+        durable_step = run.history.durable_step
+        count_unheard(run, event)
+        if run.history.durable_step > durable_step:
+            run.save()
         run.survivor = None
         if run.ending is not None:
             run.close_generation(event.at_s, "survived SIGKILL", run.ending.cause)

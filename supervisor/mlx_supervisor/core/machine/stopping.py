@@ -7,6 +7,7 @@ from mlx_supervisor.core.events import Outcome
 from mlx_supervisor.core.machine.restarting import NEAR_SHARE, after_exit
 from mlx_supervisor.core.machine.run_state import ALREADY_COMPLETE, Ending, Run
 from mlx_supervisor.core.machine.states import S
+from mlx_supervisor.core.machine.unheard import count_unheard
 from mlx_supervisor.core.words import duration
 
 KILLS_AT_MOST = 3
@@ -66,25 +67,12 @@ def on_kill_timeout(run: Run, event: ev.Tick) -> None:
 
 
 def on_exited(run: Run, event: ev.Exited) -> None:
-    ended, past = "not started" if run.blocked else _ended(event), run.history
-    _count_unheard(run, event)
-    past.durable_step = max(past.durable_step, min(event.durable_step, past.highest_step))
+    ended = "not started" if run.blocked else _ended(event)
+    count_unheard(run, event)
     if event.exit_code == 0 and _all_steps_done(run):
         _completed(run, event.at_s, ended)
         return
     after_exit(run, event.at_s, run.ending or _unrequested_ending(run, event), ended)
-
-
-def _count_unheard(run: Run, event: ev.Exited) -> None:
-    """Count the updates that the worker made and that no report arrived of."""
-    current, past = run.current, run.history
-    assert current is not None
-    if event.last_step > (current.last_step or 0):
-        past.add_unheard(event.first_step, event.last_step)
-        current.first_step = current.first_step or event.first_step
-        current.last_step = event.last_step
-        if run.bye is not None and run.bye.step == event.last_step and run.bye.loss is not None:
-            past.loss = run.bye.loss
 
 
 def _all_steps_done(run: Run) -> bool:
