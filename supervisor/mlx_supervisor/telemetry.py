@@ -147,6 +147,8 @@ class Telemetry:
         token = self._expected.get((hello.run, hello.generation))
         if token is None or not hmac.compare_digest(token.encode(), hello.token.encode()):
             raise wire.WireError("stranger", f"unexpected hello for {hello.run!r} generation {hello.generation}")
+        if any((peer.run, peer.generation) == (hello.run, hello.generation) for peer in self._peers.values()):
+            raise wire.WireError("stranger", f"second hello for {hello.run!r} generation {hello.generation}")
         self._peers = {key: peer for key, peer in self._peers.items() if peer.run != hello.run}
         self._peers[identity] = _Peer(hello.run, hello.generation, hello.seq + 1)
 

@@ -272,3 +272,23 @@ def _flood(address: str, count: int, seed: int) -> None:
         socket.send_multipart(parts)
     socket.close(linger=20_000)
     context.term()
+
+
+def test_a_second_hello_does_not_replace_the_worker(folder: Path) -> None:
+    async def scenario() -> None:
+        async with listening(folder) as (telemetry, received):
+            telemetry.expect("run", 1, TOKEN)
+            worker, forger = Peer(telemetry.address), Peer(telemetry.address)
+            worker.hello()
+            worker.send(type="phase", seq=1, phase="load")
+            while not received.events:
+                await asyncio.sleep(0.01)
+            forger.hello()
+            forger.send(type="checkpoint", seq=1, step=390, ok=True, seconds=0.1, stall_s=0.0, size_bytes=1)
+            while telemetry.dropped["stranger"] < 2:
+                await asyncio.sleep(0.01)
+            assert telemetry.send("run", wire.ClearCache) is None
+            assert await asyncio.to_thread(worker.socket.poll, 5000)
+            assert len(received.events) == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
