@@ -84,11 +84,14 @@ def _cell(value: object) -> str:
     return f"{value:,.2f}" if isinstance(value, float) else str(value)
 
 
+SPREAD = ("min", "median", "p95", "p99", "max")
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Minimum, median, 95th percentile (nearest rank) and maximum."""
+    """Minimum, median, 95th and 99th percentile (nearest rank) and maximum."""
     ordered = sorted(values)
-    rank = max(0, -(-len(ordered) * 95 // 100) - 1)
-    return {"min": ordered[0], "median": statistics.median(ordered), "p95": ordered[rank], "max": ordered[-1]}
+    p95, p99 = (ordered[max(0, -(-len(ordered) * share // 100) - 1)] for share in (95, 99))
+    return dict(zip(SPREAD, (ordered[0], statistics.median(ordered), p95, p99, ordered[-1]), strict=True))
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
     python bench/support/ramp.py RATE_MIB_PER_S LIMIT_MIB JOB
 
 Before and after every chunk it records its memory in `ramp.bin` in the run's folder, a mapped file that survives the
-process. Six little-endian 64-bit numbers: resident bytes at the start, bytes requested, bytes touched, and the times of
+process. Six little-endian 64-bit numbers: charged bytes at the start, bytes requested, bytes touched, and the times of
 the start, of reaching the limit, and of the last chunk (nanoseconds of the monotonic clock).
 """
 
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
+from mlx_supervisor.host.footprint import readers
 
 RECORD = struct.Struct("<6q")
 CHUNK_BYTES = 256 * 1024
@@ -38,7 +38,8 @@ def main() -> None:
     chunk_bytes = FAST_CHUNK_BYTES if fast else CHUNK_BYTES
     room.madvise(mmap.MADV_HUGEPAGE if fast else mmap.MADV_NOHUGEPAGE)
     touch = b"\1" * (chunk_bytes // mmap.PAGESIZE)
-    base, touched, crossed_ns = psutil.Process(os.getpid()).memory_info().rss, 0, 0
+    read, _ = readers()
+    base, touched, crossed_ns = read(os.getpid()).charged_bytes, 0, 0
     start_ns = time.monotonic_ns()
     while touched < len(room):
         due = rate_bytes_per_s * (time.monotonic_ns() - start_ns) // 10**9

@@ -11,11 +11,13 @@ import pytest
 from tests.process import harness
 
 from mlx_supervisor.core.events import MemoryPressure, Sample, SampleMissing
-from mlx_supervisor.host import footprint, memory, process_tree
+from mlx_supervisor.host import memory
 from mlx_supervisor.host.footprint import Footprint, Gauge
 from mlx_supervisor.host.memory import MachineMemory
-from mlx_supervisor.sampling import worker_sampler
-from mlx_supervisor.sampling.worker_sampler import Pace, WorkerSampler
+from mlx_supervisor.host.process_tree import ProcFile
+from mlx_supervisor.sampling import pace
+from mlx_supervisor.sampling.pace import Pace
+from mlx_supervisor.sampling.worker_sampler import WorkerSampler
 from mlx_supervisor.wire import TOKEN_VARIABLE
 
 MIB = 2**20
@@ -97,23 +99,23 @@ def test_a_sample_has_the_memory_of_the_worker_and_the_machine(
     [
         (PermissionError(13, "Permission denied"), "PermissionError"),
         (b"garbage\n", "ValueError: /proc/"),
-        (b"", "expected seven numbers"),
+        (b"", "expected VmRSS"),
         (OSError(24, "Too many open files"), "Too many open files"),
     ],
 )
 def test_a_failed_reading_is_a_missing_sample_with_its_reason(
     samples: SampleList, monkeypatch: pytest.MonkeyPatch, found: "bytes | Exception", reason: str
 ) -> None:
-    real, spoiled = process_tree.read_file, threading.Event()
+    real, spoiled = ProcFile.read, threading.Event()
 
-    def spoil(path: str) -> bytes:
-        if not spoiled.is_set() or not path.endswith("/statm"):
-            return real(path)
+    def spoil(file: ProcFile) -> bytes:
+        if not spoiled.is_set() or not file.path.endswith("/status"):
+            return real(file)
         if isinstance(found, bytes):
             return found
         raise found
 
-    monkeypatch.setattr(footprint, "read_file", spoil)
+    monkeypatch.setattr(ProcFile, "read", spoil)
     with holding() as process:
         samples.watch(process.pid)
         assert isinstance(samples.more(1)[0], Sample)
@@ -164,18 +166,18 @@ def test_a_worker_that_has_ended_is_neither_a_missing_sample_nor_a_zero(
 
 def test_a_bug_in_measuring_one_run_does_not_affect_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[str] = []
-    real = process_tree.read_file
+    real = ProcFile.read
 
     def keep(run: str, event: Sample | SampleMissing) -> None:
         received.append(f"{run} {type(event).__name__}")
         both.delivered()
 
-    def read_file(path: str) -> bytes:
-        if path == f"/proc/{bad.pid}/statm":
+    def read(file: ProcFile) -> bytes:
+        if file.path == f"/proc/{bad.pid}/status":
             raise TypeError("a bug")
-        return real(path)
+        return real(file)
 
-    monkeypatch.setattr(footprint, "read_file", read_file)
+    monkeypatch.setattr(ProcFile, "read", read)
     both = WorkerSampler(keep)
     try:
         with holding() as bad, holding() as good:
@@ -190,15 +192,15 @@ def test_a_bug_in_measuring_one_run_does_not_affect_the_others(monkeypatch: pyte
 
 
 def intervals(headrooms: list[int], limit: int, step_s: float = 0.05) -> list[float]:
-    pace = Pace(limit, 0.05)
-    return [pace.after(limit - left, 10.0 + step_s * index) for index, left in enumerate(headrooms)]
+    paced = Pace(limit, 0.05)
+    return [paced.after(limit - left, 10.0 + step_s * index) for index, left in enumerate(headrooms)]
 
 
 def test_the_interval_is_the_configured_one_far_from_the_limit_and_the_shortest_near_it() -> None:
     limit = 8192 * MIB
     assert intervals([8000 * MIB, 4000 * MIB], limit)[0] == 0.05
-    assert intervals([1 * MIB], limit) == [worker_sampler.LEAST_INTERVAL_S]
-    assert intervals([0, -100 * MIB], limit) == [worker_sampler.LEAST_INTERVAL_S] * 2
+    assert intervals([1 * MIB], limit) == [pace.LEAST_INTERVAL_S]
+    assert intervals([0, -100 * MIB], limit) == [pace.LEAST_INTERVAL_S] * 2
 
 
 def test_fast_growth_once_seen_is_expected_from_then_on() -> None:
@@ -206,6 +208,6 @@ def test_fast_growth_once_seen_is_expected_from_then_on() -> None:
     calm = intervals([400 * MIB, 400 * MIB], limit)[-1]
     grown = intervals([400 * MIB + step, 400 * MIB], limit)[-1]
     assert calm == 0.05
-    assert grown == pytest.approx(400 * MIB / (step / 0.05) / worker_sampler.SAMPLES_BEFORE_LIMIT)
+    assert grown == pytest.approx(400 * MIB / (step / 0.05) / pace.SAMPLES_BEFORE_LIMIT)
     after = intervals([400 * MIB + step, *[400 * MIB] * 4], limit)[-1]
     assert grown < after < calm

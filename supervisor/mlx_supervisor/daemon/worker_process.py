@@ -22,6 +22,7 @@ from mlx_supervisor.logs.run_log import RunLog
 from mlx_supervisor.process import run_lock
 from mlx_supervisor.process.child import Child, ExitStatus
 from mlx_supervisor.process.launch import worker_command, write_job
+from mlx_supervisor.sampling.priority import yield_to_supervisor
 from mlx_supervisor.settings.schema import Settings
 from mlx_supervisor.settings.to_job import Past
 from mlx_supervisor.state_dir import StateDirError
@@ -126,11 +127,15 @@ class WorkerProcess:
 
     def _started(self, child: Child, action: act.Spawn, token: str, limit_bytes: int) -> None:
         self.child = child
+        yield_to_supervisor(child.pid)
         if (problem := self._caffeinate.hold(child.pid)) is not None:
             log.warning("caffeinate_failed", run=self.run, error=problem)
         self.started_wall_s = time.time()
-        interval_s = self.settings.runs[self.run].memory.sample_interval_s
-        self.shared.sampler.watch(self.run, action.generation, child.pid, limit_bytes, interval_s, child.brake, token)
+        memory = self.settings.runs[self.run].memory
+        self.shared.sampler.watch(
+            *(self.run, action.generation, child.pid, limit_bytes, memory.sample_interval_s, child.brake, token),
+            confirm_samples=memory.confirm_samples,
+        )
         self.post(ev.Spawned(time.monotonic(), action.generation, child.pid))
         self._waiting = asyncio.get_running_loop().create_task(self._wait(child, action.generation))
         try:
@@ -187,6 +192,7 @@ class WorkerProcess:
             status = ExitStatus(None, None, None)
         self.shared.sampler.unwatch(self.run)
         self.shared.devices.unwatch(self.run)
+        await asyncio.sleep(0)  # so that samples already delivered come before the exit, which they may explain
         if status.exit_code is not None and not self.bye.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(BYE_WAIT_S):

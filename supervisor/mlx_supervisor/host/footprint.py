@@ -1,14 +1,19 @@
-"""Memory footprint of a process, and of all processes of a worker, as the operating system counts it."""
+"""Memory footprint of a process, and of all processes of a worker: what the operating system can't take back from them.
+
+Linux: anonymous memory, shared memory and swap. Clean pages of files are cache: counted apart, and not charged.
+"""
 
 import errno
 import os
+import re
 import struct
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from mlx_supervisor.host.process_tree import Processes, read_file
+from mlx_supervisor.host.process_tree import Processes, ProcFile
 
 RUSAGE_INFO_V4 = 4
 RUSAGE_INFO_V4_BYTES = 296
@@ -22,46 +27,89 @@ SHARED_SHARE = 0.02
 """... for at most this share of the time."""
 OVER_REREAD_S = 0.1
 """While over the limit, shared pages are reread when the last reading is older than this."""
+FILES_AT_MOST = 16
+"""Processes of one worker whose file in /proc stays open."""
+_STATUS = re.compile(rb"^(State|VmLck|VmRSS|RssAnon|RssFile|RssShmem|VmSwap):\s+(\w+)", re.MULTILINE)
+_ROLLUP = re.compile(rb"^(Pss|Pss_Anon|Pss_File|Pss_Shmem|SwapPss|Locked):\s+(\d+) kB$", re.MULTILINE)
 
-Read = Callable[[int], int]
+
+class Memory(NamedTuple):
+    """Of one process. `file_bytes`: resident pages of files that are not charged, as the kernel can take them back."""
+
+    charged_bytes: int
+    file_bytes: int = 0
 
 
-def resident_bytes(pid: int) -> int:
-    """Linux: the resident set in bytes.
+Read = Callable[[int], Memory]
+ReadShared = Callable[[int], int]
+
+
+class StatusReader:
+    """Linux: reads /proc/PID/status, and keeps the file open.
 
     Raises ProcessLookupError when the process has ended, reaped or not; OSError when it can't be read; ValueError when
     the contents are malformed.
     """
-    try:
-        statm = read_file(f"/proc/{pid}/statm")
-    except FileNotFoundError:
-        os.kill(pid, 0)  # raises ProcessLookupError unless the process exists
-        raise
-    return parse_statm(statm, pid)
+
+    def __init__(self) -> None:
+        self._files: dict[int, ProcFile] = {}
+
+    def __call__(self, pid: int) -> Memory:
+        try:
+            return parse_status(self._file(pid).read(), pid)
+        except ProcessLookupError:
+            self._files.pop(pid, None)
+            raise
+
+    def _file(self, pid: int) -> ProcFile:
+        file = self._files.get(pid)
+        if file is None:
+            try:
+                file = ProcFile(f"/proc/{pid}/status")
+            except FileNotFoundError:
+                os.kill(pid, 0)  # raises ProcessLookupError unless the process exists
+                raise
+            if len(self._files) < FILES_AT_MOST:
+                self._files[pid] = file
+        return file
 
 
-def parse_statm(statm: bytes, pid: int = 0) -> int:
-    """The resident set in bytes from /proc/PID/statm (second field, in pages). Raises as `resident_bytes`."""
-    fields = statm.split()
-    if len(fields) != 7 or not all(each.isdigit() for each in fields):
-        raise ValueError(f"/proc/{pid}/statm: found {statm[:80]!r}; expected seven numbers")
-    if int(fields[0]) == 0:  # no virtual memory: the process has exited
+def parse_status(status: bytes, pid: int = 0) -> Memory:
+    """Memory from /proc/PID/status (proc_pid_status(5)). Raises as `StatusReader`.
+
+    Locked pages of a file can't be taken back, and are charged. A kernel that doesn't divide the resident set (before
+    4.5, or a substitute for one) has all of it charged.
+    """
+    found = dict(_STATUS.findall(status))
+    if b"VmRSS" not in found and found.get(b"State") is not None:  # no virtual memory: the process has exited
         raise ProcessLookupError(errno.ESRCH, "has ended", str(pid))
-    return int(fields[1]) * _PAGE_BYTES
+    try:
+        sizes = {name: int(value) * 1024 for name, value in found.items() if name != b"State"}
+        swap = sizes.get(b"VmSwap", 0)
+        if b"RssAnon" not in sizes:
+            return Memory(sizes[b"VmRSS"] + swap)
+        file, locked = sizes[b"RssFile"], sizes.get(b"VmLck", 0)
+        charged = sizes[b"RssAnon"] + sizes[b"RssShmem"] + swap + min(file, locked)
+    except (KeyError, ValueError):
+        raise ValueError(f"/proc/{pid}/status: found {status[-80:]!r}; expected VmRSS, RssAnon, …") from None
+    return Memory(charged, file - min(file, locked))
 
 
 def proportional_bytes(pid: int) -> int:
-    """Linux: the resident set in bytes, each page divided by the number of processes that share it (Pss)."""
-    return parse_rollup(read_file(f"/proc/{pid}/smaps_rollup"), pid)
+    """Linux: what is charged of a process, each page divided by the number of processes that share it (Pss)."""
+    return parse_rollup(ProcFile(f"/proc/{pid}/smaps_rollup").read(), pid)
 
 
 def parse_rollup(rollup: bytes, pid: int = 0) -> int:
-    """Pss in bytes from /proc/PID/smaps_rollup. Raises ValueError when there is none."""
-    for line in rollup.splitlines():
-        fields = line.split()
-        if len(fields) == 3 and fields[0] == b"Pss:" and fields[1].isdigit() and fields[2] == b"kB":
-            return int(fields[1]) * 1024
-    raise ValueError(f"/proc/{pid}/smaps_rollup: found {rollup[:80]!r}; expected a Pss line")
+    """Charged bytes from /proc/PID/smaps_rollup; before Linux 5.1, all of Pss. Raises ValueError when there is none."""
+    sizes = {name: int(value) * 1024 for name, value in _ROLLUP.findall(rollup)}
+    if b"Pss" not in sizes:
+        raise ValueError(f"/proc/{pid}/smaps_rollup: found {rollup[:80]!r}; expected a Pss line")
+    swap = sizes.get(b"SwapPss", 0)
+    if b"Pss_Anon" not in sizes:
+        return sizes[b"Pss"] + swap
+    locked = min(sizes.get(b"Pss_File", 0), sizes.get(b"Locked", 0))
+    return sizes[b"Pss_Anon"] + sizes.get(b"Pss_Shmem", 0) + swap + locked
 
 
 def parse_rusage(buffer: bytes) -> int:
@@ -79,41 +127,47 @@ def darwin_footprint() -> Read:
     libproc = ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True)
     libproc.proc_pid_rusage.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 
-    def footprint_bytes(pid: int) -> int:
+    def footprint(pid: int) -> Memory:
         buffer = ctypes.create_string_buffer(RUSAGE_INFO_V4_BYTES)
         ctypes.set_errno(0)
         if libproc.proc_pid_rusage(pid, RUSAGE_INFO_V4, buffer) != 0:
             number = ctypes.get_errno() or errno.ESRCH
             raise OSError(number, os.strerror(number), str(pid))  # ESRCH makes it a ProcessLookupError
-        return parse_rusage(buffer.raw)
+        return Memory(parse_rusage(buffer.raw))
 
-    return footprint_bytes
+    return footprint
 
 
-def readers() -> tuple[Read, Read | None]:
+def readers() -> tuple[Read, ReadShared | None]:
     """This platform's reader of a footprint, and one that counts shared pages once (None: the first does)."""
-    return (darwin_footprint(), None) if sys.platform == "darwin" else (resident_bytes, proportional_bytes)
+    return (darwin_footprint(), None) if sys.platform == "darwin" else (StatusReader(), proportional_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Of all processes of a worker; `children_bytes`: of all but the leader."""
+    """Of all processes of a worker; `children_bytes`: of all but the leader.
+
+    `file_cache_bytes`: pages of files, which are not part of the total; of the process that has most of them, as
+    several may have the same ones.
+    """
 
     total_bytes: int
     children_bytes: int
     processes: int
+    file_cache_bytes: int = 0
 
 
 class Gauge:
     """Measures one worker. `readers`: see the function of that name."""
 
-    def __init__(self, processes: Processes, limit_bytes: int, readers: tuple[Read, Read | None]) -> None:
+    def __init__(self, processes: Processes, limit_bytes: int, readers: tuple[Read, ReadShared | None]) -> None:
         self._processes = processes
         self._limit_bytes = limit_bytes
         self._read, self._read_shared = readers
         self._shared: dict[int, int] = {}
         self._shared_due_s = 0.0
         self._over_read_s = -OVER_REREAD_S
+        self._last_bytes = 0
 
     def measure(self) -> Footprint | None:
         """None: the leader has ended.
@@ -122,23 +176,27 @@ class Gauge:
         """
         leader = self._processes.leader
         try:
-            sizes = {leader: self._read(leader)}
+            sizes = {leader: (found := self._read(leader)).charged_bytes}
         except ProcessLookupError:
             return None
-        self._processes.refresh()
+        file_bytes = found.file_bytes
+        if self._last_bytes <= self._limit_bytes:  # else this sample decides, and must not be late
+            self._processes.refresh()
         for pid in list(self._processes.others):
             try:
-                sizes[pid] = self._read(pid)
+                found = self._read(pid)
             except ProcessLookupError:
                 self._processes.forget(pid)
+            else:
+                sizes[pid], file_bytes = found.charged_bytes, max(file_bytes, found.file_bytes)
         for pid, parent in self._processes.newborn():
             sizes[pid] = max(sizes.get(pid, 0) - sizes.get(parent, 0), 0)
         if len(sizes) > 1 and self._read_shared is not None:
             self._subtract_shared(sizes, self._read_shared)
-        total = sum(sizes.values())
-        return Footprint(total, total - sizes[leader], len(sizes))
+        total = self._last_bytes = sum(sizes.values())
+        return Footprint(total, total - sizes[leader], len(sizes), file_bytes)
 
-    def _subtract_shared(self, sizes: dict[int, int], read: Read) -> None:
+    def _subtract_shared(self, sizes: dict[int, int], read: ReadShared) -> None:
         """Near the limit only. Below it, the last reading of shared pages is good for a while; over it, a fresh one."""
         if sum(sizes.values()) <= SHORT_SHARE * self._limit_bytes:
             return
@@ -157,7 +215,7 @@ class Gauge:
         return sum(max(size - self._shared.get(pid, 0), 0) for pid, size in sizes.items()) > self._limit_bytes
 
 
-def _shared(size: int, pid: int, read: Read) -> int:
+def _shared(size: int, pid: int, read: ReadShared) -> int:
     """Bytes that other processes share. 0 when that can't be read: the footprint is then overestimated."""
     try:
         return max(size - read(pid), 0)

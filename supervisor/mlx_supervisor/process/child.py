@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Child:
         self._lifeline = lifeline
         self._oom_kills = OomKills(process.pid)
         self._killed = False
+        self._reapable = threading.Lock()
         self.token = token
         self.pid = process.pid
         self.started_s = time.monotonic()
@@ -86,15 +88,22 @@ class Child:
         self._process.send_signal(signal.SIGUSR1)
 
     def kill(self) -> None:
-        """SIGKILL to the whole process group."""
+        """SIGKILL to the whole process group, until the leader is reaped: `wait` ends the others."""
         self._killed = True
-        kill_group(self.pid)
+        if self._process.returncode is None:
+            kill_group(self.pid)
 
     def brake(self) -> None:
-        """As `kill`, from another thread, and only until the leader is reaped: its pid may be reused after that."""
-        if self._process.returncode is None:
-            self._killed = True
-            kill_group(self.pid)
+        """As `kill`, from another thread, and only until the leader is reaped: its pid may be reused after that.
+
+        Never waits.
+        """
+        if self._process.returncode is None and self._reapable.acquire(blocking=False):
+            try:
+                kill_group(self.pid)
+                self._killed = True
+            finally:
+                self._reapable.release()
 
     def signal(self, number: int) -> None:
         """Any other signal, to the leader. Raises ProcessLookupError when it has ended."""
@@ -105,7 +114,8 @@ class Child:
     async def wait(self) -> ExitStatus:
         """Reap the leader, kill the rest of its group and all processes with its token, and return how it ended."""
         await self._ended()
-        code = self._process.wait()
+        with self._reapable:
+            code = self._process.wait()
         await kill_orphans(self.pid, self.token)
         os.close(self._lifeline)
         oom_killed = await self._oom_killed(code)

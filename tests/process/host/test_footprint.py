@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from tests.process import harness
 
 from mlx_supervisor.host import footprint, process_tree
 from mlx_supervisor.host.footprint import Gauge, readers
-from mlx_supervisor.host.process_tree import Processes
+from mlx_supervisor.host.process_tree import Processes, ProcFile
 from mlx_supervisor.wire import TOKEN_VARIABLE
 
 UUID = bytes(range(16))
@@ -67,40 +68,62 @@ class FakeLibproc:
 def test_libproc_is_called_with_version_4(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", FakeLibproc)
     read = footprint.darwin_footprint()
-    assert read(7) == 123_456
+    assert read(7).charged_bytes == 123_456
     with pytest.raises(ProcessLookupError):
         read(8)
     with pytest.raises(PermissionError):
         read(9)
 
 
-def test_statm_counts_pages() -> None:
-    assert footprint.parse_statm(b"57011 4242 1901 1 0 21931 0\n") == 4242 * PAGE_BYTES
+STATUS = (
+    b"Name:\tpython\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t7\nVmPeak:\t  912344 kB\nVmSize:\t  900000 kB\n"
+    b"VmLck:\t       0 kB\nVmPin:\t       0 kB\nVmHWM:\t  700000 kB\nVmRSS:\t  650300 kB\nRssAnon:\t  100000 kB\n"
+    b"RssFile:\t  550000 kB\nRssShmem:\t     300 kB\nVmData:\t  200000 kB\nVmSwap:\t   20000 kB\nThreads:\t4\n"
+)
+
+
+def test_what_cannot_be_taken_back_is_charged_and_pages_of_files_are_not() -> None:
+    """Anonymous and shared memory, and what was swapped out."""
+    assert footprint.parse_status(STATUS) == footprint.Memory((100_000 + 300 + 20_000) * 1024, 550_000 * 1024)
+
+
+def test_locked_pages_of_a_file_are_charged() -> None:
+    status = STATUS.replace(b"VmLck:\t       0", b"VmLck:\t   50000")
+    assert footprint.parse_status(status) == footprint.Memory((120_300 + 50_000) * 1024, 500_000 * 1024)
+
+
+def test_a_resident_set_that_the_kernel_does_not_divide_is_charged_in_full() -> None:
+    status = b"State:\tR (running)\nVmRSS:\t    4000 kB\nVmSwap:\t      96 kB\n"
+    assert footprint.parse_status(status) == footprint.Memory(4096 * 1024)
 
 
 @pytest.mark.parametrize(
-    "statm", [b"", b"\n", b"garbage\n", b"57011\n", b"57011 -3 1901 1 0 21931 0\n", b"1 x 1 1 0 1 0"]
+    "status", [b"", b"\n", b"garbage\n", STATUS.replace(b"650300", b"x"), STATUS.replace(b"RssFile:", b"RssFiles:")]
 )
-def test_a_statm_that_makes_no_sense_is_refused(statm: bytes) -> None:
-    with pytest.raises(ValueError, match="expected seven numbers"):
-        footprint.parse_statm(statm)
+def test_a_status_that_makes_no_sense_is_refused(status: bytes) -> None:
+    with pytest.raises(ValueError, match="expected VmRSS"):
+        footprint.parse_status(status)
 
 
 def test_a_process_without_virtual_memory_has_ended() -> None:
     with pytest.raises(ProcessLookupError):
-        footprint.parse_statm(b"0 0 0 0 0 0 0\n")
+        footprint.parse_status(b"Name:\tpython\nState:\tZ (zombie)\nTgid:\t7\nThreads:\t1\n")
 
 
 ROLLUP = (
     b"55d0a1c1f000-7ffd2b5e6000 ---p 00000000 00:00 0                          [rollup]\n"
     b"Rss:                9436 kB\nPss:                4637 kB\nPss_Dirty:          2580 kB\n"
-    b"Pss_Anon:           2540 kB\n"
-    b"Shared_Clean:       6856 kB\nSwapPss:               0 kB\nLocked:                0 kB\n"
+    b"Pss_Anon:           2540 kB\nPss_File:           2000 kB\nPss_Shmem:            97 kB\n"
+    b"Shared_Clean:       6856 kB\nSwapPss:             300 kB\nLocked:                0 kB\n"
 )
 
 
-def test_the_proportional_set_is_read_and_not_its_parts() -> None:
-    assert footprint.parse_rollup(ROLLUP) == 4637 * 1024
+def test_of_the_proportional_set_the_charged_parts_are_read() -> None:
+    assert footprint.parse_rollup(ROLLUP) == (2540 + 97 + 300) * 1024
+    assert (
+        footprint.parse_rollup(ROLLUP.replace(b"Locked:                0", b"Locked:               50")) == 2987 * 1024
+    )
+    assert footprint.parse_rollup(ROLLUP.replace(b"Pss_", b"Xss_")) == (4637 + 300) * 1024, "an older kernel"
     with pytest.raises(ValueError, match="expected a Pss line"):
         footprint.parse_rollup(ROLLUP.replace(b"Pss:    ", b"Qss:    "))
 
@@ -122,7 +145,7 @@ class FakeProcesses(Processes):
         return list(self.born)
 
 
-class CountingReader:
+class SharedReader:
     """Returns sizes in MiB and counts its calls; an exception instead of a size is raised."""
 
     def __init__(self, **sizes: "int | Exception") -> None:
@@ -135,6 +158,17 @@ class CountingReader:
         if isinstance(size, Exception):
             raise size
         return size * MIB
+
+
+class CountingReader:
+    """The same for a reader of what is charged. `files`: bytes of files in MiB."""
+
+    def __init__(self, files: int = 0, **sizes: "int | Exception") -> None:
+        self._reader = SharedReader(**sizes)
+        self.sizes, self._file_bytes = self._reader.sizes, files * MIB
+
+    def __call__(self, pid: int) -> footprint.Memory:
+        return footprint.Memory(self._reader(pid), self._file_bytes)
 
 
 class FrozenClock:
@@ -162,7 +196,7 @@ def test_children_are_all_but_the_leader() -> None:
 
 
 def test_far_from_the_limit_shared_pages_are_not_read() -> None:
-    shared = CountingReader()
+    shared = SharedReader()
     assert total_mib(Gauge(FakeProcesses(1, 2), 1000 * MIB, (CountingReader(p1=400, p2=400), shared))) == 800
     assert (
         total_mib(Gauge(FakeProcesses(1), 100 * MIB, (CountingReader(p1=99), shared))) == 99
@@ -174,19 +208,19 @@ def test_shared_pages_count_once_near_the_limit() -> None:
     gauge = Gauge(
         FakeProcesses(1, 2, 3),
         1000 * MIB,
-        (CountingReader(p1=600, p2=600, p3=10), CountingReader(p1=310, p2=300, p3=10)),
+        (CountingReader(p1=600, p2=600, p3=10), SharedReader(p1=310, p2=300, p3=10)),
     )
     assert gauge.measure() == footprint.Footprint(620 * MIB, 310 * MIB, 3)
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "no"), FileNotFoundError(2, "old kernel"), ValueError("no Pss")])
 def test_unreadable_shared_pages_lose_no_sample(error: Exception) -> None:
-    gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (CountingReader(p1=600, p2=600), CountingReader(p1=300, p2=error)))
+    gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (CountingReader(p1=600, p2=600), SharedReader(p1=300, p2=error)))
     assert total_mib(gauge) == 900
 
 
 def test_below_the_limit_shared_pages_are_read_twice_a_second_at_most(clock: FrozenClock) -> None:
-    sizes, shared = CountingReader(p1=500, p2=500), CountingReader(p1=250, p2=250)
+    sizes, shared = CountingReader(p1=500, p2=500), SharedReader(p1=250, p2=250)
     gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (sizes, shared))
     for _ in range(100):
         clock.now_s += 0.0049
@@ -200,7 +234,7 @@ def test_below_the_limit_shared_pages_are_read_twice_a_second_at_most(clock: Fro
 
 
 def test_a_reading_that_takes_long_is_taken_less_often(clock: FrozenClock) -> None:
-    class SlowReader(CountingReader):
+    class SlowReader(SharedReader):
         def __call__(self, pid: int) -> int:
             clock.now_s += 0.05
             return super().__call__(pid)
@@ -215,7 +249,7 @@ def test_a_reading_that_takes_long_is_taken_less_often(clock: FrozenClock) -> No
 
 def test_newly_shared_pages_never_cause_an_overrun(clock: FrozenClock) -> None:
     """Two processes read the same file: each grows by its whole size, but it is in memory once."""
-    sizes, shared = CountingReader(p1=450, p2=450), CountingReader(p1=225, p2=225)
+    sizes, shared = CountingReader(p1=450, p2=450), SharedReader(p1=225, p2=225)
     gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (sizes, shared))
     assert total_mib(gauge) == 450
     sizes.sizes |= {1: 900, 2: 900}
@@ -225,7 +259,7 @@ def test_newly_shared_pages_never_cause_an_overrun(clock: FrozenClock) -> None:
 
 
 def test_an_overrun_is_found_by_a_fresh_reading_and_then_confirmed_without_delay(clock: FrozenClock) -> None:
-    shared = CountingReader(p1=600, p2=600)
+    shared = SharedReader(p1=600, p2=600)
     gauge = Gauge(FakeProcesses(1, 2), 1000 * MIB, (CountingReader(p1=1100, p2=1100), shared))
     assert total_mib(gauge) == 1200
     clock.now_s += 0.002
@@ -238,7 +272,7 @@ def test_an_overrun_is_found_by_a_fresh_reading_and_then_confirmed_without_delay
 
 def test_a_process_that_joins_a_recent_overrun_is_counted_in_full(clock: FrozenClock) -> None:
     some = FakeProcesses(1, 2)
-    gauge = Gauge(some, 1000 * MIB, (CountingReader(p1=1100, p2=1100, p3=50), CountingReader(p1=600, p2=600)))
+    gauge = Gauge(some, 1000 * MIB, (CountingReader(p1=1100, p2=1100, p3=50), SharedReader(p1=600, p2=600)))
     total_mib(gauge)
     some.others.append(3)
     assert total_mib(gauge) == 1250
@@ -246,7 +280,7 @@ def test_a_process_that_joins_a_recent_overrun_is_counted_in_full(clock: FrozenC
 
 def test_a_child_between_fork_and_exec_counts_only_beyond_its_parent() -> None:
     sizes = CountingReader(p1=700, p2=700, p3=40)
-    gauge = Gauge(FakeProcesses(1, 2, 3, born=((2, 1),)), 1000 * MIB, (sizes, CountingReader(p1=700, p2=700, p3=40)))
+    gauge = Gauge(FakeProcesses(1, 2, 3, born=((2, 1),)), 1000 * MIB, (sizes, SharedReader(p1=700, p2=700, p3=40)))
     assert gauge.measure() == footprint.Footprint(740 * MIB, 40 * MIB, 3)
     sizes.sizes[2] = 750
     assert total_mib(gauge) == 790, "its own memory counts"
@@ -303,9 +337,11 @@ def test_a_real_session_and_its_memory_are_found() -> None:
         assert found is not None
         assert found.processes == 2
         assert found.total_bytes > 64 * MIB
-        assert footprint.resident_bytes(process.pid) > 64 * MIB
-    with pytest.raises(ProcessLookupError):
-        footprint.resident_bytes(process.pid)
+        read = footprint.StatusReader()
+        assert read(process.pid).charged_bytes > 64 * MIB
+    for each in (read, footprint.StatusReader()):  # also by the file that it keeps open
+        with pytest.raises(ProcessLookupError):
+            each(process.pid)
 
 
 LEAVES = """
@@ -394,9 +430,52 @@ def test_a_new_process_is_seen_as_soon_as_the_kernel_has_started_it(monkeypatch:
 
 @on_linux
 def test_a_process_that_exists_but_is_unreadable_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unmounted(path: str) -> bytes:
+    def unmounted(path: str) -> ProcFile:
         raise FileNotFoundError(2, "no /proc here", path)
 
-    monkeypatch.setattr(footprint, "read_file", unmounted)
+    monkeypatch.setattr(footprint, "ProcFile", unmounted)
     with pytest.raises(FileNotFoundError):
-        footprint.resident_bytes(os.getpid())
+        footprint.StatusReader()(os.getpid())
+
+
+MAPS = """
+import mmap
+room = mmap.mmap(os.open({path!r}, os.O_RDWR), 0, {flags})
+for offset in range(0, len(room), mmap.PAGESIZE): {touch}
+"""
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("flags", "touch", "charged"),
+    [
+        ("mmap.MAP_SHARED", "room[offset]", False),
+        ("mmap.MAP_PRIVATE", "room[offset]", False),
+        ("mmap.MAP_PRIVATE", "room[offset] = 1", True),
+    ],
+)
+def test_a_mapped_file_is_cache_until_it_is_written_privately(
+    tmp_path: Path, flags: str, touch: str, charged: bool
+) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(bytes(64 * MIB))
+    with worker(MAPS.format(path=str(path), flags=flags, touch=touch)) as process:
+        found = gauge_of(process).measure()
+    assert found is not None
+    assert (found.total_bytes > 64 * MIB) is charged
+    assert (found.file_cache_bytes > 64 * MIB) is not charged
+
+
+@on_linux
+def test_shared_anonymous_memory_is_charged_once() -> None:
+    code = (
+        "import mmap\nroom = mmap.mmap(-1, 64 << 20)\n"
+        "touch = lambda: [room.__setitem__(offset, 1) for offset in range(0, len(room), mmap.PAGESIZE)]\n"
+        "ready = os.pipe()\n"
+        "if os.fork() == 0: touch(); os.write(ready[1], b'1'); sys.stdin.read(); os._exit(0)\n"
+        "os.read(ready[0], 1); touch()"
+    )
+    with worker(code) as process:
+        found = gauge_of(process, limit_bytes=100 * MIB).measure()
+    assert found is not None
+    assert 64 * MIB < found.total_bytes < 100 * MIB
