@@ -175,12 +175,13 @@ class Journal:
     def figures(self, run: str, generation: int) -> GenerationFigures:
         """A generation's figures. SQLite computes them: the rows of a long one would not fit the daemon's memory."""
         of = "FROM {} WHERE run = ? AND generation = ?"
-        sums = "SELECT min(id) AS first, max(id) AS last, sum(seconds) AS train_s, max(wall_s) AS wall_s "
+        sums = "SELECT min(id) AS first, max(id) AS last, sum(seconds) AS train_s, max(wall_s) AS wall_s, "
+        sums += "max(footprint_bytes) AS peak "
         steps = self._writer.select(sums + of.format("steps"), (run, generation))[0]
         peaks = "SELECT max(footprint_bytes) AS peak, max(wall_s) AS wall_s "
         samples = self._writer.select(peaks + of.format("samples"), (run, generation))[0]
         last = [row["wall_s"] for row in (steps, samples) if row["wall_s"] is not None]
-        last_wall_s, peak = max(last, default=None), samples["peak"] or 0
+        last_wall_s, peak = max(last, default=None), max(samples["peak"] or 0, steps["peak"] or 0)
         if steps["first"] is None:
             return GenerationFigures(last_wall_s=last_wall_s, peak_footprint_bytes=peak)
         ends = "SELECT step, batch_size, accumulation FROM steps WHERE id IN (?1, ?2) ORDER BY id"

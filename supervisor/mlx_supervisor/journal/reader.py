@@ -103,7 +103,11 @@ class JournalReader:
 
     def peaks(self, run: str) -> dict[int, int]:
         """The largest sampled footprint of every generation, in bytes."""
-        sql = "SELECT generation, max(footprint_bytes) AS peak FROM samples WHERE run = ? GROUP BY generation"
+        sql = (
+            "SELECT generation, max(footprint_bytes) AS peak FROM ("
+            "SELECT run, generation, footprint_bytes FROM samples UNION ALL "
+            "SELECT run, generation, footprint_bytes FROM steps) WHERE run = ? GROUP BY generation"
+        )
         return {row["generation"]: row["peak"] for row in self._select(sql, run)}
 
     def tripped(self, run: str) -> set[int]:

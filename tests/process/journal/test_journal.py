@@ -565,7 +565,7 @@ def test_a_journal_of_the_first_version_gets_the_new_columns(tmp_path: Path, rep
     journal = Journal(path, reports.append)
     add_step(journal, 11)
     journal.sample("night", sample(800), 1012.0)
-    assert journal.figures("night", 1) == GenerationFigures(10, 11, 4, 2, 1.0, 1012.0, 800)
+    assert journal.figures("night", 1) == GenerationFigures(10, 11, 4, 2, 1.0, 1012.0, 3000)
     assert [(row["step"], row["samples"], row["phase"]) for row in rows(journal, "steps")] == [
         (10, None, None),
         (11, 8, "train"),
