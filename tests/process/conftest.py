@@ -75,18 +75,18 @@ class FakeBackend:
     def run_info(self, name: str) -> RunInfo:
         return self.infos.get(name, RunInfo())
 
-    async def start(self, name: str) -> None:
+    async def start(self, name: str, wait: bool = True) -> None:
         self.calls.append(("start", name))
         if name in self.start_fails:
             self.runs[name] = replace(self.runs[name], state=ProcessState.FATAL, detail="cannot start")
             raise self.start_fails[name]
         self.runs[name] = replace(self.runs[name], state=ProcessState.STARTING)
-        if self.hold_starts is not None:
+        if self.hold_starts is not None and wait:
             await self.hold_starts.wait()
         self.runs[name] = ProcessInfo(name, ProcessState.RUNNING, pid=4321, started_at_s=time.time())
         self.calls.append(("started", name))
 
-    async def stop(self, name: str) -> None:
+    async def stop(self, name: str, wait: bool = True) -> None:
         self.calls.append(("stop", name))
         self.runs[name] = replace(self.runs[name], state=ProcessState.STOPPED, pid=0, stopped_at_s=time.time())
 

@@ -173,14 +173,19 @@ class Backend(Protocol):
     def run_info(self, name: str) -> RunInfo:
         """Progress and memory of one run."""
 
-    async def start(self, name: str) -> None:
-        """Start a run and return when it is ready.
+    async def start(self, name: str, wait: bool = True) -> None:
+        """Start a run and return when it is ready; without `wait`, as soon as the next supervisor would start it.
 
-        Faults: ALREADY_STARTED, SPAWN_ERROR, ABNORMAL_TERMINATION (it ended or was stopped before it was ready).
+        Faults: ALREADY_STARTED, SPAWN_ERROR, ABNORMAL_TERMINATION (it ended or was stopped before it was ready),
+        FAILED (the start can't be recorded).
         """
 
-    async def stop(self, name: str) -> None:
-        """Stop a run and return when all its processes have ended. Faults: NOT_RUNNING, FAILED."""
+    async def stop(self, name: str, wait: bool = True) -> None:
+        """Stop a run and return when all its processes have ended.
+
+        Without `wait`, return as soon as the next supervisor would not resume it. Faults: NOT_RUNNING, FAILED (the
+        stop can't be recorded).
+        """
 
     async def restart(self, name: str) -> None:
         """Stop a run if it is started, then start it. Faults: those of `start`."""

@@ -4,7 +4,7 @@ A method's name in a request is only ever a key of the table, never an attribute
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate
 
@@ -103,7 +103,6 @@ class Dispatcher:
         self.backend = backend
         self.methods = {method.name: method for method in methods}
         assert len(self.methods) == len(methods), "a name occurs twice"
-        self._background: set[asyncio.Task[None]] = set()
 
     async def call(self, name: str, arguments: tuple[Any, ...]) -> object:
         """The result of a call. Raises Fault and nothing else."""
@@ -120,16 +119,6 @@ class Dispatcher:
         except Exception as error:
             _log.exception("control_call_failed", method=name)
             raise fault_of(error, FaultCode.FAILED) from error
-
-    def in_background(self, action: Coroutine[Any, Any, None]) -> None:
-        """Run a start or stop that no client waits for."""
-        task = asyncio.create_task(action)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    async def close(self) -> None:
-        """Cancel the starts and stops in the background."""
-        await cancel(self._background)
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

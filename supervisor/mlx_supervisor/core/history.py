@@ -35,6 +35,8 @@ class RunHistory:
     `proven_limit_bytes`: the lowest limit under which the run made an update, 0 before any. `starts`: starts that
     a person requested, or autostart of a run that was not interrupted; every other generation is a restart.
     `external_s`: when other processes ended the worker within the last hour, without a new checkpoint.
+    `stop_requested`: the reason of an acknowledged stop, until the generation has ended; a later supervisor does
+    not resume the run.
     `refused`: why the latest start failed before its first update, of a run that had made some; its outcome stays.
     `error`: the latest, "" once a later generation is ready.
     `generation_…`: the current generation's share of the totals, needed if the supervisor dies and must add the rest.
@@ -96,6 +98,7 @@ class RunHistory:
     autopsy: list[str] = field(default_factory=list)
     error: str = ""
     unfinished: bool = False
+    stop_requested: str = ""
     completed_digest: str = ""
     outcome: str = ""
     reason: str = ""

@@ -71,7 +71,7 @@ class DaemonBackend(Backend):
     def run_info(self, name: str) -> RunInfo:
         return run_info(self._run(name))
 
-    async def start(self, name: str) -> None:
+    async def start(self, name: str, wait: bool = True) -> None:
         run = self._run(name)
         await run.until(lambda: not run.recovery.active)
         if self.shutting_down:
@@ -80,6 +80,9 @@ class DaemonBackend(Backend):
             raise Fault(FaultCode.ALREADY_STARTED, name)
         generation = run.machine.history.generation
         run.command(CommandKind.START)
+        _require_durable(run, "start")
+        if not wait and not run.at_rest:
+            return
 
         def begun() -> bool:
             return run.machine.history.generation > generation or run.at_rest
@@ -96,12 +99,14 @@ class DaemonBackend(Backend):
         reason = run.machine.reason or "see the run's log"
         raise Fault(code, f"{name}: {reason}")
 
-    async def stop(self, name: str) -> None:
+    async def stop(self, name: str, wait: bool = True) -> None:
         run = self._run(name)
         if run.at_rest:
             raise Fault(FaultCode.NOT_RUNNING, name)
         run.command(CommandKind.STOP, "supervisorctl")
-        await run.until(lambda: run.at_rest)
+        if wait:
+            await run.until(lambda: run.at_rest)
+        _require_durable(run, "stop")
 
     async def restart(self, name: str) -> None:
         if not self._run(name).at_rest:
@@ -168,6 +173,7 @@ class DaemonBackend(Backend):
             raise Fault(FaultCode.FAILED, f"{name}: {error}") from error
         if settings.runs[name].autostart and not self.shutting_down:
             run.command(CommandKind.START, "autostart")
+            _require_durable(run, "start")
 
     async def remove(self, name: str) -> None:
         run = self._run(name)
@@ -180,6 +186,13 @@ class DaemonBackend(Backend):
         if run is None:
             raise Fault(FaultCode.BAD_NAME, name)
         return run
+
+
+def _require_durable(run: SupervisedRun, what: str) -> None:
+    """Nothing is acknowledged that a supervisor killed now would forget. Raises Fault FAILED."""
+    if run.unsaved:
+        text = f"{run.name}: the {what} is under way, but a supervisor that dies now would forget it"
+        raise Fault(FaultCode.FAILED, f"{text}: {run.unsaved}")
 
 
 def _is_blocked(run: SupervisedRun) -> bool:

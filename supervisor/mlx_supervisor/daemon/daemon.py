@@ -102,14 +102,19 @@ class Daemon:
         await self.runs.pop(name).close()
 
     async def autostart(self) -> None:
-        """Start the runs with `autostart`, and those that were running when the last supervisor ended."""
+        """Start the runs with `autostart`, and those that were running when the last supervisor ended.
+
+        A run whose stop the last supervisor had acknowledged is stopped.
+        """
         await self.recovered()
         for name, run in list(self.runs.items()):
             history = run.machine.history
             autostart = run.settings.runs[name].autostart
             fresh = history.generation == 0 and autostart
             unfinished = history.unfinished or (autostart and history.outcome == "")
-            if run.at_rest and (fresh or unfinished):
+            if run.at_rest and history.stop_requested:
+                run.command(ev.CommandKind.STOP, history.stop_requested)
+            elif run.at_rest and (fresh or unfinished):
                 run.command(ev.CommandKind.START, AUTOSTART)
 
     async def recovered(self) -> None:

@@ -74,6 +74,8 @@ class SupervisedRun:
         self._broken = False
         self._failure_notice_s: dict[str, float] = {}
         self._changed = asyncio.Event()
+        self.unsaved = ""
+        """Why the latest change of the history is not durable; "" when it is."""
         self._drill_reported = False
         self._device_problem = ""
         self._first_notice = None if history.generation > 0 else notice_without_history(name, settings, shared.state)
@@ -185,6 +187,7 @@ class SupervisedRun:
     def _failed(self, action: act.Action, error: Exception) -> None:
         name = _action_name(action)
         log.error("action_failed", run=self.name, action=name, error=str(error))
+        self.unsaved = str(error) if isinstance(action, act.SaveHistory) else self.unsaved
         now_s = time.monotonic()
         reported = isinstance(action, act.Spawn)  # with what follows, by the machine
         if not reported and now_s - self._failure_notice_s.get(name, -math.inf) >= FAILURE_NOTICE_INTERVAL_S:
@@ -255,6 +258,7 @@ class SupervisedRun:
                 self._notice(action)
             case act.SaveHistory():
                 self._recorder.save_history(action)
+                self.unsaved = "" if action.wait else self.unsaved
             case act.CloseGeneration():
                 self._recorder.close_generation(action)
             case act.Spawn():

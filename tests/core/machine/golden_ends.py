@@ -51,7 +51,7 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready target=6              -> running
         steps 6                     -> running
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         exit 75                     -> stopped: close requested, save, finish stopped
         start                       -> starting: save, spawn 2 batch 8 of 8
     """),
@@ -101,7 +101,7 @@ ENDS = {
         steps 3                     -> running
         phase checkpoint the disk of /c to save step 3 -> running
             | Waiting for the disk of /c to save step 3.
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
             | Stop requested; the worker tries to save once more and exits.
         bye stopped lost=three_steps -> draining
         exit 75                     -> stopped: close requested, save, finish stopped
@@ -273,7 +273,7 @@ ENDS = {
             | The worker was not ready after 10m00s; restarting in 1 s with batch 8 × 1.
     """),
     "a worker that survived SIGKILL has exited": (policy(), RUNNING + """
-        kill                        -> killing: kill
+        kill                        -> killing: kill, save
             | Kill requested; killing the worker.
         tick                        -> killing: kill
             | The process group survived SIGKILL; sending it again.
@@ -321,7 +321,7 @@ ENDS = {
             | lost.
     """),
     "a checkpoint during a stop extends the grace period once": (policy(), RUNNING + """
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
             | Stop requested; the worker saves a checkpoint and exits.
         saved                       -> draining: save
         steps 1                     -> draining
@@ -329,12 +329,12 @@ ENDS = {
         tick                        -> terminating: term
     """),
     "a worker that survives SIGKILL": (policy(), RUNNING + """
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         tick                        -> terminating: term
         tick                        -> killing: kill
         stop                        -> killing
         tick                        -> killing: kill
-        kill                        -> killing
+        kill                        -> killing: save
         tick                        -> killing: kill
         tick                        -> fatal: close requested but alive, save, finish failed
         start                       -> fatal   # it is still running
@@ -369,9 +369,9 @@ ENDS = {
         exit 75                     -> fatal: close memory could not be measured, save, finish failed
     """),
     "stop: a checkpoint first": (policy(), RUNNING + f"""
-        stop                        -> draining: ask stop
-        start                       -> draining
-        stop                        -> draining
+        stop                        -> draining: save, ask stop
+        start                       -> draining: save
+        stop                        -> draining: save
         saved                       -> draining: save
         exit 75                     -> {STOPPED}
             | Stopped at step 3: stop requested.
@@ -380,14 +380,14 @@ ENDS = {
         restart                     -> starting: save, spawn 2 batch 8 of 8
     """),
     "a second interrupt kills": (policy(), RUNNING + f"""
-        stop                        -> draining: ask stop
-        kill                        -> killing: kill
+        stop                        -> draining: save, ask stop
+        kill                        -> killing: kill, save
         exit signal=9               -> {STOPPED}
             | Stopped at step 3: kill requested.
     """),
     "start during a stop restarts": (policy(), RUNNING + """
-        stop                        -> draining: ask stop
-        start                       -> draining
+        stop                        -> draining: save, ask stop
+        start                       -> draining: save
         exit 75                     -> starting: close requested, save, spawn 2 batch 8 of 8 save 1
     """),
     "stop, but it was complete": (policy(), """
@@ -395,7 +395,7 @@ ENDS = {
         ready target=3              -> running
         steps 3                     -> running
         saved                       -> running: save
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         exit 0                      -> completed: close completed, save, finish completed
         """),
     "killed, but it was complete": (policy(), """
@@ -403,7 +403,7 @@ ENDS = {
         ready target=3              -> running
         steps 3                     -> running
         saved                       -> running: save
-        kill                        -> killing: kill
+        kill                        -> killing: kill, save
         exit 0                      -> completed: close completed, save, finish completed
         """),
     "terminated, but it was complete": (policy(), """
@@ -424,7 +424,7 @@ ENDS = {
         policy(),
         RUNNING
         + f"""
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         sample 2300 2               -> killing: kill
         exit signal=9               -> {STOPPED}
     """,
@@ -444,38 +444,38 @@ ENDS = {
     "stop before it is ready": (policy(), f"""
         start                       -> starting: save, spawn 1 batch 8 of 8
         start                       -> starting
-        stop                        -> terminating: term
+        stop                        -> terminating: save, term
             | Stop requested; the worker is not ready yet, sending SIGTERM.
         exit signal=15              -> {STOPPED}
     """),
     "kill before it is ready": (policy(), f"""
         start                       -> starting: save, spawn 1 batch 8 of 8
-        kill                        -> killing: kill
+        kill                        -> killing: kill, save
         exit signal=9               -> {STOPPED}
     """),
     "kill while running": (policy(), RUNNING + f"""
         start                       -> running
-        kill                        -> killing: kill
-        restart                     -> killing
-        stop                        -> killing
+        kill                        -> killing: kill, save
+        restart                     -> killing: save
+        stop                        -> killing: save
         exit signal=9               -> {STOPPED}
     """),
     "kill while terminating": (policy(), f"""
         start                       -> starting: save, spawn 1 batch 8 of 8
-        stop                        -> terminating: term
-        kill                        -> killing: kill
+        stop                        -> terminating: save, term
+        kill                        -> killing: kill, save
         exit signal=9               -> {STOPPED}
     """),
     "stop and kill while the caches are cleared": (policy(), f"""
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         exit 75                     -> {STOPPED}
         start                       -> starting: save, spawn 2 batch 8 of 8
         ready                       -> running
         steps 12 mib=2180 cache=900 -> relieving: ask clear
-        kill                        -> killing: kill
+        kill                        -> killing: kill, save
         exit signal=9               -> {STOPPED}
     """),
     "refused while the caches are cleared": (policy(), """
@@ -488,7 +488,7 @@ ENDS = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
-        stop                        -> draining
+        stop                        -> draining: save
         exit 75                     -> stopped: close memory leak, save, finish stopped
         start                       -> starting: save, spawn 2 batch 4 of 8
     """),
@@ -500,7 +500,7 @@ ENDS = {
         start                       -> starting: save, spawn 3 batch 8 of 8 save 1
     """),
     "the stop request can't be sent": (policy(), RUNNING + f"""
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         fails SaveHistory           -> draining   # a full disk is not the worker's fault
         fails RequestStop           -> terminating: term
             | Failed to request the worker to stop (no such file); sending SIGTERM.

@@ -35,7 +35,7 @@ WAITING = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 3                     -> running
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         paused 45 after=46          -> draining
         early after=10              -> draining
         exit 75                     -> stopped: close requested, save, finish stopped
@@ -238,7 +238,7 @@ WAITING = {
     "a blocked start is cancelled": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         blocked a worker runs       -> starting
-        stop                        -> terminating: term
+        stop                        -> terminating: save, term
         exit                        -> stopped: close requested, save, finish stopped
         start                       -> starting: save, spawn 2 batch 8 of 8
     """),
@@ -264,7 +264,7 @@ WAITING = {
     """),
     "a stop ends the wait of a soft trip": (policy(stop_grace_s=60.0), TRIPPED + """
         phase checkpoint the disk   -> draining
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
             | Stop requested; the worker tries to save once more and exits.
         phase checkpoint the disk   -> draining
         early after=59              -> draining
@@ -275,7 +275,7 @@ WAITING = {
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 3                     -> running
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         phase checkpoint the disk   -> draining
         early after=30              -> draining
         phase checkpoint the disk   -> draining

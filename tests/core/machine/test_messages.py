@@ -32,7 +32,7 @@ def test_a_stop_request_s_reason_replaces_the_trip_s() -> None:
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
         steps 40 grow=50            -> draining: ask stop
-        stop going home             -> draining
+        stop going home             -> draining: save
         exit 75                     -> stopped: close memory leak, save, finish stopped
     """)
     assert line.machine.reason == "stop requested (going home)"
@@ -79,7 +79,7 @@ def test_a_generation_s_record_has_its_error_autopsy_and_gradient_checkpointing(
         ready can=yes               -> running
         exit 1 KeyError: 7          -> starting: close crash, save, spawn 3 batch 1 of 1 save 9 recompute
         ready can=yes               -> running
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         exit 75                     -> stopped: close requested, save, finish stopped
     """)  # noqa: E501
     first, second, third = _records(line)

@@ -174,11 +174,11 @@ def test_a_higher_limit_allows_tripped_sizes_again() -> None:
 
 
 def test_a_suspended_run_is_resumed_a_stopped_one_is_not() -> None:
-    for verb, unfinished in (("suspend", True), ("stop", False)):
+    for verb, unfinished, saves in (("suspend", True, ""), ("stop", False, "save, ")):
         line = MachineTimeline().play(
             RUNNING
             + f"""
-            {verb}                      -> draining: ask stop
+            {verb}                      -> draining: {saves}ask stop
             exit 75                     -> stopped: close requested, save, finish stopped
         """
         )
@@ -250,7 +250,7 @@ def test_a_refused_start_leaves_the_run_as_it_was(outcome: str) -> None:
     """)
     if outcome == "stopped":
         line.play("""
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         exit 75                     -> stopped: close requested, save, finish stopped
     """)
     else:
@@ -291,7 +291,7 @@ def test_the_batch_of_a_generation_is_known_once_it_is_ready() -> None:
     line = MachineTimeline(policy()).play("""
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running
-        stop                        -> draining: ask stop
+        stop                        -> draining: save, ask stop
         exit 75                     -> stopped: close requested, save, finish stopped
     """)
     (closed,) = [each for each in line.actions if isinstance(each, ac.CloseGeneration)]

@@ -1,5 +1,6 @@
 """The daemon, controlled by Supervisord's client and by `supervisorctl`; ended in every way, and started again."""
 
+import http.client
 import json
 import os
 import re
@@ -7,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import xmlrpc.client
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -36,6 +39,24 @@ class ServeProcess:
 
     def ctl(self, *words: str) -> Ran:
         return run_client([*SUPERVISORCTL, "-s", f"unix://{self.socket}", *words])
+
+    def call(self, method: str, *arguments: str | bool) -> object:
+        """Call a method of the control interface."""
+        link = http.client.HTTPConnection("localhost", timeout=harness.PATIENCE_S)
+        link.sock = socket.socket(socket.AF_UNIX)
+        link.sock.connect(str(self.socket))
+        with closing(link):
+            link.request("POST", "/RPC2", xmlrpc.client.dumps(arguments, f"supervisor.{method}"))
+            return xmlrpc.client.loads(link.getresponse().read())[0][0]
+
+    def info(self) -> dict[str, Any]:
+        answer = json.loads(self.ctl("info", "run").out)
+        assert isinstance(answer, dict)
+        return answer
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def until_state(self, state: str, run: str = "run") -> None:
         harness.eventually(lambda: f"{state}" in self.ctl("status", run).out, lambda: self.ctl("status", run).out)
@@ -164,6 +185,31 @@ def test_the_daemon_after_a_killed_one_resumes_its_runs(folder) -> None:
     with serving(settings) as service:
         service.until_state("RUNNING")
         assert f"Ready at step {saved} of" in service.ctl("tail", "-100000", "run").out
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_an_answered_stop_and_start_outlive_the_daemon(folder, wait) -> None:
+    settings = harness.write_settings(folder, args={"delay_s": 0.01, "save_every": 10**6}, steps=1_000_000)
+    settings.write_text(settings.read_text().replace("[runs.run]\n", "[runs.run]\nautostart = true\n"))
+    with serving(settings) as service:
+        harness.eventually(lambda: harness.journaled_steps(folder) > 0)
+        workers = harness.carriers(harness.tokens_of(service.process.pid))
+        for worker in workers:
+            if not wait:
+                worker.suspend()  # it does not end before the daemon
+        assert service.call("stopProcess", "run", wait)
+        service.kill()
+        for worker in workers:
+            if not wait:
+                worker.resume()
+    with serving(settings) as service:
+        harness.eventually(lambda: service.info()["outcome"] == "stopped", lambda: str(service.info()))
+        assert (service.info()["generation"], service.ctl("status", "run").out.split()[1]) == (1, "STOPPED")
+        assert service.call("startProcess", "run", wait)
+        service.kill()
+    settings.write_text(settings.read_text().replace("autostart = true\n", ""))
+    with serving(settings) as service:
+        service.until_state("RUNNING")
 
 
 def test_the_daemon_after_a_killed_one_shows_no_error_of_an_earlier_generation(folder) -> None:

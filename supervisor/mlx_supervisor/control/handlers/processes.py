@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import structlog
-
 from mlx_supervisor.control import structs
 from mlx_supervisor.control.backend import (
     SIGNALLABLE_STATES,
@@ -21,7 +19,6 @@ from mlx_supervisor.control.backend import (
 from mlx_supervisor.control.dispatcher import Dispatcher, show
 from mlx_supervisor.control.handlers.shared import each, find, in_order, narrowed
 
-_log = structlog.get_logger("control")
 KNOWN_FOR_START = frozenset({10, 20, 21, 40, 50, 60})
 KNOWN_FOR_STOP = frozenset({10, 11, 30, 70})
 """Fault codes that Supervisord's client expects; any other from these methods ends it with a traceback."""
@@ -80,10 +77,8 @@ async def start_all(dispatcher: Dispatcher, wait: bool) -> list[Any]:
 
 
 async def _start(dispatcher: Dispatcher, wait: bool, name: str) -> bool:
-    async def action() -> None:
-        await narrowed(dispatcher.backend.start(name), KNOWN_FOR_START, FaultCode.SPAWN_ERROR)
-
-    return await _begin(dispatcher, action, name, wait)
+    await narrowed(dispatcher.backend.start(name, wait), KNOWN_FOR_START, FaultCode.SPAWN_ERROR)
+    return True
 
 
 async def stop(dispatcher: Dispatcher, name: str, wait: bool) -> object:
@@ -102,23 +97,7 @@ async def stop_all(dispatcher: Dispatcher, wait: bool) -> list[Any]:
 
 
 async def _stop(dispatcher: Dispatcher, wait: bool, name: str) -> bool:
-    async def action() -> None:
-        await narrowed(dispatcher.backend.stop(name), KNOWN_FOR_STOP, FaultCode.FAILED)
-
-    return await _begin(dispatcher, action, name, wait)
-
-
-async def _begin(dispatcher: Dispatcher, action: Callable[[], Awaitable[None]], name: str, wait: bool) -> bool:
-    async def logged() -> None:
-        try:
-            await action()
-        except Fault as fault:
-            _log.warning("control_background_call_failed", run=name, fault=str(fault))
-
-    if wait:
-        await action()
-    else:
-        dispatcher.in_background(logged())
+    await narrowed(dispatcher.backend.stop(name, wait), KNOWN_FOR_STOP, FaultCode.FAILED)
     return True
 
 

@@ -53,7 +53,6 @@ class ControlServer:
         await cancel(self._calls)
         await _wait([task for task in answering if not task.done()])
         await cancel((*self.connections, *self._refusals))
-        await self._dispatcher.close()
         self._file.close()
         self._file = self._server = None
 

@@ -229,7 +229,7 @@ class Run:
         self.reason = past.refused = reason
         for name, value in self.rested.items():
             setattr(past, name, value)
-        past.unfinished = False
+        past.unfinished, past.stop_requested = False, ""
         self._publish("failed", reason, head)
 
     def finish(self, reason: str, head: str = "") -> None:
@@ -237,6 +237,7 @@ class Run:
         outcome = {S.COMPLETED: "completed", S.STOPPED: "stopped", S.FATAL: "failed"}[self.state]
         self.history.outcome = outcome
         self.history.unfinished = self.suspending and self.state is S.STOPPED
+        self.history.stop_requested = ""
         self.reason = reason
         self._publish(outcome, reason, head)
 

@@ -25,6 +25,7 @@ def on_command_before_ready(run: Run, event: ev.Command) -> None:
     if event.kind is CommandKind.KILL:
         _kill(run, event, _requested(event))
     elif event.kind is not CommandKind.START:
+        _record(run, event)
         run.say(event.kind.value, sentence(f"{_request_text(event)}; the worker is not ready yet, sending SIGTERM"))
         run.terminate(event.at_s, _requested(event), run.policy.restart.term_grace_s)
 
@@ -34,6 +35,7 @@ def on_command_running(run: Run, event: ev.Command) -> None:
         _kill(run, event, _requested(event))
     elif event.kind is not CommandKind.START:
         does = "tries to save once more" if run.waiting_for else "saves a checkpoint"
+        _record(run, event)
         run.say(event.kind.value, sentence(f"{_request_text(event)}; the worker {does} and exits"))
         run.drain(event.at_s, _requested(event))
 
@@ -43,19 +45,32 @@ def on_command_ending(run: Run, event: ev.Command) -> None:
     assert run.ending is not None
     if event.kind in (CommandKind.START, CommandKind.RESTART):
         run.ending = replace(run.ending, restart=True, requested_by="")
+        _record(run, event)
         return
     run.ending = replace(run.ending, restart=False, requested_by=_request_text(event))
     if event.kind is CommandKind.KILL and run.state is not S.KILLING:
         _kill(run, event, run.ending)
-    elif run.state is S.DRAINING and run.waiting_for:
+        return
+    _record(run, event)
+    if run.state is S.DRAINING and run.waiting_for:
         run.say(event.kind.value, sentence(f"{_request_text(event)}; the worker tries to save once more and exits"))
         run.out.append(RequestStop(run.history.generation, run.ending.requested_by[:REASON_LIMIT_CHARS]))
         run.deadline_s = event.at_s + run.policy.restart.stop_grace_s
 
 
+def _record(run: Run, event: ev.Command) -> None:
+    """Save whether the run is to continue, before anything follows: the supervisor may die before the worker ends."""
+    past, continues = run.history, run.suspending or event.kind not in (CommandKind.STOP, CommandKind.KILL)
+    stop = "" if continues else event.reason[:REASON_LIMIT_CHARS] or _request_text(event)
+    if (past.unfinished, past.stop_requested) != (continues, stop):
+        past.unfinished, past.stop_requested = continues, stop
+        run.save()
+
+
 def _kill(run: Run, event: ev.Command, ending: Ending) -> None:
     run.say("kill", sentence(f"{_request_text(event)}; killing the worker"), Severity.WARNING)
     run.kill(event.at_s, ending)
+    _record(run, event)
 
 
 def _requested(event: ev.Command) -> Ending:

@@ -79,7 +79,7 @@ def _cool_down(run: Run, at_s: float) -> None:
 
 def _pause(run: Run, kind: str, text: str) -> None:
     """Keep a delayed start in the history, in case the supervisor dies before it."""
-    run.history.unfinished, run.history.outcome = True, ""
+    run.history.unfinished, run.history.outcome, run.history.stop_requested = True, "", ""
     run.reason = text
     run.say(kind, sentence(text), Severity.WARNING)
 
@@ -190,7 +190,7 @@ def on_wait_over(run: Run, event: ev.Tick) -> None:
 def spawn(run: Run, at_s: float) -> None:
     past = run.history
     past.generation += 1
-    past.unfinished, past.outcome, past.cooling = True, "", False
+    past.unfinished, past.outcome, past.cooling, past.stop_requested = True, "", False, ""
     past.durable_before = past.durable_step
     past.begin_generation()
     run.reason = run.waiting_for = run.blocked = ""
