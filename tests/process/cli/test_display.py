@@ -78,7 +78,7 @@ def test_speed_and_time_left_are_shown_once_they_are_known_and_only_while_the_wo
     assert progress_text(run) == "step 150/1000, 200 tokens/s, 7 min left, done about 20:54"
     line = step_line(run, run.last_step)
     assert line.endswith(" lr=0.001 tokens/s=200 batch=8x1 memory=500/2,200 MiB, 7 min left, done about 20:54")
-    timeline.play("stop -> draining: ask stop")
+    timeline.play("stop -> draining: save, ask stop")
     assert progress_text(run) == "step 150/1000"
 
 
@@ -356,7 +356,7 @@ def test_the_display_names_the_size_that_did_not_fit() -> None:
 def test_a_start_by_a_person_is_no_restart() -> None:
     timeline = MachineTimeline()
     timeline.play("start -> starting: save, spawn 1 batch 8 of 8\nready -> running\nsteps 1 -> running")
-    timeline.play("stop -> draining: ask stop\nexit 75 -> stopped: close requested, save, finish stopped")
+    timeline.play("stop -> draining: save, ask stop\nexit 75 -> stopped: close requested, save, finish stopped")
     timeline.play("start -> starting: save, spawn 2 batch 8 of 8\nready -> running\nsteps 1 -> running")
     assert timeline.machine.history.restarts == 0
     timeline.play("exit signal=9 -> backoff: close killed externally, save")

@@ -84,7 +84,7 @@ def test_speed_and_time_left_are_over_wall_time_and_absent_unless_the_worker_tra
     assert info["tokens_per_s"] == pytest.approx(200 / 20.3)
     assert info["eta_s"] == pytest.approx(997 * 20.3 / 2)
     assert " step 3/1000, 10 tokens/s, 2 h 49 min left, done about " in ctl("status", "night").out
-    timeline.play("stop -> draining: ask stop")
+    timeline.play("stop -> draining: save, ask stop")
     assert not {"tokens_per_s", "eta_s"} & run_info(run).keys()
 
 
@@ -106,7 +106,7 @@ def test_status_and_info_name_what_a_run_does_unless_it_trains(ctl, backend) -> 
     assert shown("steps 2 -> running") == "training"
     assert shown("phase checkpoint -> running") == "saving a checkpoint"
     assert shown("phase train -> running") == "training"
-    assert shown("stop -> draining: ask stop") == "saving a checkpoint to stop"
+    assert shown("stop -> draining: save, ask stop") == "saving a checkpoint to stop"
 
 
 def test_a_completed_run_whose_later_start_was_refused_stays_exited_with_the_refusal() -> None:
