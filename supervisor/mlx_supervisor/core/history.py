@@ -34,6 +34,8 @@ class RunHistory:
     generation; `timed_s`: wall time from the first to the last update of each. `best_validation_…`: the lowest so far.
     `proven_limit_bytes`: the lowest limit under which the run made an update, 0 before any. `starts`: starts that
     a person requested, or autostart of a run that was not interrupted; every other generation is a restart.
+    `growth_…`: micro-batch, effective batch and bytes per update of the latest death with steady growth. `leak_kept`:
+    that micro-batch stays, because a smaller one did not slow the leak.
     `external_s`: when other processes ended the worker within the last hour, without a new checkpoint.
     `stop_requested`: the reason of an acknowledged stop, until the generation has ended; a later supervisor does
     not resume the run.
@@ -49,6 +51,10 @@ class RunHistory:
     requested_effective: int | None = None
     tripped_sizes: list[int] = field(default_factory=list)
     leak_from: int | None = None
+    growth_size: int | None = None
+    growth_effective: int | None = None
+    growth_bytes: float = 0.0
+    leak_kept: bool = False
     least_size: int | None = None
     gradient_checkpointing: bool = False
     can_checkpoint_gradients: bool = False

@@ -36,6 +36,21 @@ LIMIT_BELOW_NEED = """
 NAN = "exit 65 loss became NaN at step 4 (no previous step; learning rate 0.01)"
 LADDER = {
     "a leak halves the batch once, then restarts at that size": (policy(), LEAK_HALVES_ONCE),
+    "a leak that halving makes faster restores the micro-batch": (policy(), """
+        start                       -> starting: save, spawn 1 batch 8 of 8
+        ready                       -> running
+        steps 5 mib=500 grow=80     -> running
+        saved                       -> running: save
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory pressure, save, spawn 2 batch 4 of 8
+        ready                       -> running
+        steps 5 mib=500 grow=160    -> running
+        saved                       -> running: save
+        sample 2300 2               -> killing: kill
+        exit signal=9               -> starting: close memory leak, save, spawn 3 batch 8 of 8
+            | Used 2,300 MiB, limit 2,200: worker killed; restarting with batch 8 × 1, 0 steps lost.
+            | Micro-batch restored to 8
+    """),
     "grown back after a leak, the next leak halves again": (policy(), """
         start                       -> starting: save, spawn 1 batch 8 of 8
         ready                       -> running

@@ -131,6 +131,8 @@ class Watch(ActionWatch):
             if self._cause != _LEAK:
                 self.shadow.tripped |= {before}
         else:
+            if machine.history.leak_kept and self.world.faults.leak_mib:  # a real leak, which halving did not slow
+                self.shadow.tripped = frozenset(each for each in self.shadow.tripped if each > after)
             self._check_size(after, machine, growing=True)
 
     def _check_answer(self, event: ev.Event, before: State, machine: SimulatedRun, deadline_s: float | None) -> None:

@@ -1,5 +1,7 @@
 """What follows a generation: the next rung of the escalation ladder, a restart now or later, or the end of the run."""
 
+from dataclasses import replace
+
 from mlx_supervisor.core.actions import Field, Notice, Severity
 from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause, last_line
 from mlx_supervisor.core.events import Outcome
@@ -9,6 +11,7 @@ from mlx_supervisor.core.machine.starting import spawn, start
 from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.restart import external
 from mlx_supervisor.core.restart.escalation import CROWDED, Rung, checkpoints_gradients, climb
+from mlx_supervisor.core.restart.leak_per_pass import learn
 from mlx_supervisor.core.words import counted, duration, sentence, shortened, size
 
 NEAR_SHARE = 0.85
@@ -46,10 +49,13 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
     run.need_bytes = current.peak_footprint_bytes or run.need_bytes
     saved = past.durable_step > current.durable_before
     progress = saved and cause is not Cause.BLIND
+    per_pass = _leak_per_pass(run, ending, progress=progress)
+    cause = Cause.LEAK if per_pass is not None else cause
+    ending = replace(ending, cause=cause)
     if cause is not Cause.REQUESTED:
         current.error = past.error = ending.text
     run.close_generation(at_s, ended, cause)
-    rung = CROWDED if ending.crowded else climb(run.policy, run.batch, past, cause, progress=progress)
+    rung = per_pass or _climb(run, ending, progress=progress)
     if refused:
         run.refuse(ending.text)
         return
@@ -62,6 +68,21 @@ def after_exit(run: Run, at_s: float, ending: Ending, ended: str) -> None:
         return
     past.tighter_steps = _tighter_interval(run, current, saved)
     _restart(run, at_s, ending, ended, rung, run.budget.delay_s(cause, progress=progress, eased=rung.eased, at_s=at_s))
+
+
+def _leak_per_pass(run: Run, ending: Ending, *, progress: bool) -> Rung | None:
+    """The response to a leak that a smaller micro-batch does not slow; None if the death is of another kind."""
+    if ending.crowded:
+        return None
+    limit_bytes = run.device.limit_bytes or run.policy.memory.limit_bytes
+    rung = learn(run.batch, run.history, run.growth, ending.cause, limit_bytes=limit_bytes, progress=progress)
+    if rung is not None and ending.restart:
+        run.say("leak_per_pass", sentence(rung.text[0].upper() + rung.text[1:]), batch_size=run.batch.size)
+    return rung
+
+
+def _climb(run: Run, ending: Ending, *, progress: bool) -> Rung:
+    return CROWDED if ending.crowded else climb(run.policy, run.batch, run.history, ending.cause, progress=progress)
 
 
 def _restart(run: Run, at_s: float, ending: Ending, ended: str, rung: Rung, delay_s: float) -> None:

@@ -17,6 +17,7 @@ from mlx_supervisor.core.rate import Rate
 from mlx_supervisor.core.restart.batch import BatchPlan
 from mlx_supervisor.core.restart.budget import RestartBudget
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
+from mlx_supervisor.core.restart.update_growth import UpdateGrowth
 
 RESTED = {"completed": State.COMPLETED, "failed": State.FATAL}
 """The state of a run whose history has an outcome."""
@@ -71,6 +72,7 @@ class Run:
         self.current: Generation | None = None
         self.last_sample: ev.Sample | None = None
         self.last_step: ev.StepReport | None = None
+        self.growth = UpdateGrowth()
         self.phase = ev.Phase.LOAD
         self.activity: str = self.state.value
         self.activity_since_s = 0.0

@@ -120,6 +120,7 @@ def on_step_recorded(run: Run, event: ev.StepReport) -> None:
     run.rate.add(event)
     if run.current is not None:
         run.current.add_step(event)
+    run.growth.add(event, run.last_sample)
 
 
 def on_step(run: Run, event: ev.StepReport) -> None:

@@ -11,6 +11,7 @@ from mlx_supervisor.core.machine.states import S
 from mlx_supervisor.core.machine.unheard import count_unheard
 from mlx_supervisor.core.rate import Rate
 from mlx_supervisor.core.restart.escalation import checkpoints_gradients
+from mlx_supervisor.core.restart.update_growth import UpdateGrowth
 from mlx_supervisor.core.words import duration, sentence, size
 
 AUTOSTART = "autostart"
@@ -201,6 +202,7 @@ def spawn(run: Run, at_s: float) -> None:
     run.current = Generation(past.generation, at_s, batch_size=run.batch.size, durable_before=past.durable_step)
     run.current.gradient_checkpointing = checkpoints_gradients(run.policy, past)
     run.rate = Rate()
+    run.growth = UpdateGrowth()
     run.last_sample = run.last_step = run.ending = run.bye = run.relief = None
     run.phase = Phase.LOAD
     run.missing = run.kills = 0

@@ -87,6 +87,12 @@ class BatchPlan:
         self.size = max(self.size // 2, self.minimum)
         return True
 
+    def restore(self, size: int) -> None:
+        """Return to a larger size that was left for no gain; it and those between may be used again."""
+        self._good_steps = 0
+        self.tripped = frozenset(each for each in self.tripped if each > size)
+        self.size, self.leak_from = size, None
+
     @property
     def growth_due(self) -> tuple[int, int] | None:
         """The size to grow to, and the healthy steps until then; None if no growth is pending."""
