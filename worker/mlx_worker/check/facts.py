@@ -43,7 +43,8 @@ def examine(job: wire.Job, inputs: LoraInputs | None, checkpoints: Path | None) 
         task = replace(task, dataset=head_of(task.dataset, STREAM_READ))
     trainable = sum(int(array.size) for array in dict(tree_flatten(task.model.trainable_parameters())).values())
     averaged_bytes = 0 if task.ema_decay is None else trainable * mx.float32.size
-    held_bytes = memory.read().resident_bytes
+    counters = memory.read()
+    held_bytes = counters.process_bytes or counters.resident_bytes  # as the supervisor charges it
     recomputes = gradient_checkpointing.start(task, requested=job.memory.gradient_checkpointing)
     problems = [] if task.export is None or task.export_dir is None else _unusable(task.export_dir, job)
     return CheckReport(
