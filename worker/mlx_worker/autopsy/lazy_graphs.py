@@ -32,7 +32,7 @@ ARRAYS_LIMIT = 100_000
 NAMES_LIMIT = 1000
 """An MLX function takes at most 1024 named arguments."""
 KINDS_LIMIT = 8
-OWN_THREADS = ("MainThread", "signals", "lifeline")
+OWN_THREADS = ("MainThread", "signals", "lifeline", "hang-watchdog")
 """Threads that evaluate nothing. Any other may, and would change a graph during the walk."""
 _WRITER = "checkpoints"
 _OPERATION = "shape=rectangle"
