@@ -76,3 +76,10 @@ def test_a_known_leak_of_each_update_keeps_the_room_of_the_smaller_micro_batch()
     deaths = Deaths()
     deaths.death(80, Cause.LEAK)
     assert deaths.death(80, Cause.LEAK).startswith("4 memory leak")
+
+
+@pytest.mark.parametrize("cause", [Cause.DEVICE_OOM, Cause.OOM_KILL, Cause.OUT_OF_MEMORY])
+def test_a_death_that_the_breaker_did_not_judge_keeps_its_cause(cause: Cause) -> None:
+    deaths = Deaths()
+    deaths.death(80)
+    assert deaths.death(160, cause).startswith(f"2 {cause.value}")

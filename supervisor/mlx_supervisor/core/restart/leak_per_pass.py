@@ -4,13 +4,15 @@ Such a leak looks like pressure, because the generations get too short for a ver
 micro-batches of the same effective batch shows it: what a batch needs falls with its size, such a leak does not.
 """
 
-from mlx_supervisor.core.diagnosis.causes import MEMORY_CAUSES, Cause
+from mlx_supervisor.core.diagnosis.causes import Cause
 from mlx_supervisor.core.history import RunHistory
 from mlx_supervisor.core.restart.batch import BatchPlan
 from mlx_supervisor.core.restart.escalation import Rung
 from mlx_supervisor.core.restart.update_growth import LEAST_UPDATES, UpdateGrowth
 from mlx_supervisor.core.words import growth_rate
 
+JUDGED_CAUSES = frozenset({Cause.PRESSURE, Cause.LEAK})
+"""What the breaker judged. A kernel or a driver that refuses memory has its own reasons."""
 UNSLOWED = 0.75
 """Growth per update at the smaller micro-batch, as a share of that at the larger one, from which it did not help."""
 WORSE = 1.25
@@ -24,7 +26,7 @@ def learn(
 
     Only while every generation makes progress: otherwise the escalation ladder goes on.
     """
-    if cause not in MEMORY_CAUSES or batch.size is None:
+    if cause not in JUDGED_CAUSES or batch.size is None:
         return None
     now_bytes, former_bytes = growth.bytes_per_update(limit_bytes), past.growth_bytes
     comparable = past.growth_size is not None and past.growth_effective == batch.effective
